@@ -1,0 +1,82 @@
+#pragma once
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "tessera/base/json.h"
+#include "tessera/eval/protocol.h"
+#include "tessera/model/model.h"
+
+namespace tessera {
+
+/// Metrics in the order asked for; NaN where undefined (no user in the slice).
+using MetricValues = std::vector<std::pair<std::string, double>>;
+
+struct EvalOptions {
+  std::vector<std::string> metrics;  ///< "recall", "ndcg@20", any spelling; empty: the defaults
+  std::vector<int64_t> topk;         ///< for metrics without @K; empty: the protocol's
+  bool topk_given = false;           ///< an explicit K above n_items is an error, a default is cut
+  bool slices = false;
+  bool per_user = false;
+  int64_t sparse_max = 3;
+  double tail_ratio = 0.1;
+  std::string map_norm = "min";      ///< or "relevant"
+  int64_t eval_batch_size = 4096;
+};
+
+struct Slice {
+  std::string name;  ///< cold, tail, sparse, missing_<modality>
+  int64_t n_users = 0, n_pairs = 0;
+  MetricValues metrics;
+};
+
+struct Evaluation {
+  std::string split;
+  MetricValues metrics;
+  std::vector<Slice> slices;
+  int64_t n_users = 0;
+  Json audit;               ///< mask, users averaged, pairs dropped, .. (protocol section 5)
+  double time_s = 0;
+  /// per_user: one row a user: user, n held-out, the accuracy metrics.
+  std::vector<std::string> per_user_columns;
+  std::vector<int64_t> per_user_users;
+  std::vector<std::vector<double>> per_user;
+
+  /// The value of a metric by its canonical name; NaN when absent.
+  double value(const std::string& metric) const;
+};
+
+/// True when the split has a held-out row.
+bool has_rows(const Dataset& data, Split split);
+
+/// Ranks all items for every user with a row in `split` (valid or test). Never holds
+/// [n_users, n_items]. A NaN score ends with RunError (exit 5).
+Evaluation evaluate(Model& model, const Dataset& data, const Protocol& protocol, Split split,
+                    const EvalOptions& options);
+
+/// Lists of somebody else, by user: items best first, cut to the largest K.
+struct RecommendationLists {
+  std::vector<std::vector<int32_t>> items;  ///< [n_users]
+  Json audit;                               ///< rows read, unknown ids
+};
+/// Tab-separated lines user, item, then rank and/or score (header as in recs_top50.tsv, or
+/// user item score without one); unknown users and items are counted, bad lines are exit 3.
+RecommendationLists read_recommendations(const std::string& path, const Dataset& data);
+Evaluation evaluate_lists(const RecommendationLists& lists, const Dataset& data,
+                          const Protocol& protocol, Split split, const EvalOptions& options);
+
+/// The canonical name of a metric in any spelling ("HitRate@10" -> "hit@10"); exit 2 with the
+/// nearest name.
+std::string canonical_metric(const std::string& name);
+
+/// Top `k` lists of `queries`, best first, ties to the lower index, without the items of `mask`
+/// (one sorted row a query, may be undefined) and without `hidden` items (bool [n_items] or undefined).
+struct TopLists {
+  torch::Tensor items;   ///< int32 [n, k], -1 after the end of a short list
+  torch::Tensor scores;  ///< float32 [n, k]
+};
+TopLists top_lists(Model& model, const Queries& queries, const Ragged& mask,
+                   const torch::Tensor& hidden, int64_t k);
+
+}  // namespace tessera

@@ -1,0 +1,78 @@
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "tessera/model/model.h"
+
+namespace tessera {
+
+/// A row of a model's registered ablation set.
+struct Ablation {
+  std::string label;
+  std::vector<std::pair<std::string, Json>> settings;
+};
+
+struct ModelInfo {
+  std::string name;   ///< as its paper spells it
+  std::string title;  ///< "LightGCN, He et al. 2020"
+  std::vector<std::string> aliases;
+  std::function<void(Fields&)> describe;  ///< with a default Config
+  std::function<std::unique_ptr<Model>(const Settings&, const Context&)> make;
+  std::function<std::vector<Resolved>(const Settings&)> resolve;
+  std::vector<Ablation> ablations;
+};
+
+/// Every registered model, by name.
+const std::vector<ModelInfo>& models();
+/// The model of that name, without regard to case and punctuation; exit 2 with the nearest name.
+const ModelInfo& find_model(const std::string& name);
+
+void register_model(ModelInfo info);
+
+/// All settings of a run: the model's own and the training's, checked. Unknown names end with exit 2.
+struct RunSettings {
+  std::vector<Resolved> model, train;
+  TrainSettings train_settings;
+  Settings given;
+};
+RunSettings resolve_settings(const ModelInfo& model, const Settings& given);
+
+/// One line at the end of a model's file makes it known:
+///   const RegisterModel<LightGcn> registered{"LightGCN", "LightGCN, He et al. 2020"};
+template <typename M>
+struct RegisterModel {
+  RegisterModel(const std::string& name, const std::string& title,
+                std::vector<std::string> aliases = {}) {
+    ModelInfo info;
+    info.name = name;
+    info.title = title;
+    info.aliases = std::move(aliases);
+    info.describe = [](Fields& f) {
+      static thread_local typename M::Config config;
+      config = {};
+      config.describe(f);
+    };
+    info.make = [name](const Settings& settings, const Context& context) {
+      typename M::Config config;
+      Fields f(name);
+      config.describe(f);
+      f.apply(settings);
+      return std::make_unique<M>(config, context);
+    };
+    info.resolve = [name](const Settings& settings) {
+      typename M::Config config;
+      Fields f(name);
+      config.describe(f);
+      f.apply(settings);
+      return f.resolved();
+    };
+    if constexpr (requires { M::Config::ablations(); }) info.ablations = M::Config::ablations();
+    register_model(std::move(info));
+  }
+};
+
+}  // namespace tessera
