@@ -1,1 +1,5 @@
-int main() { return 0; }
+namespace tessera::cli {
+int main_program(int argc, char** argv);
+}
+
+int main(int argc, char** argv) { return tessera::cli::main_program(argc, argv); }

@@ -54,7 +54,8 @@ InputError data_error(fmt::format_string<Args...> text, Args&&... args) {
   return {Exit::data, fmt::format(text, std::forward<Args>(args)...)};
 }
 
-/// The candidate nearest to `name` by edit distance, case and punctuation aside; empty when none is near.
+/// The candidate nearest to `name` by edit distance, case and punctuation aside; empty when none is
+/// near.
 std::string nearest(std::string_view name, const std::vector<std::string>& candidates);
 
 /// " (did you mean 'x'?)" for the nearest candidate, or an empty string.
@@ -63,7 +64,8 @@ std::string did_you_mean(std::string_view name, const std::vector<std::string>& 
 /// Lower case without punctuation: the form in which names are compared.
 std::string squeezed(std::string_view name);
 
-/// `text` fit for one line of a message: control and non-ASCII bytes escaped, cut after `limit` bytes.
+/// `text` fit for one line of a message: control and non-ASCII bytes escaped, cut after `limit`
+/// bytes.
 std::string printable(std::string_view text, size_t limit = 60);
 
 }  // namespace tessera

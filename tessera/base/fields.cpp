@@ -174,7 +174,8 @@ Fields::Entry& Fields::put(const std::string& name, const std::string& type,
 void Fields::add(const std::string& name, int64_t& value, const std::string& help, Check check) {
   const std::string where = owner_ + "." + name;
   const Json like = value;
-  put(name, "integer", help, [&value] { return Json(value); },
+  put(
+      name, "integer", help, [&value] { return Json(value); },
       [&value, where, like, check](const Json& given) {
         int64_t number = 0;
         if (!as_int(given, number)) throw wrong_type(where, like, given);
@@ -187,7 +188,8 @@ void Fields::add(const std::string& name, int64_t& value, const std::string& hel
 void Fields::add(const std::string& name, double& value, const std::string& help, Check check) {
   const std::string where = owner_ + "." + name;
   const Json like = value;
-  put(name, "number", help, [&value] { return Json(value); },
+  put(
+      name, "number", help, [&value] { return Json(value); },
       [&value, where, like, check](const Json& given) {
         double number = 0;
         if (!as_double(given, number) || !std::isfinite(number)) {
@@ -202,7 +204,8 @@ void Fields::add(const std::string& name, double& value, const std::string& help
 void Fields::add(const std::string& name, bool& value, const std::string& help) {
   const std::string where = owner_ + "." + name;
   const Json like = value;
-  put(name, "true/false", help, [&value] { return Json(value); },
+  put(
+      name, "true/false", help, [&value] { return Json(value); },
       [&value, where, like](const Json& given) {
         if (!as_bool(given, value)) throw wrong_type(where, like, given);
       });
@@ -211,7 +214,8 @@ void Fields::add(const std::string& name, bool& value, const std::string& help) 
 void Fields::add(const std::string& name, std::string& value, const std::string& help) {
   const std::string where = owner_ + "." + name;
   const Json like = value;
-  put(name, "text", help, [&value] { return Json(value); },
+  put(
+      name, "text", help, [&value] { return Json(value); },
       [&value, where, like](const Json& given) {
         if (given.is_object() || given.is_array()) throw wrong_type(where, like, given);
         value = shown(given);
@@ -221,19 +225,19 @@ void Fields::add(const std::string& name, std::string& value, const std::string&
 void Fields::choice(const std::string& name, std::string& value, const std::string& help,
                     std::vector<std::string> options) {
   const std::string where = owner_ + "." + name;
-  auto& entry = put(name, "choice", help, [&value] { return Json(value); },
-                    [&value, where, options](const Json& given) {
-                      const std::string typed = shown(given);
-                      for (const auto& option : options) {
-                        if (squeezed(option) == squeezed(typed)) {
-                          value = option;
-                          return;
-                        }
-                      }
-                      throw usage_error("{} must be one of {}, got {}{}", where,
-                                        fmt::join(options, " | "), printable(typed),
-                                        did_you_mean(typed, options));
-                    });
+  auto& entry = put(
+      name, "choice", help, [&value] { return Json(value); },
+      [&value, where, options](const Json& given) {
+        const std::string typed = shown(given);
+        for (const auto& option : options) {
+          if (squeezed(option) == squeezed(typed)) {
+            value = option;
+            return;
+          }
+        }
+        throw usage_error("{} must be one of {}, got {}{}", where, fmt::join(options, " | "),
+                          printable(typed), did_you_mean(typed, options));
+      });
   entry.check_words = fmt::format("one of {}", fmt::join(options, " | "));
   entry.options = std::move(options);
 }
@@ -241,7 +245,8 @@ void Fields::choice(const std::string& name, std::string& value, const std::stri
 void Fields::list(const std::string& name, std::vector<std::string>& value,
                   const std::string& help) {
   const std::string where = owner_ + "." + name;
-  put(name, "list", help, [&value] { return Json(value); },
+  put(
+      name, "list", help, [&value] { return Json(value); },
       [&value, where](const Json& given) {
         std::vector<std::string> out;
         for (const auto& element : as_list(given)) {
@@ -258,7 +263,8 @@ void Fields::list(const std::string& name, std::vector<int64_t>& value, const st
                   Check check) {
   const std::string where = owner_ + "." + name;
   const Json like = value;
-  put(name, "list", help, [&value] { return Json(value); },
+  put(
+      name, "list", help, [&value] { return Json(value); },
       [&value, where, like, check](const Json& given) {
         std::vector<int64_t> out;
         for (const auto& element : as_list(given)) {
@@ -276,7 +282,8 @@ void Fields::list(const std::string& name, std::vector<double>& value, const std
                   Check check) {
   const std::string where = owner_ + "." + name;
   const Json like = value;
-  put(name, "list", help, [&value] { return Json(value); },
+  put(
+      name, "list", help, [&value] { return Json(value); },
       [&value, where, like, check](const Json& given) {
         std::vector<double> out;
         for (const auto& element : as_list(given)) {

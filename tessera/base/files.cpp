@@ -50,7 +50,8 @@ struct Cleanup {
 
 std::string read_file(const fs::path& path) {
   std::error_code error;
-  if (fs::is_directory(path, error)) throw data_error("{} is a folder, wanted a file", path.string());
+  if (fs::is_directory(path, error))
+    throw data_error("{} is a folder, wanted a file", path.string());
   std::ifstream in(path, std::ios::binary);
   if (!in) throw data_error("no file {}: {}", path.string(), std::strerror(errno));
   return {std::istreambuf_iterator<char>(in), {}};
@@ -118,7 +119,8 @@ void write_folder(const fs::path& path, const std::function<void(const fs::path&
     throw write_failed(place, error.value());
   }
   write(temporary.path);
-  for (const auto& entry : fs::recursive_directory_iterator(temporary.path)) sync_path(entry.path());
+  for (const auto& entry : fs::recursive_directory_iterator(temporary.path))
+    sync_path(entry.path());
   constexpr unsigned kExchange = 2;  // RENAME_EXCHANGE
   if (fs::exists(place)) {
     if (syscall(SYS_renameat2, AT_FDCWD, temporary.path.c_str(), AT_FDCWD, place.c_str(),

@@ -10,7 +10,8 @@ namespace tessera {
 /// FNV-1a, 64 bits.
 uint64_t fnv1a64(std::string_view text);
 
-/// Philox 4x32 with 10 rounds (Salmon et al., SC 2011): one block of four words of a counter and a key.
+/// Philox 4x32 with 10 rounds (Salmon et al., SC 2011): one block of four words of a counter and a
+/// key.
 std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key);
 
 /// A keyed family of random numbers without state: every draw is a function of
@@ -31,7 +32,8 @@ class Random {
   double uniform(uint64_t step, uint64_t row, uint32_t draw) const;
   /// Standard normal by Box-Muller from draws 2 * draw and 2 * draw + 1.
   double normal(uint64_t step, uint64_t row, uint32_t draw) const;
-  /// Unbiased integer in [0, n), n >= 1; takes as many draws as it must and advances `draw` past them.
+  /// Unbiased integer in [0, n), n >= 1; takes as many draws as it must and advances `draw` past
+  /// them.
   uint32_t below(uint32_t n, uint64_t step, uint64_t row, uint32_t& draw) const;
   /// Fisher-Yates shuffle keyed by (step, row).
   template <typename T>

@@ -29,25 +29,26 @@ struct ItemColumns {
 struct Dataset {
   std::string name;
   int64_t n_users = 0, n_items = 0;
-  Interactions train, valid, test;      ///< by user, in time order where time or position is known
-  Interactions history;                 ///< given rows of cold-user splits
-  Interactions seen;                    ///< read events: never train, masked by recommend only
-  Interactions train_distinct;          ///< sorted_distinct(train)
-  std::vector<Feature> features;        ///< in the order asked for, else of features.json
+  Interactions train, valid, test;  ///< by user, in time order where time or position is known
+  Interactions history;             ///< given rows of cold-user splits
+  Interactions seen;                ///< read events: never train, masked by recommend only
+  Interactions train_distinct;      ///< sorted_distinct(train)
+  std::vector<Feature> features;    ///< in the order asked for, else of features.json
   Vocabulary user_ids, item_ids;
   ItemColumns item_columns;
-  Json about;                           ///< dataset.json: split, counts, hashes
-  bool has_order = false;               ///< rows carry times or positions
+  Json about;              ///< dataset.json: split, counts, hashes
+  bool has_order = false;  ///< rows carry times or positions
 
   const Feature* feature(const std::string& modality) const;  ///< null when there is none
 };
 
 /// How a model sees a dataset folder.
 struct DatasetView {
-  std::vector<std::string> modalities;       ///< empty: all that no Tessera model made; {"none"}: none
-  std::vector<std::string> permute;          ///< modalities whose rows are shuffled among items that have one
+  std::vector<std::string> modalities;  ///< empty: all that no Tessera model made; {"none"}: none
+  std::vector<std::string>
+      permute;  ///< modalities whose rows are shuffled among items that have one
   uint64_t permute_seed = 999;
-  int64_t fold = -1;                         ///< of a k-fold split: test = fold, valid = fold + 1
+  int64_t fold = -1;  ///< of a k-fold split: test = fold, valid = fold + 1
   bool verify_hashes = false;
 };
 

@@ -19,20 +19,20 @@ struct EventTable {
   Vocabulary users, items;
   std::vector<int32_t> user, item;
   std::vector<float> rating;
-  std::vector<int64_t> time;      ///< in `time_unit`; a position counts from 0 within the user
-  std::vector<uint8_t> event;     ///< index into event_types
+  std::vector<int64_t> time;   ///< in `time_unit`; a position counts from 0 within the user
+  std::vector<uint8_t> event;  ///< index into event_types
   std::vector<Split> split;
   std::vector<std::string> event_types;
-  std::string time_unit;          ///< "s", "ms", "position" or "" without times
-  bool keep_repeats = false;      ///< given labels and sequence text keep every row
+  std::string time_unit;      ///< "s", "ms", "position" or "" without times
+  bool keep_repeats = false;  ///< given labels and sequence text keep every row
   int64_t n_rows() const { return static_cast<int64_t>(user.size()); }
 };
 
 /// The catalogue: one row an item, columns by name. Kept as text, written to items.tsv.
 struct ItemTable {
   Vocabulary ids;
-  std::vector<std::string> columns;                 ///< title, categories, is_hidden, timestamp, ..
-  std::vector<std::vector<std::string>> values;     ///< values[column][row]
+  std::vector<std::string> columns;              ///< title, categories, is_hidden, timestamp, ..
+  std::vector<std::vector<std::string>> values;  ///< values[column][row]
   /// Media files by item: (item row, modality, path).
   struct Media {
     int64_t row;

@@ -25,7 +25,9 @@ class MappedArray {
   torch::ScalarType dtype() const { return dtype_; }  ///< kHalf, kFloat or kDouble
   /// Row `row` as float32 into `to` [width].
   void read_row(int64_t row, float* to) const;
-  std::string_view bytes() const { return {data_, static_cast<size_t>(n_rows_ * width_ * item_size())}; }
+  std::string_view bytes() const {
+    return {data_, static_cast<size_t>(n_rows_ * width_ * item_size())};
+  }
   int64_t item_size() const;
 
  private:

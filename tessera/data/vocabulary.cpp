@@ -7,7 +7,7 @@ namespace tessera {
 int32_t Vocabulary::find(std::string_view id) const {
   if (slots_.empty()) return -1;
   const size_t mask = slots_.size() - 1;
-  for (size_t slot = std::hash<std::string_view>{}(id) & mask;; slot = (slot + 1) & mask) {
+  for (size_t slot = std::hash<std::string_view>{}(id)&mask;; slot = (slot + 1) & mask) {
     if (slots_[slot] < 0 || (*this)[slots_[slot]] == id) return slots_[slot];
   }
 }
@@ -22,7 +22,7 @@ int32_t Vocabulary::add(std::string_view id) {
     grow();
   } else {
     const size_t mask = slots_.size() - 1;
-    size_t slot = std::hash<std::string_view>{}(id) & mask;
+    size_t slot = std::hash<std::string_view>{}(id)&mask;
     while (slots_[slot] >= 0) slot = (slot + 1) & mask;
     slots_[slot] = index;
   }

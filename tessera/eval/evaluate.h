@@ -21,7 +21,7 @@ struct EvalOptions {
   bool per_user = false;
   int64_t sparse_max = 3;
   double tail_ratio = 0.1;
-  std::string map_norm = "min";      ///< or "relevant"
+  std::string map_norm = "min";  ///< or "relevant"
   int64_t eval_batch_size = 4096;
 };
 
@@ -36,7 +36,7 @@ struct Evaluation {
   MetricValues metrics;
   std::vector<Slice> slices;
   int64_t n_users = 0;
-  Json audit;               ///< mask, users averaged, pairs dropped, .. (protocol section 5)
+  Json audit;  ///< mask, users averaged, pairs dropped, .. (protocol section 5)
   double time_s = 0;
   /// per_user: one row a user: user, n held-out, the accuracy metrics.
   std::vector<std::string> per_user_columns;
@@ -71,7 +71,8 @@ Evaluation evaluate_lists(const RecommendationLists& lists, const Dataset& data,
 std::string canonical_metric(const std::string& name);
 
 /// Top `k` lists of `queries`, best first, ties to the lower index, without the items of `mask`
-/// (one sorted row a query, may be undefined) and without `hidden` items (bool [n_items] or undefined).
+/// (one sorted row a query, may be undefined) and without `hidden` items (bool [n_items] or
+/// undefined).
 struct TopLists {
   torch::Tensor items;   ///< int32 [n, k], -1 after the end of a short list
   torch::Tensor scores;  ///< float32 [n, k]

@@ -12,12 +12,12 @@ struct Protocol {
   enum class Mask { none, train, train_valid };
   std::string name;
   Mask mask_valid = Mask::train, mask_test = Mask::train_valid;
-  bool average_cold_users = true;   ///< users without a train row take part
-  bool drop_repeats = true;         ///< a held-out pair already in train (test: or valid) is dropped
+  bool average_cold_users = true;  ///< users without a train row take part
+  bool drop_repeats = true;        ///< a held-out pair already in train (test: or valid) is dropped
   bool sequential_sees_valid = true;  ///< sequential models get train + valid at test
   std::string valid_metric = "recall@20";
   std::vector<int64_t> topk = {10, 20};
-  bool round4 = false;              ///< the validation score is rounded to 4 decimals first
+  bool round4 = false;  ///< the validation score is rounded to 4 decimals first
   bool tie_improves = false;
   bool patience_plus_one = false;
   int64_t patience = 20, epochs = 1000;

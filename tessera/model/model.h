@@ -43,14 +43,18 @@ struct Batch {
   Ragged rows;                                   ///< inputs of sequence rows, oldest first
   torch::Tensor row_users;                       ///< [rows]
   torch::Tensor targets;                         ///< int64, what to predict, packed by row
-  torch::Tensor target_offsets;                  ///< [rows + 1]; one target per input, or one per row
-  int64_t size() const;                          ///< pairs, users or rows in this batch
+  torch::Tensor target_offsets;  ///< [rows + 1]; one target per input, or one per row
+  int64_t size() const;          ///< pairs, users or rows in this batch
 };
 
 /// What a model's loss wants to see.
 struct BatchSpec {
   enum class Unit { pair, distinct_user, sequence_row } unit = Unit::pair;
-  enum class Rows { user, chunk, prefix } rows = Rows::user;  ///< of sequence_row, sequential section 1
+  enum class Rows {
+    user,
+    chunk,
+    prefix
+  } rows = Rows::user;  ///< of sequence_row, sequential section 1
   int64_t n_negatives = 0;
   int64_t max_length = 50;
 };
@@ -75,16 +79,16 @@ struct TrainSettings {
   int64_t stopping_step = -1;  ///< -1: the protocol's patience
   int64_t eval_step = 1;
   int64_t seed = 999;
-  double time_limit = 0;       ///< minutes, 0: none
+  double time_limit = 0;  ///< minutes, 0: none
   std::string protocol = "strict";
-  std::string valid_metric;    ///< empty: the protocol's
+  std::string valid_metric;  ///< empty: the protocol's
   std::vector<std::string> metrics;
-  std::vector<int64_t> topk;   ///< empty: the protocol's
+  std::vector<int64_t> topk;  ///< empty: the protocol's
   std::vector<std::string> modalities, permute;
-  std::string missing;         ///< empty: the model's own
+  std::string missing;  ///< empty: the model's own
   int64_t fold = -1;
   int64_t checkpoint = 1;
-  int64_t threads = 0;         ///< 0: all cores
+  int64_t threads = 0;  ///< 0: all cores
   std::string device = "cpu";
   bool test_curve = false;
   int64_t sparse_max = 3;
@@ -132,7 +136,8 @@ struct ParameterGroup {
   std::string name;
   std::vector<std::pair<std::string, torch::Tensor*>> tensors;
   std::vector<std::pair<std::string, RowTable*>> tables;
-  std::function<double(int64_t)> learning_rate;  ///< of the step; empty: the `learning_rate` setting
+  std::function<double(int64_t)>
+      learning_rate;  ///< of the step; empty: the `learning_rate` setting
   double beta1 = 0.9, beta2 = 0.999, eps = 1e-8;
   double weight_decay = 0;
   AdamOptions::Decay decay = AdamOptions::Decay::none;

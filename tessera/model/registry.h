@@ -33,7 +33,8 @@ const ModelInfo& find_model(const std::string& name);
 
 void register_model(ModelInfo info);
 
-/// All settings of a run: the model's own and the training's, checked. Unknown names end with exit 2.
+/// All settings of a run: the model's own and the training's, checked. Unknown names end with
+/// exit 2.
 struct RunSettings {
   std::vector<Resolved> model, train;
   TrainSettings train_settings;

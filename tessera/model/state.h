@@ -15,7 +15,8 @@ namespace tessera {
 
 /// Where a piece of state goes and who changes it. `scoring` goes to weights.safetensors and the
 /// bundle; the others to optimizer.safetensors: `training` is trained by the trainer but not read
-/// when ranking, `inner` is trained by the model itself, `frozen` cannot be rebuilt from the dataset.
+/// when ranking, `inner` is trained by the model itself, `frozen` cannot be rebuilt from the
+/// dataset.
 enum class Role { scoring, training, inner, frozen };
 
 /// Names every tensor, table, optimiser moment and counter of a model or trainer; the same list

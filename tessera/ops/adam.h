@@ -41,7 +41,8 @@ class DenseAdam {
 /// A table of which a step touches few rows, under the semantics of dense Adam: a row that was not
 /// touched still decays its moments and still moves. The pending steps of a row are replayed, in
 /// the same operations and order, when the row is next gathered, so the table equals DenseAdam's
-/// bit for bit (bm3 section 10). A row never touched has no moments and, without weight decay, never moves.
+/// bit for bit (bm3 section 10). A row never touched has no moments and, without weight decay,
+/// never moves.
 class RowTable {
  public:
   RowTable() = default;
@@ -70,11 +71,11 @@ class RowTable {
 
   /// What a checkpoint holds; `load` replaces all (moments empty where the table never moved).
   struct Parts {
-    torch::Tensor value, m, v;       ///< [rows, width]
-    torch::Tensor last_step;         ///< int64 [rows]
+    torch::Tensor value, m, v;  ///< [rows, width]
+    torch::Tensor last_step;    ///< int64 [rows]
     int64_t step = 0;
   };
-  Parts parts();                     ///< caught up
+  Parts parts();  ///< caught up
   void load(Parts parts);
 
  private:

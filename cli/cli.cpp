@@ -1,0 +1,269 @@
+#include "cli/cli.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <atomic>
+#include <csignal>
+#include <cstdio>
+#include <fstream>
+#include <memory>
+#include <mutex>
+
+#include "cli/config.h"
+#include "tessera/base/files.h"
+
+namespace tessera::cli {
+namespace {
+
+std::atomic<bool> g_interrupted{false};
+
+/// "--name=value", "--name value" and "--name" (true) among the tokens no flag has taken.
+Settings settings_of(const std::vector<std::string>& tokens, const std::string& verb,
+                     const std::vector<std::string>& flags) {
+  Settings out;
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    const std::string& token = tokens[i];
+    if (token.rfind("--", 0) != 0 || token.size() < 3) {
+      throw usage_error("{}: unexpected '{}'{}; see 'tessera {} --help'", verb, printable(token),
+                        did_you_mean(token, flags), verb);
+    }
+    const size_t equals = token.find('=');
+    const std::string name = setting_name(token.substr(2, equals - 2));
+    std::string value = "true";
+    if (equals != std::string::npos) {
+      value = token.substr(equals + 1);
+    } else if (i + 1 < tokens.size() && tokens[i + 1].rfind("--", 0) != 0) {
+      value = tokens[++i];
+    }
+    out.push_back({name, parse_value(value), "flag"});
+  }
+  return out;
+}
+
+}  // namespace
+
+const std::string& Common::dataset() const {
+  if (datasets.empty()) {
+    throw usage_error("no dataset given: add -d FOLDER (made by 'tessera import')");
+  }
+  if (datasets.size() > 1) throw usage_error("one dataset wanted, {} given", datasets.size());
+  return datasets[0];
+}
+
+std::string Common::flag(const std::string& name, const std::string& otherwise) const {
+  for (auto it = flags.rbegin(); it != flags.rend(); ++it) {
+    if (it->name == name) {
+      return it->value.is_string() ? it->value.get<std::string>() : it->value.dump();
+    }
+  }
+  return otherwise;
+}
+
+CLI::App* add_verb(CLI::App& app, Common& common, const std::string& name, const std::string& help,
+                   bool settings, std::function<void()> run) {
+  CLI::App* verb = app.add_subcommand(name, help);
+  verb->add_option("-d,--dataset", common.datasets, "dataset folder made by 'tessera import'");
+  verb->add_option("-m,--model", common.model, "model, see 'tessera models'");
+  verb->add_option("-c,--config", common.configs, "settings file, YAML or JSON (repeatable)");
+  verb->add_option("--set", common.sets, "one setting, a.b=c (repeatable)");
+  verb->add_option("-o,--output", common.output, "where the result goes");
+  verb->add_option("--log-file", common.log_file, "log lines also go here");
+  verb->add_flag("--json", common.json, "one JSON document on stdout");
+  verb->add_flag("-q,--quiet", common.quiet, "warnings and errors only");
+  verb->add_flag("-v,--verbose", common.verbose, "more log lines");
+  verb->add_flag("--no-progress", common.no_progress, "no progress bar");
+  // Flags that are settings of the same name.
+  struct Short {
+    const char* flag;
+    const char* setting;
+    const char* help;
+  };
+  for (const Short& s :
+       {Short{"-s,--seed", "seed", "seed of the run"},
+        Short{"-j,--threads", "threads", "threads, 0: all cores"},
+        Short{"--device", "device", "cpu or cuda:0"}, Short{"--topk", "topk", "cutoffs, 5,10,20"},
+        Short{"--metrics", "metrics", "metrics, recall,ndcg@20"},
+        Short{"--valid-metric", "valid_metric", "metric that selects"},
+        Short{"--protocol", "protocol", "strict, mmrec, recbole-seq, .."},
+        Short{"--modalities", "modalities", "modalities a model sees, a,b"},
+        Short{"--permute", "permute", "modality shuffled among its items"},
+        Short{"--time-limit", "time_limit", "minutes"}}) {
+    const std::string setting = s.setting;
+    verb->add_option_function<std::vector<std::string>>(
+            s.flag,
+            [&common, setting](const std::vector<std::string>& values) {
+              common.flags.push_back({setting, parse_value(values.back()), "flag"});
+            },
+            s.help)
+        ->allow_extra_args(false);
+  }
+  verb->allow_extras();
+  verb->callback([&common, verb, name, settings, run = std::move(run)] {
+    std::vector<std::string> flags;
+    for (const auto* option : verb->get_options()) {
+      for (const auto& long_name : option->get_lnames()) flags.push_back("--" + long_name);
+    }
+    const auto extra = verb->remaining();
+    const Settings given = settings_of(extra, name, flags);
+    if (!settings && !given.empty()) {
+      const std::string typed = "--" + given[0].name;
+      throw usage_error("{} has no flag '{}'{}; see 'tessera {} --help'", name, printable(typed),
+                        did_you_mean(typed, flags), name);
+    }
+    common.flags.insert(common.flags.end(), given.begin(), given.end());
+    run();
+  });
+  return verb;
+}
+
+Settings gather_settings(const Common& common) {
+  Settings out;
+  for (const auto& path : common.configs) {
+    const Settings file = read_config(path);
+    out.insert(out.end(), file.begin(), file.end());
+  }
+  for (const auto& text : common.sets) {
+    const size_t equals = text.find('=');
+    if (equals == std::string::npos || equals == 0) {
+      throw usage_error("--set wants name=value, got '{}'", printable(text));
+    }
+    out.push_back(
+        {setting_name(text.substr(0, equals)), parse_value(text.substr(equals + 1)), "--set"});
+  }
+  out.insert(out.end(), common.flags.begin(), common.flags.end());
+  return out;
+}
+
+Log make_log(const Common& common) {
+  auto file = std::make_shared<std::ofstream>();
+  if (!common.log_file.empty()) {
+    file->open(common.log_file, std::ios::app);
+    if (!*file) throw usage_error("cannot write the log file {}", common.log_file);
+  }
+  const Level lowest = common.verbose ? Level::debug : common.quiet ? Level::warn : Level::info;
+  auto mutex = std::make_shared<std::mutex>();
+  return Log([file, lowest, mutex](Level level, const std::string& message) {
+    static constexpr const char* kNames[] = {"DEBUG", "INFO", "WARN", "ERROR"};
+    const std::string line =
+        fmt::format("{} {} {}\n", now_rfc3339(), kNames[static_cast<int>(level)], message);
+    const std::lock_guard lock(*mutex);
+    if (level >= lowest) std::fputs(line.c_str(), stderr);
+    if (file->is_open()) *file << line << std::flush;
+  });
+}
+
+void print(const std::string& text) {
+  std::fwrite(text.data(), 1, text.size(), stdout);
+  if (text.empty() || text.back() != '\n') std::fputc('\n', stdout);
+}
+
+void print_json(const Json& value) {
+  print(value.dump(2, ' ', false, Json::error_handler_t::replace));
+}
+
+bool interrupted() { return g_interrupted.load(); }
+
+namespace {
+
+void on_signal(int) { g_interrupted.store(true); }
+
+/// Verbs of other systems, and what the same thing is called here.
+std::string hint_for(const std::string& verb, const std::vector<std::string>& verbs) {
+  static const std::vector<std::pair<std::string, std::string>> theirs = {
+      {"extract", "features"},  {"eval", "evaluate"},    {"test", "evaluate"},
+      {"predict", "recommend"}, {"validate", "inspect"}, {"benchmark", "compare"},
+      {"fit", "train"},         {"convert", "import"}};
+  for (const auto& [name, ours] : theirs) {
+    if (name == verb && std::find(verbs.begin(), verbs.end(), ours) != verbs.end()) {
+      return fmt::format("; here it is '{}'", ours);
+    }
+  }
+  return did_you_mean(verb, verbs);
+}
+
+/// CLI11 has no notion of "dash and underscore are the same": flags are given to it with dashes.
+std::vector<std::string> with_dashes(int argc, char** argv) {
+  std::vector<std::string> out;
+  for (int i = 1; i < argc; ++i) {
+    std::string token = argv[i];
+    if (token.rfind("--", 0) == 0) {
+      const size_t end = std::min(token.find('='), token.size());
+      std::replace(token.begin(), token.begin() + static_cast<std::ptrdiff_t>(end), '_', '-');
+    }
+    out.push_back(std::move(token));
+  }
+  return out;
+}
+
+int run_program(int argc, char** argv) {
+  CLI::App app("Tessera: recommendations from pictures, words, sounds and clicks.", "tessera");
+  app.set_version_flag("--version", std::string("tessera 1.0.0"));
+  app.option_defaults()->always_capture_default(false);
+  app.require_subcommand(0, 1);
+  Common common;
+  for (int i = 0; i < argc; ++i)
+    common.command += (i == 0 ? "tessera" : std::string(" ") + argv[i]);
+  add_inspect(app, common);
+  add_import(app, common);
+  add_train(app, common);
+  add_evaluate(app, common);
+  add_recommend(app, common);
+  add_similar(app, common);
+  add_models(app, common);
+  add_doctor(app, common);
+  add_demo(app, common);
+  std::vector<std::string> verbs;
+  for (const auto* verb : app.get_subcommands({})) verbs.push_back(verb->get_name());
+  auto args = with_dashes(argc, argv);
+  if (args.empty()) {
+    print(app.help());
+    return static_cast<int>(Exit::usage);
+  }
+  if (args[0].rfind('-', 0) != 0 && std::find(verbs.begin(), verbs.end(), args[0]) == verbs.end()) {
+    throw usage_error("no verb '{}'{}; see 'tessera --help'", printable(args[0]),
+                      hint_for(args[0], verbs));
+  }
+  std::reverse(args.begin(), args.end());
+  try {
+    app.parse(std::move(args));
+  } catch (const CLI::Success& e) {  // --help, --version
+    return app.exit(e);
+  } catch (const CLI::ParseError& e) {
+    std::string text = e.what();
+    std::replace(text.begin(), text.end(), '\n', ' ');
+    throw usage_error("{}", text);
+  }
+  return static_cast<int>(Exit::done);
+}
+
+}  // namespace
+
+int main_program(int argc, char** argv) {
+  struct sigaction action = {};
+  action.sa_handler = on_signal;
+  sigaction(SIGINT, &action, nullptr);
+  sigaction(SIGTERM, &action, nullptr);
+  std::signal(SIGPIPE, SIG_IGN);
+  auto fail = [](Exit code, const std::string& message) {
+    std::fprintf(stderr, "error: %s\n", message.c_str());
+    return static_cast<int>(code);
+  };
+  int code = 0;
+  try {
+    code = run_program(argc, argv);
+  } catch (const InputError& e) {
+    code = fail(e.code(), e.what());
+  } catch (const RunError& e) {
+    code = fail(e.code(), e.what());
+  } catch (const std::bad_alloc&) {
+    code = fail(Exit::failed, "out of memory");
+  } catch (const std::exception& e) {
+    const std::string text = e.what();
+    code = fail(Exit::failed, "unexpected: " + text.substr(0, text.find('\n')));
+  }
+  std::fflush(stdout);
+  return code;
+}
+
+}  // namespace tessera::cli

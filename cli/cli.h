@@ -1,0 +1,60 @@
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <string>
+#include <vector>
+
+#include "tessera/base/error.h"
+#include "tessera/base/fields.h"
+#include "tessera/base/json.h"
+#include "tessera/base/log.h"
+
+namespace tessera::cli {
+
+/// The flags that all verbs share. Flags that are settings (--seed, --topk, any --name=value) end
+/// up in `flags`, in the order typed.
+struct Common {
+  std::vector<std::string> datasets;
+  std::string model;
+  std::vector<std::string> configs, sets;
+  std::string output, log_file;
+  bool json = false, quiet = false, verbose = false, no_progress = false;
+  Settings flags;
+  std::string command;  ///< the whole command line, for command.txt
+
+  /// The one dataset folder; exit 2 when -d is missing or repeated.
+  const std::string& dataset() const;
+  /// A flag given as a setting, or `otherwise`.
+  std::string flag(const std::string& name, const std::string& otherwise = "") const;
+};
+
+/// A verb: `name`, one line of help, its body. Common flags are added; `run` is called after
+/// parsing. With `settings` any further --name value is a setting, otherwise it is refused with
+/// the nearest flag of the verb.
+CLI::App* add_verb(CLI::App& app, Common& common, const std::string& name, const std::string& help,
+                   bool settings, std::function<void()> run);
+
+/// Config files, --set and flags as one list in rising precedence.
+Settings gather_settings(const Common& common);
+
+/// Log lines "<RFC 3339 time> <LEVEL> <message>" to stderr and to --log-file.
+Log make_log(const Common& common);
+
+/// The result: stdout gets nothing else. A closed pipe ends quietly.
+void print(const std::string& text);
+void print_json(const Json& value);
+
+/// True after SIGINT or SIGTERM.
+bool interrupted();
+
+void add_inspect(CLI::App& app, Common& common);
+void add_import(CLI::App& app, Common& common);
+void add_train(CLI::App& app, Common& common);
+void add_evaluate(CLI::App& app, Common& common);
+void add_recommend(CLI::App& app, Common& common);
+void add_similar(CLI::App& app, Common& common);
+void add_models(CLI::App& app, Common& common);
+void add_doctor(CLI::App& app, Common& common);
+void add_demo(CLI::App& app, Common& common);
+
+}  // namespace tessera::cli

@@ -1,0 +1,7 @@
+#include "cli/cli.h"
+
+namespace tessera::cli {
+
+void add_models(CLI::App&, Common&) {}
+
+}  // namespace tessera::cli
