@@ -26,9 +26,9 @@ struct FeatureSource {
 };
 const char* kind_name(FeatureSource::Kind kind);
 
-/// What lies beside the interactions and in `features/` under `folder`, by modality: `<m>_feat` with
-/// .npy, .safetensors, .tsv, .csv, .b or a folder of one .npy an item, and `image_features_*.b`.
-/// Two files of one modality are exit 3.
+/// What lies beside the interactions and in `features/` under `folder`, by modality: `<m>_feat`
+/// with .npy, .safetensors, .tsv, .csv, .b or a folder of one .npy an item, and
+/// `image_features_*.b`. Two files of one modality are exit 3.
 std::vector<FeatureSource> find_features(const std::filesystem::path& folder);
 
 /// "image=FILE[,IDS]" of --feature; exit 2 when it is no such text, exit 3 when a file is missing.
@@ -50,9 +50,9 @@ FeatureInfo describe_feature(const FeatureSource& source);
 
 /// Copies a source into a dataset folder as `<modality>_feat.npy` and, where it has ids, `.ids`;
 /// float64 becomes float32, other numbers keep their bytes. Returns the entry of features.json.
-/// `report` receives {"rows","width","dtype","matched","missing","unknown","ids"}. Exit 3 for NaN or
-/// infinity, naming row, column and id, and for a source without ids unless `dense`. Under `dense`
-/// the caller refuses item ids at or above the rows.
+/// `report` receives {"rows","width","dtype","matched","missing","unknown","ids"}. Exit 3 for NaN
+/// or infinity, naming row, column and id, and for a source without ids unless `dense`. Under
+/// `dense` the caller refuses item ids at or above the rows.
 Json import_feature(const FeatureSource& source, const std::filesystem::path& folder,
                     const Vocabulary& item_ids, bool dense, Json& report);
 
