@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "tessera/ops/kernels.h"
+
 namespace tessera {
 
 /// Adam (Kingma & Ba 2015), bias-corrected, in the order of operations
@@ -21,6 +23,11 @@ struct AdamOptions {
   double weight_decay = 0;
   Decay decay = Decay::none;
 };
+
+/// One step in plain tensor operations on any device: what the kernels compute, in words of torch.
+/// `step` counts from 1; value, m and v change in place.
+void adam_composed(torch::Tensor& value, torch::Tensor& m, torch::Tensor& v,
+                   const torch::Tensor& gradient, int64_t step, const AdamOptions& options);
 
 /// Adam on whole tensors; moments by name, made when a name is first stepped. One fused pass.
 class DenseAdam {
@@ -79,11 +86,14 @@ class RowTable {
   void load(Parts parts);
 
  private:
-  void replay(const torch::Tensor& rows);
+  void replay(const int64_t* rows, int64_t n);  ///< null: all n rows; repeated rows are harmless
+  void need_steps();
+  void need_moments();
 
   AdamOptions options_;
   torch::Tensor value_, m_, v_, last_step_;
   int64_t step_ = 0;
+  std::vector<kernels::AdamStep> steps_;  ///< by step - 1
   torch::Tensor gathered_rows_, gathered_;
 };
 

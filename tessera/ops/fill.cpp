@@ -1,0 +1,89 @@
+#include "tessera/ops/fill.h"
+
+#include <torch/torch.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "tessera/ops/parallel.h"
+
+namespace tessera {
+namespace {
+
+template <typename Row>  // row(r, to) writes one row
+torch::Tensor by_rows(int64_t rows, int64_t cols, const Row& row) {
+  torch::Tensor out = torch::empty({rows, cols}, torch::kFloat32);
+  float* to = out.mutable_data_ptr<float>();
+  parallel_for(0, rows, std::max<int64_t>(1, 4096 / std::max<int64_t>(1, cols)),
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t r = begin; r < end; ++r) row(r, to + r * cols);
+               });
+  return out;
+}
+
+}  // namespace
+
+torch::Tensor uniform(int64_t rows, int64_t cols, double low, double high, const Random& random) {
+  return by_rows(rows, cols, [&](int64_t row, float* to) {
+    for (int64_t c = 0; c < cols; c += 4) {
+      const auto words = random.block(0, static_cast<uint64_t>(row), static_cast<uint32_t>(c / 4));
+      for (int64_t j = 0; j < std::min<int64_t>(4, cols - c); ++j) {
+        to[c + j] =
+            static_cast<float>(low + (high - low) * (words[static_cast<size_t>(j)] * 0x1p-32));
+      }
+    }
+  });
+}
+
+torch::Tensor normal(int64_t rows, int64_t cols, double mean, double std, const Random& random) {
+  return by_rows(rows, cols, [&](int64_t row, float* to) {
+    for (int64_t c = 0; c < cols; ++c) {
+      to[c] = static_cast<float>(
+          mean + std * random.normal(0, static_cast<uint64_t>(row), static_cast<uint32_t>(c)));
+    }
+  });
+}
+
+torch::Tensor xavier_uniform(int64_t rows, int64_t cols, const Random& random) {
+  const double bound = std::sqrt(6.0 / static_cast<double>(std::max<int64_t>(1, rows + cols)));
+  return uniform(rows, cols, -bound, bound, random);
+}
+
+torch::Tensor xavier_normal(int64_t rows, int64_t cols, const Random& random) {
+  return normal(rows, cols, 0,
+                std::sqrt(2.0 / static_cast<double>(std::max<int64_t>(1, rows + cols))), random);
+}
+
+torch::Tensor linear_default_weight(int64_t fan_out, int64_t fan_in, const Random& random) {
+  const double bound = 1 / std::sqrt(static_cast<double>(std::max<int64_t>(1, fan_in)));
+  return uniform(fan_out, fan_in, -bound, bound, random);
+}
+
+torch::Tensor linear_default_bias(int64_t fan_in, int64_t n, const Random& random) {
+  const double bound = 1 / std::sqrt(static_cast<double>(std::max<int64_t>(1, fan_in)));
+  return uniform(1, n, -bound, bound, random).squeeze(0);
+}
+
+torch::Tensor dropout_mask(const torch::Tensor& rows, int64_t width, double rate,
+                           const Random& random, int64_t step) {
+  TORCH_CHECK(rate >= 0 && rate < 1, "a dropout rate lies in [0, 1), got ", rate);
+  TORCH_CHECK(rows.scalar_type() == torch::kInt64 && rows.dim() == 1, "rows must be int64 [n]");
+  if (rate == 0) return torch::ones({rows.size(0), width}, torch::kFloat32);
+  const torch::Tensor index = rows.contiguous();
+  const int64_t* row_of = index.const_data_ptr<int64_t>();
+  // A draw below `limit` drops: probability rate to within 2^-32.
+  const uint64_t limit = static_cast<uint64_t>(std::llround(rate * 0x1p32));
+  const float kept = static_cast<float>(1 / (1 - rate));
+  return by_rows(index.size(0), width, [&](int64_t row, float* to) {
+    for (int64_t c = 0; c < width; c += 4) {
+      const auto words =
+          random.block(static_cast<uint64_t>(step), static_cast<uint64_t>(row_of[row]),
+                       static_cast<uint32_t>(c / 4));
+      for (int64_t j = 0; j < std::min<int64_t>(4, width - c); ++j) {
+        to[c + j] = words[static_cast<size_t>(j)] < limit ? 0.0f : kept;
+      }
+    }
+  });
+}
+
+}  // namespace tessera

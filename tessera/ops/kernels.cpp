@@ -1,0 +1,185 @@
+#include "tessera/ops/kernels.h"
+
+#include <cmath>
+#include <cstring>
+
+namespace tessera::kernels {
+namespace {
+
+// The only place where Adam's arithmetic stands: dense and lazy steps are equal bit for bit.
+template <typename T, bool kGradientDecay, bool kDecoupled>
+[[gnu::always_inline]] inline void adam_steps(T* __restrict p, T* __restrict m, T* __restrict v,
+                                              const T* __restrict gradient, int64_t n,
+                                              const AdamConstants& constants, const AdamStep* steps,
+                                              int64_t n_steps) {
+  constexpr int64_t kChunk = 256;
+  const T beta1 = static_cast<T>(constants.beta1), beta2 = static_cast<T>(constants.beta2);
+  const T rest1 = static_cast<T>(1 - constants.beta1), rest2 = static_cast<T>(1 - constants.beta2);
+  const T eps = static_cast<T>(constants.eps), decay = static_cast<T>(constants.gradient_decay);
+  const T zeros[kChunk] = {};
+  for (int64_t begin = 0; begin < n; begin += kChunk) {
+    const int64_t size = n - begin < kChunk ? n - begin : kChunk;
+    const T* __restrict grad = gradient ? gradient + begin : zeros;
+    T* __restrict pc = p + begin;
+    T* __restrict mc = m + begin;
+    T* __restrict vc = v + begin;
+    for (int64_t s = 0; s < n_steps; ++s) {
+      const T step_size = static_cast<T>(steps[s].size), root = static_cast<T>(steps[s].root);
+      const T shrink = static_cast<T>(steps[s].shrink);
+      for (int64_t i = 0; i < size; ++i) {
+        T value = pc[i], g = grad[i];
+        if (kGradientDecay) g = g + decay * value;
+        if (kDecoupled) value = value - shrink * value;
+        const T first = beta1 * mc[i] + rest1 * g;
+        const T second = beta2 * vc[i] + rest2 * g * g;
+        mc[i] = first;
+        vc[i] = second;
+        pc[i] = value - step_size * first / (std::sqrt(second) / root + eps);
+      }
+    }
+  }
+}
+
+template <typename T>
+[[gnu::always_inline]] inline void adam_any(T* p, T* m, T* v, const T* gradient, int64_t n,
+                                            const AdamConstants& constants, const AdamStep* steps,
+                                            int64_t n_steps) {
+  if (constants.decoupled) {
+    adam_steps<T, false, true>(p, m, v, gradient, n, constants, steps, n_steps);
+  } else if (constants.gradient_decay != 0) {
+    adam_steps<T, true, false>(p, m, v, gradient, n, constants, steps, n_steps);
+  } else {
+    adam_steps<T, false, false>(p, m, v, gradient, n, constants, steps, n_steps);
+  }
+}
+
+// `kWidth` columns of one output row, kept in registers over the row's non-zeros.
+template <typename T, int kWidth>
+[[gnu::always_inline]] inline void spmm_strip(const Spmm& s, const T* __restrict x, const T* base,
+                                              T* out, int64_t row, int64_t column) {
+  T sum[kWidth] = {};
+  const T row_root = static_cast<T>(s.row_root[row]);
+  for (int64_t e = s.offsets[row]; e < s.offsets[row + 1]; ++e) {
+    const T weight = row_root * static_cast<T>(s.col_root[s.columns[e]]);
+    const T* __restrict from = x + s.columns[e] * s.width + column;
+    for (int j = 0; j < kWidth; ++j) sum[j] += weight * from[j];
+  }
+  const T scale = static_cast<T>(s.scale);
+  T* to = out + row * s.width + column;
+  if (base) {
+    const T* add = base + row * s.width + column;
+    for (int j = 0; j < kWidth; ++j) to[j] = scale * (add[j] + sum[j]);
+  } else {
+    for (int j = 0; j < kWidth; ++j) to[j] = scale * sum[j];
+  }
+}
+
+template <typename T>
+[[gnu::always_inline]] inline void spmm_any(const Spmm& s, const T* x, const T* base, T* out,
+                                            int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    int64_t column = 0;
+    for (; column + 64 <= s.width; column += 64) spmm_strip<T, 64>(s, x, base, out, row, column);
+    for (; column + 16 <= s.width; column += 16) spmm_strip<T, 16>(s, x, base, out, row, column);
+    for (; column < s.width; ++column) spmm_strip<T, 1>(s, x, base, out, row, column);
+  }
+}
+
+}  // namespace
+
+#if defined(__x86_64__)
+[[gnu::target_clones("avx512f", "avx2", "default")]]
+#endif
+void adam(float* p, float* m, float* v, const float* gradient, int64_t n,
+          const AdamConstants& constants, const AdamStep* steps, int64_t n_steps) {
+  adam_any(p, m, v, gradient, n, constants, steps, n_steps);
+}
+
+#if defined(__x86_64__)
+[[gnu::target_clones("avx512f", "avx2", "default")]]
+#endif
+void adam(double* p, double* m, double* v, const double* gradient, int64_t n,
+          const AdamConstants& constants, const AdamStep* steps, int64_t n_steps) {
+  adam_any(p, m, v, gradient, n, constants, steps, n_steps);
+}
+
+#if defined(__x86_64__)
+[[gnu::target_clones("avx512f", "avx2", "default")]]
+#endif
+void spmm(const Spmm& s, const float* x, const float* base, float* out, int64_t begin,
+          int64_t end) {
+  spmm_any(s, x, base, out, begin, end);
+}
+
+#if defined(__x86_64__)
+[[gnu::target_clones("avx512f", "avx2", "default")]]
+#endif
+void spmm(const Spmm& s, const double* x, const double* base, double* out, int64_t begin,
+          int64_t end) {
+  spmm_any(s, x, base, out, begin, end);
+}
+
+#if defined(__x86_64__)
+[[gnu::target_clones("avx512f", "arch=haswell", "default")]]
+#endif
+void product_tile(const float* a, const float* b, int64_t depth, float* out, int64_t stride) {
+  using Lanes [[gnu::vector_size(32)]] = float;
+  constexpr int kLanes = 8;
+  static_assert(kTileColumns == 2 * kLanes);
+  Lanes low[kTileRows] = {}, high[kTileRows] = {};
+  for (int64_t k = 0; k < depth; ++k) {
+    Lanes left, right;
+    std::memcpy(&left, b + k * kTileColumns, sizeof left);
+    std::memcpy(&right, b + k * kTileColumns + kLanes, sizeof right);
+#pragma GCC unroll 6
+    for (int64_t r = 0; r < kTileRows; ++r) {
+      const float factor = a[r * depth + k];
+      low[r] += factor * left;
+      high[r] += factor * right;
+    }
+  }
+#pragma GCC unroll 6
+  for (int64_t r = 0; r < kTileRows; ++r) {
+    std::memcpy(out + r * stride, &low[r], sizeof low[r]);
+    std::memcpy(out + r * stride + kLanes, &high[r], sizeof high[r]);
+  }
+}
+
+#if defined(__x86_64__)
+[[gnu::target_clones("avx512f", "avx2", "default")]]
+#endif
+bool has_nan(const float* values, int64_t n) {
+  int found = 0;
+  for (int64_t i = 0; i < n; ++i) found |= values[i] != values[i];
+  return found != 0;
+}
+
+#if defined(__x86_64__)
+[[gnu::target_clones("avx512f", "avx2", "default")]]
+#endif
+Counts count(const float* values, int64_t n, float threshold) {
+  Counts counts;
+  constexpr int64_t kChunk = 1 << 20;  // the inner counters are 32 bits wide
+  for (int64_t begin = 0; begin < n; begin += kChunk) {
+    const int64_t end = n - begin < kChunk ? n : begin + kChunk;
+    int above = 0, equal = 0;
+    for (int64_t i = begin; i < end; ++i) {
+      above += values[i] > threshold;
+      equal += values[i] == threshold;
+    }
+    counts.above += above;
+    counts.equal += equal;
+  }
+  return counts;
+}
+
+#if defined(__x86_64__)
+[[gnu::target_clones("avx512f", "avx2", "default")]]
+#endif
+bool any_above(const float* values, int64_t n, float threshold) {
+  int found = 0;
+  for (int64_t i = 0; i < n; ++i) found |= values[i] > threshold;
+  return found != 0;
+}
+
+}  // namespace tessera::kernels

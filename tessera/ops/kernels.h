@@ -1,0 +1,55 @@
+#pragma once
+
+#include <cstdint>
+
+/// The inner loops, on raw memory: one thread, no checks. Compiled for several instruction sets,
+/// the best of which is chosen at run time; the functions around them share out the work.
+namespace tessera::kernels {
+
+/// What Adam needs of one step, tabulated in double: lr / (1 - b1^t), sqrt(1 - b2^t), lr * decay.
+struct AdamStep {
+  double size, root, shrink;
+};
+struct AdamConstants {
+  double beta1, beta2, eps;
+  double gradient_decay;  ///< 0 unless the decay is added to the gradient
+  bool decoupled;
+};
+
+/// `n_steps` steps on n elements one after another; a null gradient is one of zeros.
+void adam(float* p, float* m, float* v, const float* gradient, int64_t n,
+          const AdamConstants& constants, const AdamStep* steps, int64_t n_steps);
+void adam(double* p, double* m, double* v, const double* gradient, int64_t n,
+          const AdamConstants& constants, const AdamStep* steps, int64_t n_steps);
+
+/// Rows [begin, end) of out = scale * (base + S x), S [rows, cols] with entries
+/// row_root[r] * col_root[c] at its non-zeros; base may be null. x, base, out [., width].
+struct Spmm {
+  const int64_t* offsets;
+  const int32_t* columns;
+  const double* row_root;
+  const double* col_root;
+  int64_t width;
+  double scale;
+};
+void spmm(const Spmm& s, const float* x, const float* base, float* out, int64_t begin, int64_t end);
+void spmm(const Spmm& s, const double* x, const double* base, double* out, int64_t begin,
+          int64_t end);
+
+constexpr int64_t kTileRows = 6, kTileColumns = 16;
+/// out[r, c] = sum over k, in rising order, of a[r, k] b[k, c] for one tile: a [kTileRows, depth]
+/// with a stride of `depth`, b packed [depth, kTileColumns], out with a stride of `stride`.
+/// An entry is the same number wherever it lies in the tile.
+void product_tile(const float* a, const float* b, int64_t depth, float* out, int64_t stride);
+
+/// Whether a NaN is among n values.
+bool has_nan(const float* values, int64_t n);
+/// Entries above and equal to `threshold`; NaN is neither.
+struct Counts {
+  int64_t above = 0, equal = 0;
+};
+Counts count(const float* values, int64_t n, float threshold);
+/// Whether any of n values is above `threshold`.
+bool any_above(const float* values, int64_t n, float threshold);
+
+}  // namespace tessera::kernels
