@@ -19,17 +19,21 @@ struct Ablation {
 struct ModelInfo {
   std::string name;   ///< as its paper spells it
   std::string title;  ///< "LightGCN, He et al. 2020"
-  std::vector<std::string> aliases;
+  /// Other names, and the settings that such a name implies ("ItemKNNCBF": similarity = content).
+  std::vector<std::pair<std::string, Settings>> aliases;
   std::function<void(Fields&)> describe;  ///< with a default Config
   std::function<std::unique_ptr<Model>(const Settings&, const Context&)> make;
   std::function<std::vector<Resolved>(const Settings&)> resolve;
-  std::vector<Ablation> ablations;
+  /// The registered ablation set for data with these modalities; empty where there is none.
+  std::function<std::vector<Ablation>(const std::vector<std::string>&)> ablations;
 };
 
 /// Every registered model, by name.
 const std::vector<ModelInfo>& models();
 /// The model of that name, without regard to case and punctuation; exit 2 with the nearest name.
 const ModelInfo& find_model(const std::string& name);
+/// What the name implies when it is one of the model's aliases, else nothing.
+Settings implied_settings(const std::string& name);
 
 void register_model(ModelInfo info);
 
@@ -47,7 +51,7 @@ RunSettings resolve_settings(const ModelInfo& model, const Settings& given);
 template <typename M>
 struct RegisterModel {
   RegisterModel(const std::string& name, const std::string& title,
-                std::vector<std::string> aliases = {}) {
+                std::vector<std::pair<std::string, Settings>> aliases = {}) {
     ModelInfo info;
     info.name = name;
     info.title = title;
@@ -71,7 +75,7 @@ struct RegisterModel {
       f.apply(settings);
       return f.resolved();
     };
-    if constexpr (requires { M::Config::ablations(); }) info.ablations = M::Config::ablations();
+    if constexpr (requires { M::Config::ablations({}); }) info.ablations = M::Config::ablations;
     register_model(std::move(info));
   }
 };
