@@ -1,0 +1,225 @@
+#include "tessera/ops/graph.h"
+
+#include <torch/torch.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "tessera/ops/kernels.h"
+#include "tessera/ops/parallel.h"
+
+namespace tessera {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+torch::Tensor inverse_roots(const torch::Tensor& offsets, double eps) {
+  return (offsets.diff().to(torch::kFloat64) + eps).rsqrt();
+}
+
+// scale * (base + S x) by rows, shared out by non-zeros (and rows, where most are empty).
+template <typename T>
+void product(kernels::Spmm spmm, int64_t n_rows, const T* x, const T* base, T* out) {
+  const int64_t* offsets = spmm.offsets;
+  const auto work = [&](int64_t row) { return offsets[row] + row; };
+  const auto row_at = [&](int64_t amount) {  // the first row that begins at or after `amount`
+    int64_t low = 0, high = n_rows;
+    while (low < high) {
+      const int64_t middle = (low + high) / 2;
+      if (work(middle) < amount) {
+        low = middle + 1;
+      } else {
+        high = middle;
+      }
+    }
+    return low;
+  };
+  const int64_t grain = std::max<int64_t>(1, 131072 / std::max<int64_t>(1, spmm.width));
+  parallel_for(0, work(n_rows), grain, [&](int64_t begin, int64_t end) {
+    kernels::spmm(spmm, x, base, out, row_at(begin), row_at(end));
+  });
+}
+
+struct Pair {
+  torch::Tensor users, items;
+};
+
+// scale * (base + A_hat x); base may be undefined.
+Pair apply(const BipartiteGraph::Parts& graph, const Pair& x, const Pair& base, double scale) {
+  const int64_t n_users = x.users.size(0), n_items = x.items.size(0), width = x.users.size(1);
+  Pair out{torch::empty_like(x.users), torch::empty_like(x.items)};
+  const auto run = [&](auto type) {
+    using T = decltype(type);
+    const auto data = [](const torch::Tensor& t) {
+      return t.defined() ? t.const_data_ptr<T>() : nullptr;
+    };
+    const double* user_root = graph.user_root.const_data_ptr<double>();
+    const double* item_root = graph.item_root.const_data_ptr<double>();
+    product<T>({graph.user_offsets.const_data_ptr<int64_t>(),
+                graph.user_items.const_data_ptr<int32_t>(), user_root, item_root, width, scale},
+               n_users, data(x.items), data(base.users), out.users.mutable_data_ptr<T>());
+    product<T>({graph.item_offsets.const_data_ptr<int64_t>(),
+                graph.item_users.const_data_ptr<int32_t>(), item_root, user_root, width, scale},
+               n_items, data(x.users), data(base.items), out.items.mutable_data_ptr<T>());
+  };
+  if (x.users.scalar_type() == torch::kFloat32) {
+    run(float{});
+  } else {
+    run(double{});
+  }
+  return out;
+}
+
+Pair mean_of_layers(const BipartiteGraph::Parts& graph, const Pair& x, int64_t n_layers) {
+  Pair y = x;
+  for (int64_t layer = 1; layer <= n_layers; ++layer) {
+    y = apply(graph, y, x, layer == n_layers ? 1.0 / static_cast<double>(n_layers + 1) : 1.0);
+  }
+  return y;
+}
+
+// Both ops are symmetric linear maps: what forward does to X, backward does to its gradient.
+// `n_layers` below 0 stands for one product.
+Pair linear(const BipartiteGraph::Parts& graph, const Pair& x, int64_t n_layers) {
+  const Pair dense{x.users.contiguous(), x.items.contiguous()};
+  return n_layers < 0 ? apply(graph, dense, {}, 1) : mean_of_layers(graph, dense, n_layers);
+}
+
+struct Holder : torch::CustomClassHolder {
+  explicit Holder(BipartiteGraph g) : graph(std::move(g)) {}
+  BipartiteGraph graph;
+};
+
+class GraphOp : public torch::autograd::Function<GraphOp> {
+ public:
+  static variable_list forward(AutogradContext* context, const torch::Tensor& users,
+                               const torch::Tensor& items, const BipartiteGraph& graph,
+                               int64_t n_layers) {
+    context->saved_data["graph"] = c10::IValue::make_capsule(c10::make_intrusive<Holder>(graph));
+    context->saved_data["n_layers"] = n_layers;
+    const Pair out = linear(graph.parts(), {users, items}, n_layers);
+    // An output that is an input (no layer, contiguous) must be a tensor of its own.
+    return {out.users.is_same(users) ? users.clone() : out.users,
+            out.items.is_same(items) ? items.clone() : out.items};
+  }
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    const auto capsule = context->saved_data["graph"].toCapsule();
+    const auto& graph = static_cast<Holder*>(capsule.get())->graph;
+    const Pair out = linear(graph.parts(), {gradients[0], gradients[1]},
+                            context->saved_data["n_layers"].toInt());
+    return {out.users, out.items, torch::Tensor(), torch::Tensor()};
+  }
+};
+
+void check(const BipartiteGraph& graph, const torch::Tensor& users, const torch::Tensor& items) {
+  TORCH_CHECK(graph.defined(), "propagation needs a graph");
+  TORCH_CHECK(users.dim() == 2 && items.dim() == 2 && users.size(0) == graph.n_users() &&
+                  items.size(0) == graph.n_items() && users.size(1) == items.size(1),
+              "propagation needs [", graph.n_users(), ", d] and [", graph.n_items(), ", d], got ",
+              users.sizes(), " and ", items.sizes());
+  const auto type = users.scalar_type();
+  TORCH_CHECK((type == torch::kFloat32 || type == torch::kFloat64) && items.scalar_type() == type,
+              "propagation needs float32 or float64, got ", type, " and ", items.scalar_type());
+}
+
+}  // namespace
+
+BipartiteGraph::BipartiteGraph(const torch::Tensor& offsets, const torch::Tensor& items,
+                               int64_t n_items, double eps) {
+  TORCH_CHECK(offsets.scalar_type() == torch::kInt64 && offsets.dim() == 1 && offsets.size(0) >= 1,
+              "a graph's offsets must be int64 [n_users + 1]");
+  TORCH_CHECK(items.scalar_type() == torch::kInt32 && items.dim() == 1 && n_items >= 0,
+              "a graph's items must be int32 [n_edges]");
+  auto parts = std::make_shared<Parts>();
+  parts->user_offsets = offsets.contiguous();
+  parts->user_items = items.contiguous();
+  const int64_t n_users = offsets.size(0) - 1, n_edges = items.size(0);
+  const int64_t* from = parts->user_offsets.const_data_ptr<int64_t>();
+  const int32_t* item = parts->user_items.const_data_ptr<int32_t>();
+  TORCH_CHECK(from[0] == 0 && from[n_users] == n_edges, "a graph's offsets must span its edges");
+  parts->item_offsets = torch::zeros({n_items + 1}, torch::kInt64);
+  int64_t* to = parts->item_offsets.mutable_data_ptr<int64_t>();
+  for (int64_t u = 0; u < n_users; ++u) {
+    TORCH_CHECK(from[u] <= from[u + 1] && from[u + 1] <= n_edges, "a graph's offsets must rise");
+    for (int64_t e = from[u]; e < from[u + 1]; ++e) {
+      TORCH_CHECK(item[e] >= 0 && item[e] < n_items, "item ", item[e], " of a graph with ",
+                  n_items);
+      TORCH_CHECK(e == from[u] || item[e - 1] < item[e],
+                  "a user's items must be sorted and distinct");
+      ++to[item[e] + 1];
+    }
+  }
+  for (int64_t i = 0; i < n_items; ++i) to[i + 1] += to[i];
+  parts->item_users = torch::empty({n_edges}, torch::kInt32);
+  int32_t* user = parts->item_users.mutable_data_ptr<int32_t>();
+  std::vector<int64_t> next(to, to + n_items);
+  for (int64_t u = 0; u < n_users; ++u) {
+    for (int64_t e = from[u]; e < from[u + 1]; ++e) {
+      user[next[static_cast<size_t>(item[e])]++] = static_cast<int32_t>(u);
+    }
+  }
+  parts->user_root = inverse_roots(parts->user_offsets, eps);
+  parts->item_root = inverse_roots(parts->item_offsets, eps);
+  parts_ = std::move(parts);
+}
+
+int64_t BipartiteGraph::n_users() const { return parts_->user_root.size(0); }
+int64_t BipartiteGraph::n_items() const { return parts_->item_root.size(0); }
+int64_t BipartiteGraph::n_edges() const { return parts_->user_items.size(0); }
+
+torch::Tensor BipartiteGraph::dense() const {
+  const torch::Tensor users = torch::repeat_interleave(parts_->user_offsets.diff());
+  const torch::Tensor items = parts_->user_items.to(torch::kInt64);
+  torch::Tensor matrix = torch::zeros({n_users(), n_items()}, torch::kFloat64);
+  matrix.index_put_({users, items}, parts_->user_root.index_select(0, users) *
+                                        parts_->item_root.index_select(0, items));
+  return matrix;
+}
+
+std::pair<torch::Tensor, torch::Tensor> propagate(const BipartiteGraph& graph,
+                                                  const torch::Tensor& users,
+                                                  const torch::Tensor& items) {
+  check(graph, users, items);
+  const variable_list out = GraphOp::apply(users, items, graph, -1);
+  return {out[0], out[1]};
+}
+
+std::pair<torch::Tensor, torch::Tensor> layer_mean(const BipartiteGraph& graph,
+                                                   const torch::Tensor& users,
+                                                   const torch::Tensor& items, int64_t n_layers) {
+  check(graph, users, items);
+  TORCH_CHECK(n_layers >= 0, "propagation needs at least 0 layers, got ", n_layers);
+  const variable_list out = GraphOp::apply(users, items, graph, n_layers);
+  return {out[0], out[1]};
+}
+
+std::pair<torch::Tensor, torch::Tensor> propagate_composed(const BipartiteGraph& graph,
+                                                           const torch::Tensor& users,
+                                                           const torch::Tensor& items) {
+  const BipartiteGraph::Parts& parts = graph.parts();
+  const torch::Tensor user = torch::repeat_interleave(parts.user_offsets.diff());
+  const torch::Tensor item = parts.user_items.to(torch::kInt64);
+  const torch::Tensor weight =
+      (parts.user_root.index_select(0, user) * parts.item_root.index_select(0, item))
+          .to(users.scalar_type())
+          .unsqueeze(1);
+  return {torch::zeros_like(users).index_add(0, user, weight * items.index_select(0, item)),
+          torch::zeros_like(items).index_add(0, item, weight * users.index_select(0, user))};
+}
+
+std::pair<torch::Tensor, torch::Tensor> layer_mean_composed(const BipartiteGraph& graph,
+                                                            const torch::Tensor& users,
+                                                            const torch::Tensor& items,
+                                                            int64_t n_layers) {
+  torch::Tensor user_sum = users, item_sum = items, user = users, item = items;
+  for (int64_t layer = 0; layer < n_layers; ++layer) {
+    std::tie(user, item) = propagate_composed(graph, user, item);
+    user_sum = user_sum + user;
+    item_sum = item_sum + item;
+  }
+  const double count = static_cast<double>(n_layers + 1);
+  return {user_sum / count, item_sum / count};
+}
+
+}  // namespace tessera
