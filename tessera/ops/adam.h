@@ -62,6 +62,10 @@ class RowTable {
   /// Rows (int64 [n], distinct) brought up to date, as a leaf [n, width] that requires a gradient.
   /// One gather a step; the table remembers it for step().
   torch::Tensor gather(const torch::Tensor& rows);
+  /// The gradient of the gathered leaf, undefined before backward. [n, width]
+  torch::Tensor gradient() const {
+    return gathered_.defined() ? gathered_.grad() : torch::Tensor();
+  }
   /// Ends one optimiser step: applies the gradient of the gathered leaf, if there was one.
   void step();
   /// Replays every pending step of every row.
