@@ -19,8 +19,6 @@
 namespace tessera {
 namespace {
 
-constexpr int64_t kMaxWidth = 1 << 20;
-
 void halves_portable(const char* from, float* to, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
     uint16_t bits;
@@ -49,22 +47,6 @@ Halves best_halves() {
   return halves_portable;
 }
 
-/// `n` numbers of `dtype` at `from`, at any alignment, as float32.
-void to_floats(torch::ScalarType dtype, const char* from, float* to, int64_t n) {
-  if (dtype == torch::kFloat) {
-    std::memcpy(to, from, static_cast<size_t>(n) * sizeof(float));
-  } else if (dtype == torch::kHalf) {
-    static const Halves halves = best_halves();
-    halves(from, to, n);
-  } else {
-    for (int64_t i = 0; i < n; ++i) {
-      double value;
-      std::memcpy(&value, from + 8 * i, 8);
-      to[i] = static_cast<float>(value);
-    }
-  }
-}
-
 /// Exit 3 unless the shape is that of a feature: [rows, width >= 1] of floating-point numbers.
 void require_matrix(torch::ScalarType dtype, const std::vector<int64_t>& shape,
                     const std::string& what) {
@@ -77,8 +59,8 @@ void require_matrix(torch::ScalarType dtype, const std::vector<int64_t>& shape,
                      fmt::join(shape, ", "));
   }
   if (shape[1] < 1) throw data_error("{}: rows of width 0, wanted at least 1", what);
-  if (shape[1] > kMaxWidth) {
-    throw data_error("{}: rows of width {}, wanted at most {}", what, shape[1], kMaxWidth);
+  if (shape[1] > kMaxFeatureWidth) {
+    throw data_error("{}: rows of width {}, wanted at most {}", what, shape[1], kMaxFeatureWidth);
   }
   if (shape[0] > std::numeric_limits<int32_t>::max()) {
     throw data_error("{}: {} rows, wanted fewer than 2^31", what, shape[0]);
@@ -107,6 +89,21 @@ void gather_rows(const Feature& feature, const Index* items, int64_t n, float* t
 
 }  // namespace
 
+void floats_of(torch::ScalarType dtype, const char* from, float* to, int64_t n) {
+  if (dtype == torch::kFloat) {
+    std::memcpy(to, from, static_cast<size_t>(n) * sizeof(float));
+  } else if (dtype == torch::kHalf) {
+    static const Halves halves = best_halves();
+    halves(from, to, n);
+  } else {
+    for (int64_t i = 0; i < n; ++i) {
+      double value;
+      std::memcpy(&value, from + 8 * i, 8);
+      to[i] = static_cast<float>(value);
+    }
+  }
+}
+
 MappedArray::MappedArray(torch::Tensor rows) {
   TORCH_CHECK(rows.dim() == 2 && rows.size(1) >= 1, "MappedArray: [rows, width >= 1]");
   auto kept =
@@ -120,7 +117,7 @@ MappedArray::MappedArray(torch::Tensor rows) {
 int64_t MappedArray::item_size() const { return static_cast<int64_t>(c10::elementSize(dtype_)); }
 
 void MappedArray::read_row(int64_t row, float* to) const {
-  to_floats(dtype_, data_ + row * width_ * item_size(), to, width_);
+  floats_of(dtype_, data_ + row * width_ * item_size(), to, width_);
 }
 
 MappedArray map_npy(const std::filesystem::path& path) {

@@ -13,6 +13,12 @@
 
 namespace tessera {
 
+/// Wider rows are taken for damage.
+inline constexpr int64_t kMaxFeatureWidth = 1 << 20;
+
+/// `n` numbers of `dtype` (kHalf, kFloat or kDouble) at `from`, at any alignment, as float32.
+void floats_of(torch::ScalarType dtype, const char* from, float* to, int64_t n);
+
 /// A matrix in a file, mapped read-only and never copied whole.
 class MappedArray {
  public:
