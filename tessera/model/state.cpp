@@ -54,7 +54,7 @@ T number_of(const State::Saved& saved, const std::string& name) {
 
 void State::add(const std::string& name, torch::Tensor& value, Role role) {
   entries_.push_back({name, role,
-                      [name, role, &value](Saved& saved) {
+                      [name, role, &value](Saved& saved, bool) {
                         if (value.defined()) {
                           file_of(saved, role)[name] = value.detach().contiguous();
                         }
@@ -66,39 +66,40 @@ void State::add(const std::string& name, torch::Tensor& value, Role role) {
 }
 
 void State::add(const std::string& name, RowTable& table, Role role) {
-  entries_.push_back({name, role,
-                      [name, role, &table](Saved& saved) {
-                        const RowTable::Parts parts = table.parts();
-                        file_of(saved, role)[name] = parts.value;
-                        if (!parts.m.defined()) return;
-                        saved.optimizer[name + ".m"] = parts.m;
-                        saved.optimizer[name + ".v"] = parts.v;
-                        saved.optimizer[name + ".last_step"] = parts.last_step;
-                        saved.values[name + ".step"] = parts.step;
-                      },
-                      [name, role, &table](const Saved& saved) {
-                        RowTable::Parts parts;
-                        parts.value = table.value().clone();
-                        assign(name, parts.value,
-                               find(role == Role::scoring ? saved.weights : saved.optimizer, name));
-                        if (const auto* m = find(saved.optimizer, name + ".m")) {
-                          parts.m = torch::empty_like(parts.value);
-                          parts.v = torch::empty_like(parts.value);
-                          parts.last_step = torch::empty({parts.value.size(0)}, torch::kInt64);
-                          assign(name + ".m", parts.m, m);
-                          assign(name + ".v", parts.v, find(saved.optimizer, name + ".v"));
-                          assign(name + ".last_step", parts.last_step,
-                                 find(saved.optimizer, name + ".last_step"));
-                          parts.step = number_of<int64_t>(saved, name + ".step");
-                        }
-                        table.load(std::move(parts));
-                      }});
+  const auto save = [name, role, &table](Saved& saved, bool weights_only) {
+    const RowTable::Parts parts = table.parts();
+    file_of(saved, role)[name] = parts.value;
+    if (weights_only) return;
+    saved.values[name + ".step"] = parts.step;
+    saved.optimizer[name + ".last_step"] = parts.last_step;
+    if (parts.m.numel() == 0) return;
+    saved.optimizer[name + ".m"] = parts.m;
+    saved.optimizer[name + ".v"] = parts.v;
+  };
+  const auto load = [name, role, &table](const Saved& saved) {
+    RowTable::Parts parts;
+    parts.value = torch::empty_like(table.value());
+    assign(name, parts.value, find(role == Role::scoring ? saved.weights : saved.optimizer, name));
+    parts.last_step = torch::zeros({parts.value.size(0)}, torch::kInt64);
+    if (const auto* last = find(saved.optimizer, name + ".last_step")) {
+      assign(name + ".last_step", parts.last_step, last);
+      parts.step = number_of<int64_t>(saved, name + ".step");
+    }
+    if (const auto* m = find(saved.optimizer, name + ".m")) {
+      parts.m = torch::empty_like(parts.value);
+      parts.v = torch::empty_like(parts.value);
+      assign(name + ".m", parts.m, m);
+      assign(name + ".v", parts.v, find(saved.optimizer, name + ".v"));
+    }
+    table.load(std::move(parts));
+  };
+  entries_.push_back({name, role, save, load});
 }
 
 void State::add(const std::string& name, DenseAdam& adam, Role role) {
   entries_.push_back(
       {name, role,
-       [name, &adam](Saved& saved) {
+       [name, &adam](Saved& saved, bool) {
          for (const auto& [tensor, moments] : adam.moments()) {
            saved.optimizer[name + "." + tensor + ".m"] = moments.m;
            saved.optimizer[name + "." + tensor + ".v"] = moments.v;
@@ -123,24 +124,27 @@ void State::add(const std::string& name, DenseAdam& adam, Role role) {
 
 void State::add(const std::string& name, int64_t& value, Role role) {
   entries_.push_back(
-      {name, role, [name, &value](Saved& saved) { saved.values[name] = value; },
+      {name, role, [name, &value](Saved& saved, bool) { saved.values[name] = value; },
        [name, &value](const Saved& saved) { value = number_of<int64_t>(saved, name); }});
 }
 
 void State::add(const std::string& name, double& value, Role role) {
   entries_.push_back(
-      {name, role, [name, &value](Saved& saved) { saved.values[name] = value; },
+      {name, role, [name, &value](Saved& saved, bool) { saved.values[name] = value; },
        [name, &value](const Saved& saved) { value = number_of<double>(saved, name); }});
 }
 
 void State::add(const std::string& name, Json& value, Role role) {
-  entries_.push_back({name, role, [name, &value](Saved& saved) { saved.values[name] = value; },
+  entries_.push_back({name, role,
+                      [name, &value](Saved& saved, bool) { saved.values[name] = value; },
                       [name, &value](const Saved& saved) { value = value_of(saved, name); }});
 }
 
-State::Saved State::save() const {
+State::Saved State::save(bool weights_only) const {
   Saved saved;
-  for (const auto& entry : entries_) entry.save(saved);
+  for (const auto& entry : entries_) {
+    if (!weights_only || entry.role == Role::scoring) entry.save(saved, weights_only);
+  }
   return saved;
 }
 

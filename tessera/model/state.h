@@ -35,7 +35,8 @@ class State {
     TensorMap weights, optimizer;
     Json values = Json::object();
   };
-  Saved save() const;
+  /// With `weights_only` what ranking needs and nothing else: the best snapshot, the bundle.
+  Saved save(bool weights_only = false) const;
   /// Assigns everything named; exit 3 naming what is missing or has another shape than is there
   /// (an undefined tensor takes any shape). With `weights_only` the other roles are left alone.
   void load(const Saved& saved, bool weights_only = false);
@@ -43,7 +44,7 @@ class State {
   struct Entry {
     std::string name;
     Role role;
-    std::function<void(Saved&)> save;
+    std::function<void(Saved&, bool weights_only)> save;
     std::function<void(const Saved&)> load;
   };
   const std::vector<Entry>& entries() const { return entries_; }
