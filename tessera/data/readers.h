@@ -47,6 +47,7 @@ struct Detected {
   std::string delimiter;  ///< of delimited text, as in the file
   std::vector<std::string>
       names;  ///< column names; "1", "2", .. without header; empty where no table
+  std::vector<std::string> types;  ///< RecBole's: token, token_seq, float, float_seq; else empty
   bool has_header = false;
   /// Meaning -> column index, in order: user, item, rating, time, position, split, event, list.
   std::vector<std::pair<std::string, int>> columns;
