@@ -1,0 +1,390 @@
+#include "tessera/ops/topk.h"
+
+#include <torch/torch.h>
+
+#include <algorithm>
+#include <limits>
+#include <utility>
+#include <vector>
+
+#include "tessera/base/error.h"
+#include "tessera/ops/kernels.h"
+#include "tessera/ops/parallel.h"
+
+namespace tessera {
+namespace {
+
+using kernels::kTileColumns;
+using kernels::kTileRows;
+
+constexpr int64_t kItemBlock = 512;
+constexpr int64_t kStride = kItemBlock + kTileColumns;  // not a power of two, for the caches' sake
+constexpr int64_t kUserBlock = 192;
+static_assert(kItemBlock % kTileColumns == 0 && kUserBlock % kTileRows == 0);
+constexpr float kNone = std::numeric_limits<float>::quiet_NaN();
+
+int64_t rounded_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+torch::Tensor plain(const torch::Tensor& t, const char* what) {
+  TORCH_CHECK(t.dim() == 2 && t.is_floating_point(), what, " must be float [n, d], got ",
+              t.sizes());
+  return t.detach().to(torch::kCPU, torch::kFloat32).contiguous();
+}
+
+// Scores by inner product: items packed once into panels of kTileColumns, users by block.
+class ProductSource {
+ public:
+  ProductSource(const torch::Tensor& users, const torch::Tensor& items)
+      : users_(plain(users, "user vectors")), items_(plain(items, "item vectors")) {
+    TORCH_CHECK(users_.size(1) == items_.size(1), "user vectors are ", users_.size(1),
+                " wide, item vectors ", items_.size(1));
+    const int64_t n_panels = rounded_up(n_items(), kTileColumns) / kTileColumns, d = depth();
+    packed_ = torch::empty({n_panels, d, kTileColumns}, torch::kFloat32);
+    float* to = packed_.mutable_data_ptr<float>();
+    parallel_for(0, n_panels, 64, [&](int64_t begin, int64_t end) {
+      for (int64_t p = begin; p < end; ++p) {
+        for (int64_t c = 0; c < kTileColumns; ++c) {
+          pack(p * kTileColumns + c, to + p * d * kTileColumns + c);
+        }
+      }
+    });
+  }
+  int64_t n_users() const { return users_.size(0); }
+  int64_t n_items() const { return items_.size(0); }
+
+  class Block {
+   public:
+    Block(const ProductSource& source, int64_t begin, int64_t end)
+        : source_(source), n_tiles_(rounded_up(end - begin, kTileRows) / kTileRows) {
+      const int64_t d = source.depth();
+      rows_.assign(static_cast<size_t>(n_tiles_ * kTileRows * d), 0);
+      std::copy_n(source.users_.const_data_ptr<float>() + begin * d, (end - begin) * d,
+                  rows_.begin());
+      panel_.resize(static_cast<size_t>(d * kTileColumns));
+    }
+    void fill(int64_t first, int64_t n, float* out) {
+      const int64_t d = source_.depth();
+      const float* panels = source_.packed_.const_data_ptr<float>();
+      for (int64_t c = 0; c < n; c += kTileColumns) {
+        for (int64_t t = 0; t < n_tiles_; ++t) {
+          kernels::product_tile(rows_.data() + t * kTileRows * d, panels + (first + c) * d, d,
+                                out + t * kTileRows * kStride + c, kStride);
+        }
+      }
+    }
+    // Scores of chosen items of one user, the same numbers as fill's.
+    void some(int64_t user, const int32_t* items, int64_t n, float* out) {
+      const int64_t d = source_.depth();
+      float tile[kTileRows * kTileColumns];
+      for (int64_t begin = 0; begin < n; begin += kTileColumns) {
+        const int64_t size = std::min(kTileColumns, n - begin);
+        for (int64_t c = 0; c < kTileColumns; ++c) {
+          source_.pack(items[begin + std::min(c, size - 1)], panel_.data() + c);
+        }
+        kernels::product_tile(rows_.data() + user / kTileRows * kTileRows * d, panel_.data(), d,
+                              tile, kTileColumns);
+        std::copy_n(tile + user % kTileRows * kTileColumns, size, out + begin);
+      }
+    }
+
+   private:
+    const ProductSource& source_;
+    int64_t n_tiles_;
+    std::vector<float> rows_, panel_;
+  };
+
+ private:
+  int64_t depth() const { return users_.size(1); }
+  void pack(int64_t item, float* to) const {  // zeros past the last item
+    const int64_t d = depth();
+    const float* from = items_.const_data_ptr<float>() + item * d;
+    const bool real = item < n_items();
+    for (int64_t k = 0; k < d; ++k) to[k * kTileColumns] = real ? from[k] : 0;
+  }
+  torch::Tensor users_, items_, packed_;
+};
+
+class ScoreSource {
+ public:
+  explicit ScoreSource(const torch::Tensor& scores) : scores_(plain(scores, "scores")) {}
+  int64_t n_users() const { return scores_.size(0); }
+  int64_t n_items() const { return scores_.size(1); }
+
+  class Block {
+   public:
+    Block(const ScoreSource& source, int64_t begin, int64_t end)
+        : from_(source.scores_.const_data_ptr<float>() + begin * source.n_items()),
+          n_users_(end - begin),
+          n_items_(source.n_items()) {}
+    void fill(int64_t first, int64_t n, float* out) {
+      for (int64_t u = 0; u < n_users_; ++u) {
+        std::copy_n(from_ + u * n_items_ + first, n, out + u * kStride);
+      }
+    }
+    void some(int64_t user, const int32_t* items, int64_t n, float* out) {
+      for (int64_t i = 0; i < n; ++i) out[i] = from_[user * n_items_ + items[i]];
+    }
+
+   private:
+    const float* from_;
+    int64_t n_users_, n_items_;
+  };
+
+ private:
+  torch::Tensor scores_;
+};
+
+// Rows of items of n users, checked.
+struct Rows {
+  torch::Tensor offsets, items;
+  Rows(const torch::Tensor& o, const torch::Tensor& i, int64_t n, int64_t n_items, bool sorted,
+       const char* what) {
+    TORCH_CHECK(o.scalar_type() == torch::kInt64 && o.dim() == 1 && o.size(0) == n + 1 &&
+                    i.scalar_type() == torch::kInt32 && i.dim() == 1,
+                what, " need int64 [n + 1] offsets and int32 items");
+    offsets = o.contiguous();
+    items = i.contiguous();
+    TORCH_CHECK(begin(0) == 0 && begin(n) == items.size(0), what,
+                ": offsets do not span the items");
+    const int32_t* item = data();
+    for (int64_t u = 0; u < n; ++u) {
+      TORCH_CHECK(begin(u) <= begin(u + 1) && begin(u + 1) <= items.size(0), what,
+                  ": offsets must rise");
+      for (int64_t e = begin(u); e < begin(u + 1); ++e) {
+        TORCH_CHECK(item[e] >= 0 && item[e] < n_items, what, ": item ", item[e], " of ", n_items);
+        TORCH_CHECK(!sorted || e == begin(u) || item[e - 1] <= item[e], what, " must be sorted");
+      }
+    }
+  }
+  Rows() = default;
+  bool defined() const { return offsets.defined(); }
+  int64_t begin(int64_t user) const { return offsets.const_data_ptr<int64_t>()[user]; }
+  const int32_t* data() const { return items.const_data_ptr<int32_t>(); }
+};
+
+struct Masked {
+  Rows rows;
+  std::vector<int32_t> excluded;  // sorted
+  torch::Tensor flags;
+  Masked(const RankMask& mask, int64_t n, int64_t n_items) {
+    if (mask.offsets.defined()) rows = Rows(mask.offsets, mask.items, n, n_items, true, "masks");
+    if (!mask.excluded.defined()) return;
+    TORCH_CHECK(mask.excluded.scalar_type() == torch::kBool && mask.excluded.dim() == 1 &&
+                    mask.excluded.size(0) == n_items,
+                "excluded items must be bool [", n_items, "], got ", mask.excluded.sizes());
+    flags = mask.excluded.contiguous();
+    for (int64_t i = 0; i < n_items; ++i) {
+      if (is_excluded(i)) excluded.push_back(static_cast<int32_t>(i));
+    }
+  }
+  bool is_excluded(int64_t item) const {
+    return flags.defined() && flags.const_data_ptr<bool>()[item];
+  }
+};
+
+// Walks all scores in blocks of users and items. `State` is made a block of users and gets
+// state.add(user of the block, scores, first item, n) for every user and
+// block of items, items ascending, and state.finish(). Scores of masked items arrive as NaN.
+template <typename Source, typename MakeState>
+void rank(const Source& source, const Masked& masked, int64_t largest_block,
+          const MakeState& make_state) {
+  const int64_t n_users = source.n_users(), n_items = source.n_items();
+  const int64_t n_threads = at::get_num_threads();
+  const int64_t block = std::clamp(rounded_up((n_users + n_threads - 1) / n_threads, kTileRows),
+                                   kTileRows, std::clamp(largest_block, kTileRows, kUserBlock));
+  const int64_t n_blocks = (n_users + block - 1) / block;
+  parallel_for(0, n_blocks, 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> scores(static_cast<size_t>(rounded_up(block, kTileRows) * kStride));
+    for (int64_t b = begin; b < end; ++b) {
+      const int64_t first_user = b * block, size = std::min(block, n_users - first_user);
+      typename Source::Block scorer(source, first_user, first_user + size);
+      auto state = make_state(scorer, first_user, size);
+      std::vector<int64_t> cursor(static_cast<size_t>(size));
+      for (int64_t u = 0; u < size && masked.rows.defined(); ++u) {
+        cursor[static_cast<size_t>(u)] = masked.rows.begin(first_user + u);
+      }
+      auto excluded = masked.excluded.begin();
+      for (int64_t first = 0; first < n_items; first += kItemBlock) {
+        const int64_t n = std::min(kItemBlock, n_items - first);
+        scorer.fill(first, n, scores.data());
+        const auto excluded_end =
+            std::lower_bound(excluded, masked.excluded.end(), static_cast<int32_t>(first + n));
+        for (int64_t u = 0; u < size; ++u) {
+          float* row = scores.data() + u * kStride;
+          if (kernels::has_nan(row, n)) {
+            const auto at = std::find_if(row, row + n, [](float x) { return x != x; });
+            throw RunError(Exit::diverged, fmt::format("the score of item {} for row {} is NaN",
+                                                       first + (at - row), first_user + u));
+          }
+          if (masked.rows.defined()) {
+            int64_t& next = cursor[static_cast<size_t>(u)];
+            const int64_t last = masked.rows.begin(first_user + u + 1);
+            for (; next < last && masked.rows.data()[next] < first + n; ++next) {
+              row[masked.rows.data()[next] - first] = kNone;
+            }
+          }
+          for (auto e = excluded; e != excluded_end; ++e) row[*e - first] = kNone;
+          state.add(u, row, first, n);
+        }
+        excluded = excluded_end;
+      }
+      state.finish();
+    }
+  });
+}
+
+struct Entry {
+  float score;
+  int32_t item;
+};
+bool before(const Entry& a, const Entry& b) {
+  return a.score > b.score || (a.score == b.score && a.item < b.item);
+}
+
+template <typename Source>
+TopK top_k(const Source& source, const RankMask& mask, int64_t k) {
+  TORCH_CHECK(k >= 0, "k must be at least 0, got ", k);
+  const int64_t n_users = source.n_users(), n_items = source.n_items();
+  const Masked masked(mask, n_users, n_items);
+  TopK top{torch::full({n_users, k}, -1, torch::kInt32),
+           torch::full({n_users, k}, -std::numeric_limits<float>::infinity(), torch::kFloat32)};
+  int32_t* out_items = top.items.template mutable_data_ptr<int32_t>();
+  float* out_scores = top.scores.template mutable_data_ptr<float>();
+  const int64_t kept = std::min(k, n_items), room = std::min(2 * kept + 64, n_items);
+
+  struct State {
+    int64_t first_user, kept, room, k;
+    int32_t* out_items;
+    float* out_scores;
+    struct User {
+      std::vector<Entry> best;
+      float threshold = 0;
+      bool full = false;  // then only a score above the threshold can enter
+    };
+    std::vector<User> users;
+
+    void add(int64_t user, const float* scores, int64_t first, int64_t n) {
+      if (kept == 0) return;
+      User& state = users[static_cast<size_t>(user)];
+      constexpr int64_t kChunk = 64;
+      for (int64_t begin = 0; begin < n; begin += kChunk) {
+        const int64_t end = std::min(n, begin + kChunk);
+        if (state.full && !kernels::any_above(scores + begin, end - begin, state.threshold)) {
+          continue;
+        }
+        for (int64_t i = begin; i < end; ++i) {
+          if (scores[i] != scores[i] || (state.full && !(scores[i] > state.threshold))) continue;
+          state.best.push_back({scores[i], static_cast<int32_t>(first + i)});
+          if (static_cast<int64_t>(state.best.size()) == room && room > kept) cut(state);
+        }
+      }
+    }
+    void cut(User& state) const {
+      const auto last = state.best.begin() + (kept - 1);
+      std::nth_element(state.best.begin(), last, state.best.end(), before);
+      state.threshold = last->score;
+      state.full = true;
+      state.best.resize(static_cast<size_t>(kept));
+    }
+    void finish() {
+      for (size_t u = 0; u < users.size(); ++u) {
+        std::vector<Entry>& best = users[u].best;
+        const int64_t n = std::min(kept, static_cast<int64_t>(best.size()));
+        std::partial_sort(best.begin(), best.begin() + n, best.end(), before);
+        const int64_t at = (first_user + static_cast<int64_t>(u)) * k;
+        for (int64_t i = 0; i < n; ++i) {
+          out_items[at + i] = best[static_cast<size_t>(i)].item;
+          out_scores[at + i] = best[static_cast<size_t>(i)].score;
+        }
+      }
+    }
+  };
+  // Long lists make smaller blocks, so that a block's lists take 32 MiB at most.
+  rank(source, masked, (int64_t{1} << 22) / std::max<int64_t>(1, room),
+       [&](typename Source::Block&, int64_t first_user, int64_t size) {
+         State state{first_user, kept, room, k, out_items, out_scores, {}};
+         state.users.resize(static_cast<size_t>(size));
+         return state;
+       });
+  return top;
+}
+
+template <typename Source>
+Ranks count_above(const Source& source, const RankMask& mask, const torch::Tensor& held_offsets,
+                  const torch::Tensor& held_items) {
+  const int64_t n_users = source.n_users(), n_items = source.n_items();
+  const Masked masked(mask, n_users, n_items);
+  const Rows held(held_offsets, held_items, n_users, n_items, false, "held-out items");
+  const int64_t m = held.items.size(0);
+  Ranks ranks{torch::zeros({m}, torch::kFloat32), torch::zeros({m}, torch::kInt64),
+              torch::zeros({m}, torch::kInt64), torch::zeros({m}, torch::kInt64),
+              torch::empty({n_users}, torch::kInt64)};
+  int64_t* candidates = ranks.n_candidates.template mutable_data_ptr<int64_t>();
+  for (int64_t u = 0; u < n_users; ++u) {
+    candidates[u] = n_items - static_cast<int64_t>(masked.excluded.size());
+    if (!masked.rows.defined()) continue;
+    const int32_t* item = masked.rows.data();
+    for (int64_t e = masked.rows.begin(u); e < masked.rows.begin(u + 1); ++e) {
+      const bool again = e > masked.rows.begin(u) && item[e] == item[e - 1];
+      candidates[u] -= !again && !masked.is_excluded(item[e]);
+    }
+  }
+
+  struct State {
+    const Rows& held;
+    int64_t first_user;
+    const float* score;
+    int64_t *greater, *lower, *other;
+
+    void add(int64_t user, const float* scores, int64_t first, int64_t n) {
+      for (int64_t e = held.begin(first_user + user); e < held.begin(first_user + user + 1); ++e) {
+        const kernels::Counts counts = kernels::count(scores, n, score[e]);
+        greater[e] += counts.above;
+        if (counts.equal == 0) continue;
+        const int64_t at = held.data()[e] - first;  // where the item itself would stand
+        const bool itself = at >= 0 && at < n && scores[at] == score[e];
+        other[e] += counts.equal - itself;
+        if (at > 0) lower[e] += kernels::count(scores, std::min(at, n), score[e]).equal;
+      }
+    }
+    void finish() {}
+  };
+  float* scores = ranks.scores.template mutable_data_ptr<float>();
+  int64_t* greater = ranks.n_greater.template mutable_data_ptr<int64_t>();
+  int64_t* lower = ranks.n_equal_lower.template mutable_data_ptr<int64_t>();
+  int64_t* other = ranks.n_equal_other.template mutable_data_ptr<int64_t>();
+  rank(source, masked, kUserBlock,
+       [&](typename Source::Block& scorer, int64_t first_user, int64_t size) {
+         for (int64_t u = 0; u < size; ++u) {
+           const int64_t begin = held.begin(first_user + u);
+           scorer.some(u, held.data() + begin, held.begin(first_user + u + 1) - begin,
+                       scores + begin);
+         }
+         return State{held, first_user, scores, greater, lower, other};
+       });
+  return ranks;
+}
+
+}  // namespace
+
+TopK top_k_product(const torch::Tensor& users, const torch::Tensor& items, const RankMask& mask,
+                   int64_t k) {
+  return top_k(ProductSource(users, items), mask, k);
+}
+
+TopK top_k_scores(const torch::Tensor& scores, const RankMask& mask, int64_t k) {
+  return top_k(ScoreSource(scores), mask, k);
+}
+
+Ranks count_above_product(const torch::Tensor& users, const torch::Tensor& items,
+                          const RankMask& mask, const torch::Tensor& held_offsets,
+                          const torch::Tensor& held_items) {
+  return count_above(ProductSource(users, items), mask, held_offsets, held_items);
+}
+
+Ranks count_above_scores(const torch::Tensor& scores, const RankMask& mask,
+                         const torch::Tensor& held_offsets, const torch::Tensor& held_items) {
+  return count_above(ScoreSource(scores), mask, held_offsets, held_items);
+}
+
+}  // namespace tessera
