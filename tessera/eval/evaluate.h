@@ -5,13 +5,11 @@
 #include <vector>
 
 #include "tessera/base/json.h"
+#include "tessera/eval/metrics.h"
 #include "tessera/eval/protocol.h"
 #include "tessera/model/model.h"
 
 namespace tessera {
-
-/// Metrics in the order asked for; NaN where undefined (no user in the slice).
-using MetricValues = std::vector<std::pair<std::string, double>>;
 
 struct EvalOptions {
   std::vector<std::string> metrics;  ///< "recall", "ndcg@20", any spelling; empty: the defaults

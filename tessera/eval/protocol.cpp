@@ -1,0 +1,88 @@
+#include "tessera/eval/protocol.h"
+
+#include <cmath>
+
+#include "tessera/base/error.h"
+
+namespace tessera {
+namespace {
+
+std::vector<Protocol> make_protocols() {
+  using Mask = Protocol::Mask;
+  Protocol strict;
+  strict.name = "strict";
+
+  Protocol mmrec;
+  mmrec.name = "mmrec";
+  mmrec.mask_test = Mask::train;
+  mmrec.average_cold_users = false;
+  mmrec.drop_repeats = false;
+  mmrec.sequential_sees_valid = false;
+  mmrec.topk = {5, 10, 20, 50};
+  mmrec.round4 = true;
+  mmrec.patience_plus_one = true;
+
+  Protocol recbole_seq;
+  recbole_seq.name = "recbole-seq";
+  recbole_seq.mask_valid = recbole_seq.mask_test = Mask::none;
+  recbole_seq.drop_repeats = false;
+  recbole_seq.valid_metric = "mrr@10";
+  recbole_seq.topk = {10};
+  recbole_seq.round4 = true;
+  recbole_seq.tie_improves = true;
+  recbole_seq.patience_plus_one = true;
+  recbole_seq.patience = 10;
+  recbole_seq.epochs = 300;
+  recbole_seq.one_target = true;
+
+  Protocol seq_mask = strict;
+  seq_mask.name = "seq-mask";
+  seq_mask.valid_metric = "ndcg@10";
+  seq_mask.topk = {5, 10, 20};
+  seq_mask.patience = 10;
+  seq_mask.epochs = 200;
+  seq_mask.one_target = true;
+
+  // Nothing is masked, so that a repeated target can be found and is kept.
+  Protocol seq_none = seq_mask;
+  seq_none.name = "seq-none";
+  seq_none.mask_valid = seq_none.mask_test = Mask::none;
+  seq_none.drop_repeats = false;
+
+  return {strict, mmrec, recbole_seq, seq_mask, seq_none};
+}
+
+}  // namespace
+
+const std::vector<Protocol>& protocols() {
+  static const std::vector<Protocol> all = make_protocols();
+  return all;
+}
+
+const Protocol& find_protocol(const std::string& name) {
+  std::vector<std::string> names;
+  for (const Protocol& protocol : protocols()) {
+    if (squeezed(protocol.name) == squeezed(name)) return protocol;
+    names.push_back(protocol.name);
+  }
+  throw usage_error("no protocol '{}'{}: protocols are {}", printable(name),
+                    did_you_mean(name, names), fmt::join(names, ", "));
+}
+
+bool EarlyStopping::add(int64_t epoch, double score) {
+  // std::nearbyint rounds half to even in the default rounding mode.
+  const double compared = protocol_->round4 ? std::nearbyint(score * 1e4) / 1e4 : score;
+  const bool improved =
+      best_epoch_ < 0 || compared > best_ || (protocol_->tie_improves && compared == best_);
+  if (!improved) {
+    ++misses_;
+    return false;
+  }
+  best_ = compared;
+  best_score_ = score;
+  best_epoch_ = epoch;
+  misses_ = 0;
+  return true;
+}
+
+}  // namespace tessera
