@@ -36,12 +36,14 @@ struct Evaluation {
   int64_t n_users = 0;
   Json audit;  ///< mask, users averaged, pairs dropped, .. (protocol section 5)
   double time_s = 0;
-  /// per_user: one row a user: user, n held-out, the accuracy metrics.
+  /// per_user: one row an averaged user, ascending: held-out pairs, then the accuracy metrics. The
+  /// columns' names begin with "user".
   std::vector<std::string> per_user_columns;
   std::vector<int64_t> per_user_users;
   std::vector<std::vector<double>> per_user;
 
-  /// The value of a metric by its canonical name; NaN when absent.
+  /// The value of a metric in any spelling, also where its K was cut to the catalogue; NaN when
+  /// absent.
   double value(const std::string& metric) const;
 };
 
@@ -53,14 +55,26 @@ bool has_rows(const Dataset& data, Split split);
 Evaluation evaluate(Model& model, const Dataset& data, const Protocol& protocol, Split split,
                     const EvalOptions& options);
 
-/// Lists of somebody else, by user: items best first, cut to the largest K.
+/// per_user.tsv: header, then raw user id, held-out pairs and metrics as full doubles.
+std::string per_user_tsv(const Evaluation& evaluation, const Dataset& data);
+
+/// Metrics by name; NaN becomes null when written.
+Json to_json(const MetricValues& metrics);
+
+/// Lists of somebody else, by user: items best first, each once.
 struct RecommendationLists {
   std::vector<std::vector<int32_t>> items;  ///< [n_users]
   Json audit;                               ///< rows read, unknown ids
 };
-/// Tab-separated lines user, item, then rank and/or score (header as in recs_top50.tsv, or
-/// user item score without one); unknown users and items are counted, bad lines are exit 3.
+/// Lines `user item`, `user item score`, or any columns under a header that names user, item and
+/// perhaps rank and score (recs_top50.tsv); separated by tabs, commas or blanks. Sorted by rank,
+/// else by score, ties to the lower item index, else as in the file. Unknown users and items are
+/// counted; bad lines are exit 3.
 RecommendationLists read_recommendations(const std::string& path, const Dataset& data);
+/// The same from memory; `name` stands for the path in messages.
+RecommendationLists parse_recommendations(std::string_view bytes, const std::string& name,
+                                          const Dataset& data);
+/// Masked items are taken out of the lists and counted; a user without a list has no hit.
 Evaluation evaluate_lists(const RecommendationLists& lists, const Dataset& data,
                           const Protocol& protocol, Split split, const EvalOptions& options);
 

@@ -126,8 +126,8 @@ Metric parse_metric(const std::string& typed) {
     known.push_back(entry.name);
   }
   known.push_back("ild_<modality>");
-  throw usage_error("no metric '{}'{}: metrics are {}", printable(typed),
-                    did_you_mean(text, known), fmt::join(known, ", "));
+  throw usage_error("no metric '{}'{}: metrics are {}", printable(typed), did_you_mean(text, known),
+                    fmt::join(known, ", "));
 }
 
 std::vector<Metric> expand_metrics(const std::vector<std::string>& names,
@@ -161,8 +161,7 @@ std::vector<Metric> expand_metrics(const std::vector<std::string>& names,
   return all;
 }
 
-double accuracy(const Metric& metric, std::span<const int64_t> hits, int64_t m,
-                bool map_relevant) {
+double accuracy(const Metric& metric, std::span<const int64_t> hits, int64_t m, bool map_relevant) {
   const int64_t k = metric.k > 0 ? metric.k : std::numeric_limits<int64_t>::max();
   const auto n = static_cast<int64_t>(std::upper_bound(hits.begin(), hits.end(), k) - hits.begin());
   const std::span<const int64_t> within = hits.first(n);
@@ -223,7 +222,8 @@ double shannon_entropy(const std::vector<int64_t>& counts) {
 
 ItemStatistics::ItemStatistics(const Dataset& data, double tail_ratio)
     : counts(data.n_items, 0), tail(data.n_items, true), ratio_tail(data.n_items, false) {
-  const int32_t* items = data.train.n_rows() > 0 ? data.train.items.const_data_ptr<int32_t>() : nullptr;
+  const int32_t* items =
+      data.train.n_rows() > 0 ? data.train.items.const_data_ptr<int32_t>() : nullptr;
   for (int64_t row = 0; row < data.train.n_rows(); ++row) ++counts[items[row]];
   for (int64_t user = 0; user < data.train.n_users(); ++user) {
     n_train_users += data.train.of(user).empty() ? 0 : 1;
@@ -251,8 +251,7 @@ ItemStatistics::ItemStatistics(const Dataset& data, double tail_ratio)
                      [&](int32_t a, int32_t b) { return counts[a] < counts[b]; });
     // The small addend keeps .29 * 100 at 29.
     const auto n = static_cast<int64_t>(tail_ratio * static_cast<double>(order.size()) + 1e-9);
-    const int64_t n_tail =
-        std::clamp<int64_t>(n, 1, static_cast<int64_t>(order.size()));
+    const int64_t n_tail = std::clamp<int64_t>(n, 1, static_cast<int64_t>(order.size()));
     for (int64_t j = 0; j < n_tail; ++j) ratio_tail[order[j]] = true;
   }
 }

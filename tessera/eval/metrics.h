@@ -73,19 +73,20 @@ double shannon_entropy(const std::vector<int64_t>& counts);
 struct ItemStatistics {
   ItemStatistics(const Dataset& data, double tail_ratio);
 
-  std::vector<int64_t> counts;  ///< train interactions by item
-  int64_t n_train_users = 0;    ///< users with a train row
-  std::vector<bool> tail;       ///< all but the shortest head with 80 % of the train interactions
-  std::vector<bool> ratio_tail; ///< the tail of tail_percentage
+  std::vector<int64_t> counts;   ///< train interactions by item
+  int64_t n_train_users = 0;     ///< users with a train row
+  std::vector<bool> tail;        ///< all but the shortest head with 80 % of the train interactions
+  std::vector<bool> ratio_tail;  ///< the tail of tail_percentage
 };
 
 /// One averaged user's answer.
 struct Ranked {
-  std::span<const int32_t> items;  ///< best first, to the largest K; shorter when candidates ran out
-  std::span<const int64_t> hits;   ///< ranks from 1 of the held-out items that were ranked
-  int64_t m = 0;                   ///< held-out pairs
+  std::span<const int32_t>
+      items;                      ///< best first, to the largest K; shorter when candidates ran out
+  std::span<const int64_t> hits;  ///< ranks from 1 of the held-out items that were ranked
+  int64_t m = 0;                  ///< held-out pairs
   double auc = 0;
-  std::span<const double> ild;     ///< by metric; NaN without a pair of rows, other metrics 0
+  std::span<const double> ild;  ///< by metric; NaN without a pair of rows, other metrics 0
 };
 
 /// Sums over users. Users are added one after the other in their order, in float64, so that no
@@ -107,8 +108,8 @@ class MetricSums {
   bool map_relevant_;
   int64_t n_users_ = 0, n_pairs_ = 0;
   std::vector<double> sums_;
-  std::vector<int64_t> counted_;                           // users in the mean of each metric
-  std::map<int64_t, std::vector<int64_t>> recommended_;    // by K: how often each item
+  std::vector<int64_t> counted_;                         // users in the mean of each metric
+  std::map<int64_t, std::vector<int64_t>> recommended_;  // by K: how often each item
 };
 
 /// The intra-list distances of one modality for the first k items of a list, for each k of `ks`

@@ -143,9 +143,8 @@ RecommendationLists parse_recommendations(std::string_view bytes, const std::str
     if (row.item < 0) ++unknown_items;
     if (row.user < 0 || row.item < 0) {
       if (first_unknown.empty()) {
-        first_unknown = row.user < 0
-                            ? fmt::format("user '{}'", printable(fields[columns->user]))
-                            : fmt::format("item '{}'", printable(fields[columns->item]));
+        first_unknown = row.user < 0 ? fmt::format("user '{}'", printable(fields[columns->user]))
+                                     : fmt::format("item '{}'", printable(fields[columns->item]));
       }
       continue;
     }
@@ -187,7 +186,9 @@ RecommendationLists parse_recommendations(std::string_view bytes, const std::str
                  {"rows_of_unknown_users", unknown_users},
                  {"rows_of_unknown_items", unknown_items},
                  {"repeated_rows", repeats},
-                 {"sorted_by", ranked ? "rank" : scored ? "score" : "order in the file"}};
+                 {"sorted_by", ranked   ? "rank"
+                               : scored ? "score"
+                                        : "order in the file"}};
   return lists;
 }
 

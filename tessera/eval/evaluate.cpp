@@ -1,0 +1,635 @@
+#include "tessera/eval/evaluate.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+#include "tessera/base/error.h"
+#include "tessera/eval/ranking.h"
+#include "tessera/ops/parallel.h"
+
+namespace tessera {
+namespace {
+
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+
+const Interactions& rows_of(const Dataset& data, Split split) {
+  if (split == Split::valid) return data.valid;
+  if (split == Split::test) return data.test;
+  throw usage_error("split '{}' holds nothing out: choose valid or test", split_name(split));
+}
+
+std::span<const int32_t> row_of(const Interactions& rows, int64_t user) {
+  return rows.n_rows() > 0 ? rows.of(user) : std::span<const int32_t>();
+}
+
+/// Rows that may be absent, sorted and distinct.
+Interactions distinct_or_none(const Interactions& rows) {
+  return rows.n_rows() > 0 ? sorted_distinct(rows) : Interactions{};
+}
+
+const char* mask_name(Protocol::Mask mask) {
+  switch (mask) {
+    case Protocol::Mask::none:
+      return "none";
+    case Protocol::Mask::train:
+      return "train";
+    case Protocol::Mask::train_valid:
+      return "train + valid";
+  }
+  return "";
+}
+
+/// Whom a protocol averages, what each of them has held out, and what is masked.
+class Plan {
+ public:
+  Plan(const Dataset& data, const Protocol& protocol, Split split);
+
+  int64_t n_users() const { return static_cast<int64_t>(users.size()); }
+  /// Distinct held-out items of the averaged user `index`, ascending.
+  std::span<const int32_t> items_of(int64_t index) const { return slice(items, index); }
+  /// How often each of them counts.
+  std::span<const int32_t> times_of(int64_t index) const { return slice(times, index); }
+  /// Appends the sorted masked items of a user.
+  void append_mask(int64_t user, std::vector<int32_t>& to) const;
+  Json audit(const std::vector<int64_t>& topk) const;
+
+  const Dataset& data;
+  const Protocol& protocol;
+  const Split split;
+  const Protocol::Mask mask;
+  std::vector<int64_t> users;  ///< averaged, ascending
+  std::vector<int64_t> offsets = {0};
+  std::vector<int32_t> items, times;
+  int64_t n_cold_users = 0, n_dropped_users = 0;
+  int64_t n_pairs = 0, n_dropped_pairs = 0, n_untrained_pairs = 0;
+
+ private:
+  std::span<const int32_t> slice(const std::vector<int32_t>& values, int64_t index) const {
+    return std::span(values).subspan(offsets[index], offsets[index + 1] - offsets[index]);
+  }
+
+  Interactions valid_, history_;  // sorted, distinct
+};
+
+Plan::Plan(const Dataset& data, const Protocol& protocol, Split split)
+    : data(data),
+      protocol(protocol),
+      split(split),
+      mask(split == Split::test ? protocol.mask_test : protocol.mask_valid),
+      valid_(split == Split::test ? distinct_or_none(data.valid) : Interactions{}),
+      history_(distinct_or_none(data.history)) {
+  const Interactions& rows = rows_of(data, split);
+  const std::vector<bool> trained = [&] {
+    std::vector<bool> some(data.n_items, false);
+    for (int64_t user = 0; user < data.train.n_users(); ++user) {
+      for (const int32_t item : row_of(data.train, user)) some[item] = true;
+    }
+    return some;
+  }();
+  std::vector<int32_t> held;
+  for (int64_t user = 0; user < rows.n_users(); ++user) {
+    const std::span<const int32_t> row = row_of(rows, user);
+    if (row.empty()) continue;
+    if (protocol.one_target && row.size() > 1) {
+      throw usage_error(
+          "protocol '{}' needs one {} row a user, user '{}' has {}: import with --split "
+          "leave-one-out, or choose --protocol strict",
+          protocol.name, split_name(split), printable(data.user_ids[user]), row.size());
+    }
+    const std::span<const int32_t> train = row_of(data.train_distinct, user);
+    held.assign(row.begin(), row.end());
+    std::sort(held.begin(), held.end());
+    if (protocol.drop_repeats) {
+      const std::span<const int32_t> valid = row_of(valid_, user), given = row_of(history_, user);
+      held.erase(std::unique(held.begin(), held.end()), held.end());
+      std::erase_if(held, [&](int32_t item) {
+        return contains(train, item) || contains(valid, item) || contains(given, item);
+      });
+      n_dropped_pairs += static_cast<int64_t>(row.size() - held.size());
+    }
+    if (held.empty()) continue;
+    if (train.empty()) {
+      ++n_cold_users;
+      if (!protocol.average_cold_users) {
+        ++n_dropped_users;
+        continue;
+      }
+    }
+    users.push_back(user);
+    for (size_t i = 0; i < held.size(); ++i) {
+      if (!trained[held[i]]) ++n_untrained_pairs;
+      if (i > 0 && held[i] == held[i - 1]) {
+        ++times.back();
+      } else {
+        items.push_back(held[i]);
+        times.push_back(1);
+      }
+    }
+    n_pairs += static_cast<int64_t>(held.size());
+    offsets.push_back(static_cast<int64_t>(items.size()));
+  }
+}
+
+void Plan::append_mask(int64_t user, std::vector<int32_t>& to) const {
+  if (mask == Protocol::Mask::none) return;
+  const size_t start = to.size();
+  const auto append = [&](std::span<const int32_t> row) {
+    to.insert(to.end(), row.begin(), row.end());
+  };
+  append(row_of(data.train_distinct, user));
+  append(row_of(history_, user));
+  if (mask == Protocol::Mask::train_valid) append(row_of(valid_, user));
+  std::sort(to.begin() + start, to.end());
+  to.erase(std::unique(to.begin() + start, to.end()), to.end());
+}
+
+Json Plan::audit(const std::vector<int64_t>& topk) const {
+  Json audit = {{"protocol", protocol.name},
+                {"split", split_name(split)},
+                {"mask", mask_name(mask)},
+                {"selection_split", "valid"},
+                {"rounding", protocol.round4 ? "4 decimals" : "none"},
+                {"candidates", "all items"},
+                {"users_averaged", n_users()},
+                {"users_without_held_out_items", data.n_users - n_users() - n_dropped_users},
+                {"cold_users", n_cold_users},
+                {"users_dropped", n_dropped_users},
+                {"held_out_pairs", n_pairs},
+                {"pairs_dropped_as_repeats", n_dropped_pairs},
+                {"pairs_with_untrained_item", n_untrained_pairs},
+                {"n_items", data.n_items},
+                {"K", topk},
+                {"notes", Json::array()}};
+  if (split == Split::test && mask == Protocol::Mask::train) {
+    audit["notes"].push_back(fmt::format(
+        "protocol {} masks train rows only: valid items compete with test items", protocol.name));
+  }
+  return audit;
+}
+
+/// The metrics and the K list after the checks against the catalogue.
+struct Wanted {
+  std::vector<Metric> metrics;
+  std::vector<int64_t> topk;
+  std::vector<std::string> notes;
+  int64_t longest = 1;  ///< list length needed
+  bool places = false;  ///< ranks of all held-out items needed
+};
+
+Wanted wanted_metrics(const Dataset& data, const Protocol& protocol, const EvalOptions& options) {
+  Wanted wanted;
+  const int64_t n_items = data.n_items;
+  const auto refuse = [&](int64_t k) {
+    return usage_error("topk {} is larger than the catalogue of {} items: choose at most {}", k,
+                       n_items, n_items);
+  };
+  const auto put = [](std::vector<int64_t>& ks, int64_t k) {
+    if (std::find(ks.begin(), ks.end(), k) == ks.end()) ks.push_back(k);
+  };
+  const bool given = options.topk_given && !options.topk.empty();
+  for (const int64_t k : options.topk.empty() ? protocol.topk : options.topk) {
+    if (k < 1) throw usage_error("topk must be at least 1, got {}", k);
+    if (k > n_items && given) throw refuse(k);
+    if (k > n_items) {
+      wanted.notes.push_back(
+          fmt::format("K {} is cut to the {} items of the catalogue", k, n_items));
+    }
+    put(wanted.topk, std::min(k, n_items));
+  }
+  for (Metric metric : expand_metrics(options.metrics, wanted.topk)) {
+    if (metric.k > n_items) {
+      if (metric != parse_metric(protocol.valid_metric)) throw refuse(metric.k);
+      metric.k = n_items;
+    }
+    if (metric.kind == Metric::Kind::ild && data.feature(metric.modality) == nullptr) {
+      std::vector<std::string> names;
+      for (const Feature& feature : data.features) names.push_back(feature.name);
+      throw usage_error("metric '{}': dataset '{}' has no modality '{}'{}: it has {}",
+                        printable(metric.name()), data.name, printable(metric.modality),
+                        did_you_mean(metric.modality, names),
+                        names.empty() ? "none" : fmt::format("{}", fmt::join(names, ", ")));
+    }
+    if (std::find(wanted.metrics.begin(), wanted.metrics.end(), metric) == wanted.metrics.end()) {
+      wanted.metrics.push_back(metric);
+    }
+    wanted.longest = std::max(wanted.longest, metric.k);
+    wanted.places = wanted.places || metric.whole_list();
+  }
+  return wanted;
+}
+
+/// One averaged user's list, and where the held-out items stand when that was asked for.
+struct Answer {
+  std::span<const int32_t> items;
+  std::span<const Place> places;  ///< of the distinct held-out items, or empty
+  int64_t n_candidates = 0;
+};
+
+/// Collects the answers of the averaged users, in their order, into metrics, slices and rows.
+class Report {
+ public:
+  Report(const Plan& plan, const Wanted& wanted, const EvalOptions& options);
+  /// Answers of the users from `first` on.
+  void add(int64_t first, const std::vector<Answer>& answers);
+  /// The same with candidates restricted to items without a train row.
+  void add_cold_only(int64_t first, const std::vector<Answer>& answers);
+  bool wants_cold_only() const { return cold_only_ >= 0; }
+  bool is_untrained(int32_t item) const { return statistics_.counts[item] == 0; }
+  Evaluation finish() const;
+
+ private:
+  struct SliceSums {
+    std::string name;
+    std::vector<bool> items;  // the held-out items that count; empty: all
+    bool sparse_users;
+    MetricSums sums;
+  };
+  void add_slice(const std::string& name, std::vector<bool> items, bool sparse_users = false);
+  /// Fills hits_ and gives what the sums take of an answer; m = 0 when nothing of it counts.
+  Ranked ranked(int64_t index, const Answer& answer, const std::vector<bool>* kept);
+  std::vector<std::vector<double>> distances(const std::vector<Answer>& answers) const;
+
+  const Plan& plan_;
+  const Wanted& wanted_;
+  const EvalOptions& options_;
+  ItemStatistics statistics_;
+  MetricSums sums_;
+  std::vector<SliceSums> slices_;
+  int64_t cold_only_ = -1;
+  std::vector<int64_t> hits_;
+  std::vector<std::vector<double>> per_user_;
+};
+
+Report::Report(const Plan& plan, const Wanted& wanted, const EvalOptions& options)
+    : plan_(plan),
+      wanted_(wanted),
+      options_(options),
+      statistics_(plan.data, options.tail_ratio),
+      sums_(wanted.metrics, statistics_, options.map_norm == "relevant") {
+  const Dataset& data = plan.data;
+  std::vector<bool> cold(data.n_items);
+  for (int64_t item = 0; item < data.n_items; ++item) cold[item] = statistics_.counts[item] == 0;
+  if (options.slices) {
+    add_slice("cold", cold);
+    add_slice("tail", statistics_.tail);
+    add_slice("sparse", {}, true);
+    for (const Feature& feature : data.features) {
+      std::vector<bool> missing(data.n_items);
+      for (int64_t item = 0; item < data.n_items; ++item) missing[item] = !feature.has(item);
+      add_slice("missing_" + feature.name, std::move(missing));
+    }
+  }
+  // Nothing but cold items is held out: a cold-item split, reported with both candidate sets.
+  if (plan.n_pairs > 0 && plan.n_untrained_pairs == plan.n_pairs) {
+    cold_only_ = static_cast<int64_t>(slices_.size());
+    add_slice("cold_only", std::move(cold));
+  }
+}
+
+void Report::add_slice(const std::string& name, std::vector<bool> items, bool sparse_users) {
+  slices_.push_back({name, std::move(items), sparse_users,
+                     MetricSums(wanted_.metrics, statistics_, options_.map_norm == "relevant")});
+}
+
+Ranked Report::ranked(int64_t index, const Answer& answer, const std::vector<bool>* kept) {
+  const std::span<const int32_t> held = plan_.items_of(index), times = plan_.times_of(index);
+  const auto counts = [&](size_t i) { return kept == nullptr || (*kept)[held[i]]; };
+  Ranked result;
+  result.items = answer.items;
+  hits_.clear();
+  for (size_t i = 0; i < held.size(); ++i) result.m += counts(i) ? times[i] : 0;
+  if (!answer.places.empty()) {
+    for (size_t i = 0; i < held.size(); ++i) {
+      if (counts(i) && answer.places[i].rank > 0) hits_.push_back(answer.places[i].rank);
+    }
+    std::sort(hits_.begin(), hits_.end());
+
+    // Another held-out item lies above one exactly when fewer candidates lie above it.
+    std::vector<int64_t> above;
+    for (size_t i = 0; i < held.size(); ++i) {
+      if (counts(i) && answer.places[i].rank > 0) above.push_back(answer.places[i].above);
+    }
+    std::sort(above.begin(), above.end());
+    const auto n_others = answer.n_candidates - static_cast<int64_t>(above.size());
+    double right = 0;
+    for (size_t i = 0; i < held.size(); ++i) {
+      const Place& place = answer.places[i];
+      if (!counts(i) || place.rank <= 0) continue;
+      const auto [first, last] = std::equal_range(above.begin(), above.end(), place.above);
+      const int64_t others_above = place.above - (first - above.begin());
+      const int64_t others_equal = place.equal - (last - first - 1);
+      right += times[i] * (static_cast<double>(n_others - others_above - others_equal) +
+                           0.5 * static_cast<double>(others_equal));
+    }
+    result.auc = n_others > 0 ? right / (static_cast<double>(result.m) * n_others) : kNan;
+  } else {
+    for (size_t r = 0; r < answer.items.size(); ++r) {
+      const auto at = std::lower_bound(held.begin(), held.end(), answer.items[r]);
+      if (at != held.end() && *at == answer.items[r] && counts(at - held.begin())) {
+        hits_.push_back(static_cast<int64_t>(r) + 1);
+      }
+    }
+  }
+  result.hits = hits_;
+  return result;
+}
+
+std::vector<std::vector<double>> Report::distances(const std::vector<Answer>& answers) const {
+  std::vector<std::vector<double>> all(answers.size(),
+                                       std::vector<double>(wanted_.metrics.size(), 0.0));
+  for (const Feature& feature : plan_.data.features) {
+    std::vector<std::pair<int64_t, size_t>> asked;  // K, metric
+    for (size_t j = 0; j < wanted_.metrics.size(); ++j) {
+      const Metric& metric = wanted_.metrics[j];
+      if (metric.kind == Metric::Kind::ild && metric.modality == feature.name) {
+        asked.emplace_back(metric.k, j);
+      }
+    }
+    if (asked.empty()) continue;
+    std::sort(asked.begin(), asked.end());
+    std::vector<int64_t> ks;
+    for (const auto& [k, j] : asked) ks.push_back(k);
+    parallel_for(0, static_cast<int64_t>(answers.size()), 64, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const std::vector<double> values = intra_list_distances(feature, answers[i].items, ks);
+        for (size_t a = 0; a < asked.size(); ++a) all[i][asked[a].second] = values[a];
+      }
+    });
+  }
+  return all;
+}
+
+void Report::add(int64_t first, const std::vector<Answer>& answers) {
+  const std::vector<std::vector<double>> ild = distances(answers);
+  for (size_t i = 0; i < answers.size(); ++i) {
+    const int64_t index = first + static_cast<int64_t>(i), user = plan_.users[index];
+    Ranked one = ranked(index, answers[i], nullptr);
+    one.ild = ild[i];
+    sums_.add(one);
+    if (options_.per_user) {
+      std::vector<double> row = {static_cast<double>(one.m)};
+      for (const Metric& metric : wanted_.metrics) {
+        if (!metric.per_user()) continue;
+        row.push_back(metric.kind == Metric::Kind::auc
+                          ? one.auc
+                          : accuracy(metric, one.hits, one.m, options_.map_norm == "relevant"));
+      }
+      per_user_.push_back(std::move(row));
+    }
+    for (size_t s = 0; s < slices_.size(); ++s) {
+      SliceSums& slice = slices_[s];
+      if (static_cast<int64_t>(s) == cold_only_) continue;
+      if (slice.sparse_users &&
+          static_cast<int64_t>(row_of(plan_.data.train, user).size()) > options_.sparse_max) {
+        continue;
+      }
+      Ranked part = ranked(index, answers[i], slice.items.empty() ? nullptr : &slice.items);
+      part.ild = ild[i];
+      if (part.m > 0) slice.sums.add(part);
+    }
+  }
+}
+
+void Report::add_cold_only(int64_t first, const std::vector<Answer>& answers) {
+  const std::vector<std::vector<double>> ild = distances(answers);
+  for (size_t i = 0; i < answers.size(); ++i) {
+    Ranked one = ranked(first + static_cast<int64_t>(i), answers[i], nullptr);
+    one.ild = ild[i];
+    slices_[cold_only_].sums.add(one);
+  }
+}
+
+Evaluation Report::finish() const {
+  Evaluation result;
+  result.split = split_name(plan_.split);
+  result.metrics = sums_.values();
+  result.n_users = sums_.n_users();
+  for (const SliceSums& slice : slices_) {
+    result.slices.push_back(
+        {slice.name, slice.sums.n_users(), slice.sums.n_pairs(), slice.sums.values()});
+  }
+  result.audit = plan_.audit(wanted_.topk);
+  for (const std::string& note : wanted_.notes) result.audit["notes"].push_back(note);
+  if (cold_only_ >= 0) result.audit["candidates"] = "all items; slice cold_only: untrained items";
+  for (const auto& [name, n] : sums_.users_without_pair()) {
+    result.audit["users_without_pair"][name] = n;
+  }
+  if (options_.per_user) {
+    result.per_user_columns = {"user", fmt::format("n_{}", split_name(plan_.split))};
+    for (const Metric& metric : wanted_.metrics) {
+      if (metric.per_user()) result.per_user_columns.push_back(metric.name());
+    }
+    result.per_user_users = plan_.users;
+    result.per_user = per_user_;
+  }
+  return result;
+}
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+Ragged packed(const std::vector<int32_t>& items, const std::vector<int64_t>& offsets) {
+  return {torch::tensor(items, torch::kInt32), torch::tensor(offsets, torch::kInt64)};
+}
+
+/// What the model is asked about the averaged users [first, last).
+Queries make_queries(const Plan& plan, int64_t first, int64_t last, bool sequential) {
+  const Dataset& data = plan.data;
+  Queries queries;
+  queries.users = torch::tensor(
+      std::vector<int64_t>(plan.users.begin() + first, plan.users.begin() + last), torch::kInt64);
+  if (!sequential && data.history.n_rows() == 0) return queries;
+  const bool with_valid =
+      sequential && plan.split == Split::test && plan.protocol.sequential_sees_valid;
+  std::vector<int32_t> items;
+  std::vector<int64_t> offsets = {0};
+  for (int64_t index = first; index < last; ++index) {
+    const int64_t user = plan.users[index];
+    for (const Interactions* rows : {&data.history, &data.train, &data.valid}) {
+      if (rows == &data.valid && !with_valid) continue;
+      const std::span<const int32_t> row = row_of(*rows, user);
+      items.insert(items.end(), row.begin(), row.end());
+    }
+    offsets.push_back(static_cast<int64_t>(items.size()));
+  }
+  queries.histories = packed(items, offsets);
+  return queries;
+}
+
+/// The answers of a block as views into its tensors.
+std::vector<Answer> answers_of(const RankedBlock& block, const Ragged& mask, int64_t n_visible,
+                               const torch::Tensor& hidden, const std::vector<int64_t>& held) {
+  const int64_t n = block.lists.items.size(0), k = block.lists.items.size(1);
+  const int32_t* items = block.lists.items.const_data_ptr<int32_t>();
+  const int64_t* offsets = mask.defined() ? mask.offsets.const_data_ptr<int64_t>() : nullptr;
+  const int32_t* masked = mask.defined() ? mask.items.const_data_ptr<int32_t>() : nullptr;
+  const bool* gone = hidden.defined() ? hidden.const_data_ptr<bool>() : nullptr;
+  std::vector<Answer> answers(n);
+  for (int64_t i = 0; i < n; ++i) {
+    const std::span<const int32_t> row(items + i * k, static_cast<size_t>(k));
+    answers[i].items = row.first(std::find(row.begin(), row.end(), -1) - row.begin());
+    if (block.places.empty()) continue;
+    answers[i].places = std::span(block.places).subspan(held[i], held[i + 1] - held[i]);
+    answers[i].n_candidates = n_visible;
+    if (offsets == nullptr) continue;
+    for (int64_t j = offsets[i]; j < offsets[i + 1]; ++j) {
+      if (gone == nullptr || !gone[masked[j]]) --answers[i].n_candidates;
+    }
+  }
+  return answers;
+}
+
+void note_item_means(Evaluation& result, const Plan& plan, Model& model) {
+  if (model.abilities().takes_histories || dynamic_cast<FactorModel*>(&model) == nullptr) return;
+  int64_t n = 0;
+  for (const int64_t user : plan.users) {
+    if (row_of(plan.data.train, user).empty() && !row_of(plan.data.history, user).empty()) ++n;
+  }
+  if (n == 0) return;
+  result.audit["users_answered_by_item_mean"] = n;
+  result.audit["notes"].push_back(
+      fmt::format("{} users without a train row are answered by the mean of their history's item "
+                  "vectors",
+                  n));
+}
+
+}  // namespace
+
+double Evaluation::value(const std::string& metric) const {
+  Metric wanted = parse_metric(metric);
+  for (const auto& [name, value] : metrics) {
+    if (name == wanted.name()) return value;
+  }
+  // A protocol's K that was cut to the catalogue.
+  if (audit.is_object() && audit.contains("n_items") && wanted.k > audit["n_items"]) {
+    wanted.k = audit["n_items"];
+    for (const auto& [name, value] : metrics) {
+      if (name == wanted.name()) return value;
+    }
+  }
+  return kNan;
+}
+
+std::string canonical_metric(const std::string& name) { return parse_metric(name).name(); }
+
+bool has_rows(const Dataset& data, Split split) { return rows_of(data, split).n_rows() > 0; }
+
+Json to_json(const MetricValues& metrics) {
+  Json all = Json::object();
+  for (const auto& [name, value] : metrics) all[name] = value;
+  return all;
+}
+
+std::string per_user_tsv(const Evaluation& evaluation, const Dataset& data) {
+  std::string text = fmt::format("{}\n", fmt::join(evaluation.per_user_columns, "\t"));
+  for (size_t i = 0; i < evaluation.per_user.size(); ++i) {
+    text += data.user_ids[evaluation.per_user_users[i]];
+    for (const double value : evaluation.per_user[i]) text += fmt::format("\t{}", value);
+    text += '\n';
+  }
+  return text;
+}
+
+Evaluation evaluate(Model& model, const Dataset& data, const Protocol& protocol, Split split,
+                    const EvalOptions& options) {
+  const auto start = std::chrono::steady_clock::now();
+  const torch::NoGradGuard no_gradients;
+  if (model.training()) model.train(false);
+  const Wanted wanted = wanted_metrics(data, protocol, options);
+  const Plan plan(data, protocol, split);
+  Report report(plan, wanted, options);
+
+  const bool sequential =
+      model.abilities().takes_histories && model.batch_spec().unit == BatchSpec::Unit::sequence_row;
+  const int64_t block_size = ranking_block(model, options.eval_batch_size);
+  torch::Tensor trained;
+  int64_t n_untrained = 0;
+  if (report.wants_cold_only()) {
+    trained = item_counts(data.train, data.n_items) > 0;
+    n_untrained = data.n_items - trained.sum().item<int64_t>();
+  }
+  for (int64_t first = 0; first < plan.n_users(); first += block_size) {
+    const int64_t last = std::min(first + block_size, plan.n_users());
+    const Queries queries = make_queries(plan, first, last, sequential);
+    Ragged mask;
+    if (plan.mask != Protocol::Mask::none) {
+      std::vector<int32_t> items;
+      std::vector<int64_t> offsets = {0};
+      for (int64_t index = first; index < last; ++index) {
+        plan.append_mask(plan.users[index], items);
+        offsets.push_back(static_cast<int64_t>(items.size()));
+      }
+      mask = packed(items, offsets);
+    }
+    std::vector<int64_t> held_offsets;
+    for (int64_t index = first; index <= last; ++index) {
+      held_offsets.push_back(plan.offsets[index] - plan.offsets[first]);
+    }
+    Ragged held;
+    if (wanted.places) {
+      held = packed(
+          {plan.items.begin() + plan.offsets[first], plan.items.begin() + plan.offsets[last]},
+          held_offsets);
+    }
+    const RankedBlock block = rank_block(model, queries, mask, {}, held, wanted.longest);
+    report.add(first, answers_of(block, mask, data.n_items, {}, held_offsets));
+    if (report.wants_cold_only()) {
+      const RankedBlock cold = rank_block(model, queries, mask, trained, held, wanted.longest);
+      report.add_cold_only(first, answers_of(cold, mask, n_untrained, trained, held_offsets));
+    }
+  }
+  Evaluation result = report.finish();
+  note_item_means(result, plan, model);
+  result.time_s = seconds_since(start);
+  return result;
+}
+
+Evaluation evaluate_lists(const RecommendationLists& lists, const Dataset& data,
+                          const Protocol& protocol, Split split, const EvalOptions& options) {
+  const auto start = std::chrono::steady_clock::now();
+  const Wanted wanted = wanted_metrics(data, protocol, options);
+  for (const Metric& metric : wanted.metrics) {
+    if (metric.kind == Metric::Kind::auc) {
+      throw usage_error(
+          "metric 'auc' needs the scores of all items, a file of lists has the best "
+          "ones only: leave it out");
+    }
+  }
+  const Plan plan(data, protocol, split);
+  Report report(plan, wanted, options);
+  int64_t n_masked = 0, n_without = 0;
+  const auto list_of = [&](int64_t user, bool cold_only) {
+    std::vector<int32_t> mask, list;
+    plan.append_mask(user, mask);
+    for (const int32_t item : lists.items[user]) {
+      if (contains(mask, item)) {
+        n_masked += cold_only ? 0 : 1;
+      } else if (!cold_only || report.is_untrained(item)) {
+        list.push_back(item);
+      }
+    }
+    return list;
+  };
+  for (int64_t index = 0; index < plan.n_users(); ++index) {
+    const int64_t user = plan.users[index];
+    if (lists.items[user].empty()) ++n_without;
+    const std::vector<int32_t> list = list_of(user, false);
+    report.add(index, {{.items = list, .places = {}, .n_candidates = 0}});
+    if (report.wants_cold_only()) {
+      const std::vector<int32_t> cold = list_of(user, true);
+      report.add_cold_only(index, {{.items = cold, .places = {}, .n_candidates = 0}});
+    }
+  }
+  Evaluation result = report.finish();
+  result.audit["lists"] = lists.audit;
+  result.audit["lists"]["masked_items_removed"] = n_masked;
+  result.audit["lists"]["averaged_users_without_a_list"] = n_without;
+  result.time_s = seconds_since(start);
+  return result;
+}
+
+}  // namespace tessera
