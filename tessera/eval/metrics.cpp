@@ -130,6 +130,11 @@ Metric parse_metric(const std::string& typed) {
                     fmt::join(known, ", "));
 }
 
+const std::vector<std::string>& default_metrics() {
+  static const std::vector<std::string> all = {"recall", "ndcg", "precision", "hit", "map", "mrr"};
+  return all;
+}
+
 std::vector<Metric> expand_metrics(const std::vector<std::string>& names,
                                    const std::vector<int64_t>& topk) {
   std::vector<Metric> all;
@@ -142,16 +147,12 @@ std::vector<Metric> expand_metrics(const std::vector<std::string>& names,
       put(metric);
     }
   };
-  if (names.empty()) {
-    for (const Kind kind :
-         {Kind::recall, Kind::ndcg, Kind::precision, Kind::hit, Kind::map, Kind::mrr}) {
-      put_each({.kind = kind, .k = 0, .modality = ""});
-    }
-  }
-  for (const std::string& name : names) {
+  const std::vector<std::string>& defaults = default_metrics();
+  const bool are_defaults = names.empty() || names == defaults;
+  for (const std::string& name : names.empty() ? defaults : names) {
     const Metric metric = parse_metric(name);
-    const bool whole =
-        metric.kind == Kind::auc || metric.kind == Kind::mrr || metric.kind == Kind::map;
+    const bool whole = metric.kind == Kind::auc ||
+                       (!are_defaults && (metric.kind == Kind::mrr || metric.kind == Kind::map));
     if (metric.k > 0 || whole) {
       put(metric);
     } else {

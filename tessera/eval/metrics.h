@@ -54,8 +54,12 @@ struct Metric {
 /// Any spelling, with or without @K; exit 2 with the nearest name.
 Metric parse_metric(const std::string& typed);
 
+/// What is reported when nobody asks: recall ndcg precision hit map mrr.
+const std::vector<std::string>& default_metrics();
+
 /// The metrics of `names` (empty: recall, ndcg, precision, hit, map, mrr), those without a K at
-/// each of `topk`; mrr and map typed without K stay whole-list. Each once, in order.
+/// each of `topk`; mrr and map typed without K stay whole-list, but not in the written-out list of
+/// the defaults. Each once, in order.
 std::vector<Metric> expand_metrics(const std::vector<std::string>& names,
                                    const std::vector<int64_t>& topk);
 
