@@ -460,27 +460,50 @@ Queries make_queries(const Plan& plan, int64_t first, int64_t last, bool sequent
   return queries;
 }
 
-/// The answers of a block as views into its tensors.
-std::vector<Answer> answers_of(const RankedBlock& block, const Ragged& mask, int64_t n_visible,
-                               const torch::Tensor& hidden, const std::vector<int64_t>& held) {
-  const int64_t n = block.lists.items.size(0), k = block.lists.items.size(1);
-  const int32_t* items = block.lists.items.const_data_ptr<int32_t>();
-  const int64_t* offsets = mask.defined() ? mask.offsets.const_data_ptr<int64_t>() : nullptr;
-  const int32_t* masked = mask.defined() ? mask.items.const_data_ptr<int32_t>() : nullptr;
-  const bool* gone = hidden.defined() ? hidden.const_data_ptr<bool>() : nullptr;
+/// The averaged users [first, last) of a plan, ready to be ranked.
+struct Block {
+  Block(const Plan& plan, int64_t first, int64_t last);
+  /// Ranks and hands the answers over.
+  template <typename Take>
+  void rank(const BlockScores& scores, const torch::Tensor& hidden, const Wanted& wanted,
+            const Take& take) const;
+
+  Ragged mask;  // undefined where nothing is masked
+  Ragged held;
+};
+
+Block::Block(const Plan& plan, int64_t first, int64_t last) {
+  std::vector<int32_t> masked;
+  std::vector<int64_t> mask_offsets = {0}, held_offsets;
+  for (int64_t index = first; index <= last; ++index) {
+    held_offsets.push_back(plan.offsets[index] - plan.offsets[first]);
+    if (index == last) break;
+    plan.append_mask(plan.users[index], masked);
+    mask_offsets.push_back(static_cast<int64_t>(masked.size()));
+  }
+  if (!masked.empty()) mask = packed(masked, mask_offsets);
+  held = packed({plan.items.begin() + plan.offsets[first], plan.items.begin() + plan.offsets[last]},
+                held_offsets);
+}
+
+template <typename Take>
+void Block::rank(const BlockScores& scores, const torch::Tensor& hidden, const Wanted& wanted,
+                 const Take& take) const {
+  const TopLists lists = scores.top(mask, hidden, wanted.longest);
+  Places places;
+  if (wanted.places) places = scores.places(mask, hidden, held);
+  const int64_t n = lists.items.size(0), k = lists.items.size(1);
+  const int32_t* items = lists.items.const_data_ptr<int32_t>();
+  const int64_t* offsets = held.offsets.const_data_ptr<int64_t>();
   std::vector<Answer> answers(n);
   for (int64_t i = 0; i < n; ++i) {
     const std::span<const int32_t> row(items + i * k, static_cast<size_t>(k));
     answers[i].items = row.first(std::find(row.begin(), row.end(), -1) - row.begin());
-    if (block.places.empty()) continue;
-    answers[i].places = std::span(block.places).subspan(held[i], held[i + 1] - held[i]);
-    answers[i].n_candidates = n_visible;
-    if (offsets == nullptr) continue;
-    for (int64_t j = offsets[i]; j < offsets[i + 1]; ++j) {
-      if (gone == nullptr || !gone[masked[j]]) --answers[i].n_candidates;
-    }
+    if (!wanted.places) continue;
+    answers[i].places = std::span(places.items).subspan(offsets[i], offsets[i + 1] - offsets[i]);
+    answers[i].n_candidates = places.n_candidates[i];
   }
-  return answers;
+  take(answers);
 }
 
 void note_item_means(Evaluation& result, const Plan& plan, Model& model) {
@@ -547,39 +570,15 @@ Evaluation evaluate(Model& model, const Dataset& data, const Protocol& protocol,
       model.abilities().takes_histories && model.batch_spec().unit == BatchSpec::Unit::sequence_row;
   const int64_t block_size = ranking_block(model, options.eval_batch_size);
   torch::Tensor trained;
-  int64_t n_untrained = 0;
-  if (report.wants_cold_only()) {
-    trained = item_counts(data.train, data.n_items) > 0;
-    n_untrained = data.n_items - trained.sum().item<int64_t>();
-  }
+  if (report.wants_cold_only()) trained = item_counts(data.train, data.n_items) > 0;
   for (int64_t first = 0; first < plan.n_users(); first += block_size) {
     const int64_t last = std::min(first + block_size, plan.n_users());
-    const Queries queries = make_queries(plan, first, last, sequential);
-    Ragged mask;
-    if (plan.mask != Protocol::Mask::none) {
-      std::vector<int32_t> items;
-      std::vector<int64_t> offsets = {0};
-      for (int64_t index = first; index < last; ++index) {
-        plan.append_mask(plan.users[index], items);
-        offsets.push_back(static_cast<int64_t>(items.size()));
-      }
-      mask = packed(items, offsets);
-    }
-    std::vector<int64_t> held_offsets;
-    for (int64_t index = first; index <= last; ++index) {
-      held_offsets.push_back(plan.offsets[index] - plan.offsets[first]);
-    }
-    Ragged held;
-    if (wanted.places) {
-      held = packed(
-          {plan.items.begin() + plan.offsets[first], plan.items.begin() + plan.offsets[last]},
-          held_offsets);
-    }
-    const RankedBlock block = rank_block(model, queries, mask, {}, held, wanted.longest);
-    report.add(first, answers_of(block, mask, data.n_items, {}, held_offsets));
+    const Block block(plan, first, last);
+    const BlockScores scores(model, make_queries(plan, first, last, sequential));
+    block.rank(scores, {}, wanted, [&](const auto& answers) { report.add(first, answers); });
     if (report.wants_cold_only()) {
-      const RankedBlock cold = rank_block(model, queries, mask, trained, held, wanted.longest);
-      report.add_cold_only(first, answers_of(cold, mask, n_untrained, trained, held_offsets));
+      block.rank(scores, trained, wanted,
+                 [&](const auto& answers) { report.add_cold_only(first, answers); });
     }
   }
   Evaluation result = report.finish();

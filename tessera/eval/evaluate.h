@@ -78,9 +78,6 @@ RecommendationLists parse_recommendations(std::string_view bytes, const std::str
 Evaluation evaluate_lists(const RecommendationLists& lists, const Dataset& data,
                           const Protocol& protocol, Split split, const EvalOptions& options);
 
-/// What is reported when nobody asks: recall ndcg precision hit map mrr.
-const std::vector<std::string>& default_metrics();
-
 /// The canonical name of a metric in any spelling ("HitRate@10" -> "hit@10"); exit 2 with the
 /// nearest name.
 std::string canonical_metric(const std::string& name);

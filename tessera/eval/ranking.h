@@ -13,18 +13,27 @@ struct Place {
   int64_t equal = 0;  ///< other candidates with the same score
 };
 
-struct RankedBlock {
-  TopLists lists;
-  std::vector<Place> places;  ///< parallel to the items of `held`; empty without it
+struct Places {
+  std::vector<Place> items;           ///< parallel to the held-out items
+  std::vector<int64_t> n_candidates;  ///< by row
 };
 
 /// Users that are ranked at once: at most `wanted`, and 256 MB of scores for a model that gives
 /// them whole.
 int64_t ranking_block(Model& model, int64_t wanted);
 
-/// Ranks one block of queries; `mask`, `hidden` and `held` (sorted, distinct) may be undefined.
-/// A NaN score ends with RunError (exit 5).
-RankedBlock rank_block(Model& model, const Queries& queries, const Ragged& mask,
-                       const torch::Tensor& hidden, const Ragged& held, int64_t k);
+/// The scores of one block of queries: whole, or as factors whose product is ranked piece by piece.
+/// A NaN score ends with RunError (exit 5). `mask` (rows sorted) and `hidden` may be undefined.
+class BlockScores {
+ public:
+  BlockScores(Model& model, const Queries& queries);
+  TopLists top(const Ragged& mask, const torch::Tensor& hidden, int64_t k) const;
+  /// `held`: sorted distinct items by row.
+  Places places(const Ragged& mask, const torch::Tensor& hidden, const Ragged& held) const;
+
+ private:
+  torch::Tensor scores_;         // [n, n_items], or
+  torch::Tensor users_, items_;  // [n, dim], [n_items, dim]
+};
 
 }  // namespace tessera

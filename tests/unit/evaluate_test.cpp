@@ -221,12 +221,12 @@ TEST(Evaluate, FactorsAndScoresAgree) {
   EXPECT_GT(a.slices[1].n_users, 0);
 
   // An oracle by the definition: rank and auc of every held-out item, counted one by one.
-  const Interactions valid_rows = sorted_distinct(data.valid), test_rows = sorted_distinct(data.test);
+  const Interactions valid_rows = sorted_distinct(data.valid),
+                     test_rows = sorted_distinct(data.test);
   double mrr = 0, auc = 0;
   for (int64_t u = 0; u < n_users; ++u) {
     const auto masked = [&](int32_t item) {
-      return contains(data.train_distinct.of(u), item) ||
-             contains(valid_rows.of(u), item);
+      return contains(data.train_distinct.of(u), item) || contains(valid_rows.of(u), item);
     };
     std::vector<int32_t> held;
     for (const int32_t item : test_rows.of(u)) {

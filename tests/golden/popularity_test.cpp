@@ -1,0 +1,195 @@
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <charconv>
+#include <cstdlib>
+#include <numeric>
+#include <sstream>
+
+#include "tessera/base/files.h"
+#include "tessera/eval/evaluate.h"
+
+namespace tessera {
+namespace {
+
+// The popularity table of specs: protocol section 9, on the files of $TESSERA_DATA. The files are
+// read here, apart from the importer, so that the numbers hang on ranking and metrics alone.
+
+struct Row {
+  int32_t user, item;
+  int64_t time;
+  Split split;
+};
+
+/// scores of section 1 of baselines: train rows of the item.
+class Popularity : public Model {
+ public:
+  explicit Popularity(const Dataset& data)
+      : Model(Context{data, Random(0), {}, {}}),
+        counts_(item_counts(data.train, data.n_items).to(torch::kFloat)) {}
+  Abilities abilities() const override { return {}; }
+  torch::Tensor score(const Queries& queries) override {
+    return counts_.unsqueeze(0).expand({queries.size(), -1}).contiguous();
+  }
+
+ private:
+  torch::Tensor counts_;
+};
+
+fs::path data_folder() {
+  const char* folder = std::getenv("TESSERA_DATA");
+  return folder != nullptr ? folder : "data";
+}
+
+std::vector<std::vector<std::string>> fields_of(const fs::path& path, char separator) {
+  std::vector<std::vector<std::string>> rows;
+  std::istringstream text(read_file(path));
+  for (std::string line; std::getline(text, line);) {
+    if (line.empty()) continue;
+    rows.emplace_back();
+    std::istringstream fields(line);
+    for (std::string field; std::getline(fields, field, separator);) rows.back().push_back(field);
+  }
+  return rows;
+}
+
+/// Item indices in the order of the integer ids, gaps closed.
+void close_gaps(std::vector<Row>& rows) {
+  for (int32_t Row::* column : {&Row::user, &Row::item}) {
+    std::vector<int32_t> ids;
+    for (const Row& row : rows) ids.push_back(row.*column);
+    std::sort(ids.begin(), ids.end());
+    ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
+    for (Row& row : rows) {
+      row.*column =
+          static_cast<int32_t>(std::lower_bound(ids.begin(), ids.end(), row.*column) - ids.begin());
+    }
+  }
+}
+
+/// Last row of a user test, the one before valid; equal times in file order.
+void leave_one_out(std::vector<Row>& rows) {
+  std::stable_sort(rows.begin(), rows.end(), [](const Row& a, const Row& b) {
+    return a.user != b.user ? a.user < b.user : a.time < b.time;
+  });
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const auto last_of = [&](size_t j) {
+      return j + 1 == rows.size() || rows[j + 1].user != rows[j].user;
+    };
+    rows[i].split = last_of(i)                                           ? Split::test
+                    : rows[i + 1].user == rows[i].user && last_of(i + 1) ? Split::valid
+                                                                         : Split::train;
+  }
+}
+
+std::vector<Row> read_labelled(const fs::path& path) {
+  std::vector<Row> rows;
+  for (const auto& fields : fields_of(path, '\t')) {
+    if (fields[0] == "user_id") continue;
+    const std::string& label = fields.back();
+    rows.push_back({std::stoi(fields[0]), std::stoi(fields[1]), 0,
+                    label == "train"   ? Split::train
+                    : label == "valid" ? Split::valid
+                                       : Split::test});
+  }
+  return rows;
+}
+
+std::vector<Row> read_times(const fs::path& path) {
+  std::vector<Row> rows;
+  for (const auto& fields : fields_of(path, '\t')) {
+    rows.push_back({std::stoi(fields[0]), std::stoi(fields[1]), std::stoll(fields[3]), {}});
+  }
+  leave_one_out(rows);
+  return rows;
+}
+
+std::vector<Row> read_sequences(const fs::path& path) {
+  std::vector<Row> rows;
+  for (const auto& fields : fields_of(path, ' ')) {
+    for (size_t i = 1; i < fields.size(); ++i) {
+      rows.push_back({std::stoi(fields[0]), std::stoi(fields[i]), static_cast<int64_t>(i), {}});
+    }
+  }
+  leave_one_out(rows);
+  return rows;
+}
+
+Dataset build(std::vector<Row> rows) {
+  close_gaps(rows);
+  int64_t n_users = 0, n_items = 0;
+  for (const Row& row : rows) {
+    n_users = std::max<int64_t>(n_users, row.user + 1);
+    n_items = std::max<int64_t>(n_items, row.item + 1);
+  }
+  const auto part = [&](Split split) {
+    std::vector<int32_t> users, items;
+    for (const Row& row : rows) {
+      if (row.split != split) continue;
+      users.push_back(row.user);
+      items.push_back(row.item);
+    }
+    return make_interactions(n_users, users, items);
+  };
+  return make_dataset(n_users, n_items, part(Split::train), part(Split::valid), part(Split::test));
+}
+
+struct Expected {
+  std::string protocol;
+  double recall10, ndcg10, recall20, ndcg20;
+};
+
+void check(const std::string& file, std::vector<Row> (*read)(const fs::path&),
+           const std::vector<Expected>& rows) {
+  const fs::path path = data_folder() / file;
+  if (!fs::exists(path)) GTEST_SKIP() << path.string() << " is missing: set TESSERA_DATA";
+  const Dataset data = build(read(path));
+  Popularity model(data);
+  for (const Expected& expected : rows) {
+    EvalOptions options;
+    options.metrics = {"recall@10", "ndcg@10", "recall@20", "ndcg@20"};
+    const Evaluation result =
+        evaluate(model, data, find_protocol(expected.protocol), Split::test, options);
+    EXPECT_EQ(fmt::format("{:.5f}", result.metrics[0].second),
+              fmt::format("{:.5f}", expected.recall10))
+        << expected.protocol;
+    EXPECT_EQ(fmt::format("{:.5f}", result.metrics[1].second),
+              fmt::format("{:.5f}", expected.ndcg10))
+        << expected.protocol;
+    EXPECT_EQ(fmt::format("{:.5f}", result.metrics[2].second),
+              fmt::format("{:.5f}", expected.recall20))
+        << expected.protocol;
+    EXPECT_EQ(fmt::format("{:.5f}", result.metrics[3].second),
+              fmt::format("{:.5f}", expected.ndcg20))
+        << expected.protocol;
+  }
+}
+
+TEST(PopularityTable, Baby) {
+  check("amazon-baby/interactions.tsv", read_labelled,
+        {{"strict", .02966, .01521, .04632, .01945}, {"mmrec", .02955, .01514, .04626, .01940}});
+}
+
+TEST(PopularityTable, Ml100k) {
+  check("ml-100k/u.data", read_times,
+        {{"strict", .08590, .04488, .12619, .05499},
+         {"recbole-seq", .04984, .02241, .08271, .03059}});
+}
+
+TEST(PopularityTable, Ml1m) {
+  check("ml-1m/interactions.tsv", read_labelled,
+        {{"strict", .03940, .01940, .06987, .02702},
+         {"recbole-seq", .01887, .00927, .04172, .01498}});
+}
+
+TEST(PopularityTable, Toys) {
+  check("amazon-toys/sequences.txt", read_sequences, {{"strict", .00902, .00493, .01345, .00603}});
+}
+
+TEST(PopularityTable, Sports) {
+  check("amazon-sports/sequences.txt", read_sequences,
+        {{"strict", .00913, .00523, .01506, .00672}});
+}
+
+}  // namespace
+}  // namespace tessera
