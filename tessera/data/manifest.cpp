@@ -164,9 +164,8 @@ void open_table(const FeatureSource& source, Opened& out) {
   const std::string_view text = out.file.bytes;
   if (text.empty()) throw data_error("{}: empty file, wanted an id and numbers a line", what);
   const std::string_view first = text.substr(0, text.find('\n'));
-  out.delimiter = first.find('\t') != std::string_view::npos  ? '\t'
-                  : first.find(',') != std::string_view::npos ? ','
-                                                              : ';';
+  const auto count = [&](char c) { return std::count(first.begin(), first.end(), c); };
+  out.delimiter = count('\t') > 0 ? '\t' : count(',') >= count(';') ? ',' : ';';
   FeatureInfo& info = out.info;
   each_line(text, [&](std::string_view line, int64_t number) {
     if (line.empty()) return;
