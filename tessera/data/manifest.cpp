@@ -13,6 +13,7 @@
 #include "tessera/base/files.h"
 #include "tessera/data/mapped_file.h"
 #include "tessera/data/npy.h"
+#include "tessera/data/read_rows.h"
 
 namespace tessera {
 namespace {
@@ -40,31 +41,10 @@ const char* dtype_name(torch::ScalarType dtype) {
   return dtype == torch::kHalf ? "float16" : dtype == torch::kFloat ? "float32" : "float64";
 }
 
-bool is_utf8(std::string_view text) {
-  for (size_t i = 0; i < text.size();) {
-    const auto first = static_cast<unsigned char>(text[i]);
-    const size_t length = first < 0x80 ? 1 : first >= 0xf0 ? 4 : first >= 0xe0 ? 3 : 2;
-    if ((first >= 0x80 && first < 0xc2) || first > 0xf4 || i + length > text.size()) return false;
-    for (size_t k = 1; k < length; ++k) {
-      if ((static_cast<unsigned char>(text[i + k]) & 0xc0) != 0x80) return false;
-    }
-    const auto second = length > 1 ? static_cast<unsigned char>(text[i + 1]) : 0x80;
-    if ((first == 0xe0 && second < 0xa0) || (first == 0xed && second > 0x9f) ||
-        (first == 0xf0 && second < 0x90) || (first == 0xf4 && second > 0x8f)) {
-      return false;
-    }
-    i += length;
-  }
-  return true;
-}
-
 /// Adds the id of the next row; exit 3, with `where` as its place, for one that cannot be an id.
 void add_id(Vocabulary& ids, std::string_view id, const std::string& where) {
-  if (id.empty()) throw data_error("{}: empty id", where);
-  if (id.find_first_of(std::string_view("\t\n\r\0", 4)) != std::string_view::npos) {
-    throw data_error("{}: id '{}' holds a tab, line end or NUL", where, printable(id));
-  }
-  if (!is_utf8(id)) throw data_error("{}: id '{}' is not UTF-8", where, printable(id));
+  const std::string problem = id_problem(id, "feature");
+  if (!problem.empty()) throw data_error("{}: {}", where, problem);
   const int64_t n = ids.size();
   const int32_t index = ids.add(id);
   if (index != n) {

@@ -199,7 +199,7 @@ TEST(ImportFeature, ReadsTextTables) {
   EXPECT_TRUE(is_data_error(error("a,1\nd,x\n"), "x_feat.csv:2: column 2: 'x' is no number"));
   EXPECT_TRUE(is_data_error(error("a,1\nd,\n"), "x_feat.csv:2"));
   EXPECT_TRUE(is_data_error(error("a,1\na,2\n"), "id 'a' is there twice, first for row 0"));
-  EXPECT_TRUE(is_data_error(error("a,1\n,2\n"), "x_feat.csv:2: empty id"));
+  EXPECT_TRUE(is_data_error(error("a,1\n,2\n"), "x_feat.csv:2: empty feature id"));
   EXPECT_TRUE(
       is_data_error(error("a,1\nd,1e39\n"), "row 1, column 0 (from 0; id 'd') is infinite"));
   EXPECT_TRUE(is_data_error(error("a,1\nd,nan\n"), "id 'd') is NaN"));
@@ -279,8 +279,8 @@ TEST(ImportFeature, RefusesWhatDoesNotFit) {
       is_data_error(error(two, "a\nb\nc\n"), "image_feat.npy has 2 rows; wanted one id a row"));
   EXPECT_TRUE(is_data_error(error(two, "a\na\n"),
                             "image_feat.ids:2: id 'a' is there twice, first for row 0"));
-  EXPECT_TRUE(is_data_error(error(two, "a\n\n"), "image_feat.ids:2: empty id"));
-  EXPECT_TRUE(is_data_error(error(two, "a\nb\tc\n"), "holds a tab"));
+  EXPECT_TRUE(is_data_error(error(two, "a\n\n"), "image_feat.ids:2: empty feature id"));
+  EXPECT_TRUE(is_data_error(error(two, "a\nb\tc\n"), "contains a tab"));
   EXPECT_TRUE(is_data_error(error(two, "a\n\xe9\n"), "is not UTF-8"));
   EXPECT_TRUE(is_data_error(
       error(two, "x\ny\n"),
