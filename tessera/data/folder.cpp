@@ -1,10 +1,8 @@
 #include "tessera/data/folder.h"
 
 #include <algorithm>
-#include <cerrno>
+#include <array>
 #include <charconv>
-#include <cmath>
-#include <cstring>
 #include <fstream>
 #include <limits>
 
@@ -138,7 +136,7 @@ Vocabulary read_id_map(std::istream& in, const std::string& name) {
   return ids;
 }
 
-FolderRows read_interactions(std::istream& in, const std::string& name, Vocabulary users,
+FolderRows read_folder_interactions(std::istream& in, const std::string& name, Vocabulary users,
                              Vocabulary items, bool ratings_and_events) {
   TableReader reader(in, name);
   const auto& header = reader.header();
@@ -361,7 +359,7 @@ FolderRows read_folder(const fs::path& folder, const Json& about, bool ratings_a
   Vocabulary items = read_map("item_map.tsv", "n_items");
   const fs::path path = folder / "interactions.tsv";
   std::ifstream in = open_table(path);
-  FolderRows out = read_interactions(in, path.string(), std::move(users), std::move(items),
+  FolderRows out = read_folder_interactions(in, path.string(), std::move(users), std::move(items),
                                      ratings_and_events);
   const int64_t wanted = about["n_interactions"].get<int64_t>() + about["n_seen"].get<int64_t>();
   if (out.table.n_rows() != wanted) {

@@ -6,6 +6,7 @@
 #include <string_view>
 #include <vector>
 
+#include "tessera/base/error.h"
 #include "tessera/base/json.h"
 #include "tessera/data/dataset.h"
 #include "tessera/data/events.h"
@@ -44,7 +45,7 @@ void write_id_map(const std::filesystem::path& path, const Vocabulary& ids);
 Vocabulary read_id_map(std::istream& in, const std::string& name);
 
 /// `columns` are read only when wanted: ratings and event names (the loader needs neither).
-FolderRows read_interactions(std::istream& in, const std::string& name, Vocabulary users,
+FolderRows read_folder_interactions(std::istream& in, const std::string& name, Vocabulary users,
                              Vocabulary items, bool ratings_and_events);
 void write_interactions(const std::filesystem::path& path, const EventTable& table,
                         const std::vector<uint8_t>& fold);
