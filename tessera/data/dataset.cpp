@@ -27,9 +27,10 @@ void apply_fold(FolderRows& rows, Json& about, const std::string& name, int64_t 
   const Json& split = about["split"];
   if (!split.contains("folds")) {
     if (fold < 0) return;
-    throw usage_error("fold {}: dataset {} is split as {}, not into folds; make folds with "
-                      "'tessera import DIR -o OUT --split k-fold:5'",
-                      fold, name, printable(split["kind"].get<std::string>()));
+    throw usage_error(
+        "fold {}: dataset {} is split as {}, not into folds; make folds with "
+        "'tessera import DIR -o OUT --split k-fold:5'",
+        fold, name, printable(split["kind"].get<std::string>()));
   }
   const auto n_folds = split["folds"].get<int64_t>();
   if (fold < 0 || fold >= n_folds) {
@@ -77,9 +78,10 @@ void check_bound(const fs::path& folder, const std::string& name, const Json& en
       entry["encoder"].contains("name") && entry["encoder"]["name"].is_string()) {
     encoder = squeezed(entry["encoder"]["name"].get<std::string>());
   }
-  throw data_error("feature '{}' was made from other train rows than those of this split; make it "
-                   "again with 'tessera features {} --encoder {}', or leave it out with --modalities",
-                   name, folder.string(), encoder);
+  throw data_error(
+      "feature '{}' was made from other train rows than those of this split; make it "
+      "again with 'tessera features {} --encoder {}', or leave it out with --modalities",
+      name, folder.string(), encoder);
 }
 
 void load_features(const fs::path& folder, const DatasetView& view, Dataset& data) {
@@ -93,10 +95,10 @@ void load_features(const fs::path& folder, const DatasetView& view, Dataset& dat
   const auto find = [&](const std::string& typed) {
     const std::string name = canonical_modality(typed);
     if (!manifest.contains(name)) {
-      throw usage_error("dataset {} has no modality '{}'{}: {}", data.name, printable(typed),
-                        did_you_mean(name, known),
-                        known.empty() ? "it has no features"
-                                      : fmt::format("it has {}", fmt::join(known, ", ")));
+      throw usage_error(
+          "dataset {} has no modality '{}'{}: {}", data.name, printable(typed),
+          did_you_mean(name, known),
+          known.empty() ? "it has no features" : fmt::format("it has {}", fmt::join(known, ", ")));
     }
     return name;
   };

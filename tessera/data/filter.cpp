@@ -37,9 +37,8 @@ FilterStep filter_rating(EventTable& table, double threshold) {
 }
 
 FilterStep filter_repeats(EventTable& table, bool keep_repeats) {
-  FilterStep step{.name = "repeats",
-                  .value = keep_repeats ? "kept" : "earliest",
-                  .before = count_table(table)};
+  FilterStep step{
+      .name = "repeats", .value = keep_repeats ? "kept" : "earliest", .before = count_table(table)};
   std::vector<uint8_t> keep(table.n_rows(), 1);
   {
     const RowsByUser by_user = rows_by_user(table.users.size(), table.user, table.time);

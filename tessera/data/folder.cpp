@@ -33,8 +33,7 @@ std::ifstream open_table(const fs::path& path) {
 
 /// The label of a name as interactions.tsv spells it; none when it is no label.
 Split label_of(std::string_view name) {
-  for (const Split split :
-       {Split::train, Split::valid, Split::test, Split::history, Split::seen}) {
+  for (const Split split : {Split::train, Split::valid, Split::test, Split::history, Split::seen}) {
     if (name == split_name(split)) return split;
   }
   return Split::none;
@@ -125,8 +124,8 @@ Vocabulary read_id_map(std::istream& in, const std::string& name) {
   while (reader.next(cells)) {
     int64_t index = 0;
     if (!parse_number(cells[1], index) || index != ids.size()) {
-      throw reader.error(1, fmt::format("wanted index {}, found '{}'", ids.size(),
-                                        printable(cells[1])));
+      throw reader.error(
+          1, fmt::format("wanted index {}, found '{}'", ids.size(), printable(cells[1])));
     }
     if (cells[0].empty()) throw reader.error(0, "empty id");
     if (ids.add(cells[0]) != index) {
@@ -137,7 +136,7 @@ Vocabulary read_id_map(std::istream& in, const std::string& name) {
 }
 
 FolderRows read_folder_interactions(std::istream& in, const std::string& name, Vocabulary users,
-                             Vocabulary items, bool ratings_and_events) {
+                                    Vocabulary items, bool ratings_and_events) {
   TableReader reader(in, name);
   const auto& header = reader.header();
   const int at_user = find_column(header, "user_id"), at_item = find_column(header, "item_id");
@@ -167,13 +166,13 @@ FolderRows read_folder_interactions(std::istream& in, const std::string& name, V
     }
     const int32_t user = table.users.find(cells[at_user]);
     if (user < 0) {
-      throw reader.error(at_user, fmt::format("user '{}' is not in user_map.tsv",
-                                              printable(cells[at_user])));
+      throw reader.error(
+          at_user, fmt::format("user '{}' is not in user_map.tsv", printable(cells[at_user])));
     }
     const int32_t item = table.items.find(cells[at_item]);
     if (item < 0) {
-      throw reader.error(at_item, fmt::format("item '{}' is not in item_map.tsv",
-                                              printable(cells[at_item])));
+      throw reader.error(
+          at_item, fmt::format("item '{}' is not in item_map.tsv", printable(cells[at_item])));
     }
     const Split split = label_of(cells[at_split]);
     if (split == Split::none) {
@@ -195,8 +194,8 @@ FolderRows read_folder_interactions(std::istream& in, const std::string& name, V
     if (at_rating >= 0) {
       float rating = 0;
       if (!parse_number(cells[at_rating], rating)) {
-        throw reader.error(at_rating, fmt::format("rating '{}': wanted a number",
-                                                  printable(cells[at_rating])));
+        throw reader.error(
+            at_rating, fmt::format("rating '{}': wanted a number", printable(cells[at_rating])));
       }
       table.rating.push_back(rating);
     }
@@ -209,8 +208,8 @@ FolderRows read_folder_interactions(std::istream& in, const std::string& name, V
     if (at_fold >= 0) {
       uint8_t fold = 0;
       if (!parse_number(cells[at_fold], fold)) {
-        throw reader.error(at_fold, fmt::format("fold '{}': wanted a number from 0",
-                                                printable(cells[at_fold])));
+        throw reader.error(
+            at_fold, fmt::format("fold '{}': wanted a number from 0", printable(cells[at_fold])));
       }
       out.fold.push_back(fold);
     }
@@ -275,8 +274,9 @@ ItemColumns read_item_columns(std::istream& in, const std::string& name, const V
   while (reader.next(cells)) {
     const int32_t item = items.find(cells[at_item]);
     if (item < 0 || known[item]) {
-      throw reader.error(at_item, fmt::format("item '{}' {}", printable(cells[at_item]),
-                                              item < 0 ? "is not in item_map.tsv" : "stands twice"));
+      throw reader.error(at_item,
+                         fmt::format("item '{}' {}", printable(cells[at_item]),
+                                     item < 0 ? "is not in item_map.tsv" : "stands twice"));
     }
     known[item] = true;
     for (size_t c = 0; c < columns.size(); ++c) out.values[c][item] = cells[columns[c]];
@@ -295,8 +295,10 @@ Json parse_dataset_json(std::string_view text, const std::string& what) {
   };
   if (!is_text(about, "name") || !is_text(about, "train_sha256") || !about.contains("split") ||
       !about["split"].is_object() || !is_text(about["split"], "kind")) {
-    throw data_error("{}: wanted name, split.kind and train_sha256; the folder is damaged, import "
-                     "it again", what);
+    throw data_error(
+        "{}: wanted name, split.kind and train_sha256; the folder is damaged, import "
+        "it again",
+        what);
   }
   if (about["split"].contains("folds")) {
     const Json& folds = about["split"]["folds"];
@@ -327,8 +329,10 @@ Json read_dataset_json(const fs::path& folder, bool check_hashes) {
                      folder.string(), folder.string());
   }
   if (!is_dataset_folder(folder)) {
-    throw data_error("{} is no dataset folder: it has no dataset.json; make one with "
-                     "'tessera import {} -o DIR'", folder.string(), folder.string());
+    throw data_error(
+        "{} is no dataset folder: it has no dataset.json; make one with "
+        "'tessera import {} -o DIR'",
+        folder.string(), folder.string());
   }
   const fs::path path = folder / "dataset.json";
   Json about = parse_dataset_json(read_file(path), path.string());
@@ -338,8 +342,10 @@ Json read_dataset_json(const fs::path& folder, bool check_hashes) {
     if (hash == about["files"].end()) continue;
     open_table(folder / file);
     if (sha256_of_file(folder / file) != hash->get<std::string>()) {
-      throw data_error("{}: its sha256 is not the one in dataset.json: the file was changed or "
-                       "damaged; import it again", (folder / file).string());
+      throw data_error(
+          "{}: its sha256 is not the one in dataset.json: the file was changed or "
+          "damaged; import it again",
+          (folder / file).string());
     }
   }
   return about;
@@ -360,7 +366,7 @@ FolderRows read_folder(const fs::path& folder, const Json& about, bool ratings_a
   const fs::path path = folder / "interactions.tsv";
   std::ifstream in = open_table(path);
   FolderRows out = read_folder_interactions(in, path.string(), std::move(users), std::move(items),
-                                     ratings_and_events);
+                                            ratings_and_events);
   const int64_t wanted = about["n_interactions"].get<int64_t>() + about["n_seen"].get<int64_t>();
   if (out.table.n_rows() != wanted) {
     throw data_error("{}: {} rows, dataset.json says {}", path.string(), out.table.n_rows(),

@@ -46,7 +46,7 @@ Vocabulary read_id_map(std::istream& in, const std::string& name);
 
 /// `columns` are read only when wanted: ratings and event names (the loader needs neither).
 FolderRows read_folder_interactions(std::istream& in, const std::string& name, Vocabulary users,
-                             Vocabulary items, bool ratings_and_events);
+                                    Vocabulary items, bool ratings_and_events);
 void write_interactions(const std::filesystem::path& path, const EventTable& table,
                         const std::vector<uint8_t>& fold);
 

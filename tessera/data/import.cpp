@@ -24,6 +24,7 @@ namespace {
 
 /// What one import gathers before it writes.
 struct Work {
+  Work(const ImportOptions& o, const Log& l) : options(o), log(l) {}
   const ImportOptions& options;
   const Log& log;
   EventTable table;
@@ -63,11 +64,13 @@ void check_output(const ImportOptions& options) {
                         options.output.string());
     }
     if (!is_dataset_folder(output) && !fs::is_empty(output, error)) {
-      throw usage_error("{} is not empty and no dataset folder: it is left alone; choose another -o",
-                        options.output.string());
+      throw usage_error(
+          "{} is not empty and no dataset folder: it is left alone; choose another -o",
+          options.output.string());
     }
   }
-  fs::path place = output.has_filename() ? output.parent_path() : output.parent_path().parent_path();
+  fs::path place =
+      output.has_filename() ? output.parent_path() : output.parent_path().parent_path();
   while (!fs::exists(place, error) && place.has_relative_path()) place = place.parent_path();
   if (!fs::is_directory(place, error)) {
     throw usage_error("cannot write {}: {} is no folder; choose another -o",
@@ -154,8 +157,9 @@ void apply_roles(Work& work, const EventRoles& config) {
   const bool chosen = !options.positive.empty() || !options.read.empty();
   if (types.empty()) {
     if (!chosen) return;
-    throw usage_error("--positive and --read choose among event types, and the interactions have "
-                      "none; name their column with --event-col");
+    throw usage_error(
+        "--positive and --read choose among event types, and the interactions have "
+        "none; name their column with --event-col");
   }
   std::vector<int64_t> counts(types.size(), 0);
   for (const uint8_t event : table.event) ++counts[event];
@@ -182,8 +186,10 @@ void apply_roles(Work& work, const EventRoles& config) {
     if (positive.empty() && read.empty() && types.size() == 1) positive = types;
   }
   if (positive.empty()) {
-    throw usage_error("which event types train? choose with --positive (and --read for those that "
-                      "only count as seen): there are {}", listing);
+    throw usage_error(
+        "which event types train? choose with --positive (and --read for those that "
+        "only count as seen): there are {}",
+        listing);
   }
   enum Role : uint8_t { kOut, kPositive, kRead };
   std::vector<Role> role(types.size(), kOut);
@@ -247,8 +253,9 @@ void read_sources(Work& work) {
     }
   }
   if (interactions.empty()) {
-    throw data_error("no interactions among {}: wanted a file of users and items",
-                     fmt::join(options.paths.begin(), options.paths.end(), ", "));
+    throw data_error("no interactions in {}{}: wanted a file of users and items",
+                     options.paths.front().string(),
+                     options.paths.size() > 1 ? " and the other files" : "");
   }
   gather_features(work, sources);
   Json& reading = work.report["interactions"];
@@ -308,8 +315,10 @@ void read_dataset_folder(Work& work) {
                       options.paths.front().string());
   }
   if (!options.ids.empty() || !options.positive.empty() || !options.read.empty()) {
-    throw usage_error("--ids, --positive and --read are settled in the dataset folder {}: import "
-                      "its source files again to change them", options.paths.front().string());
+    throw usage_error(
+        "--ids, --positive and --read are settled in the dataset folder {}: import "
+        "its source files again to change them",
+        options.paths.front().string());
   }
   work.from = options.paths.front();
   work.from_about = read_dataset_json(work.from, true);
@@ -350,7 +359,8 @@ void read_dataset_folder(Work& work) {
 
 bool is_decimal(std::string_view id) {
   if (id.starts_with('-')) id.remove_prefix(1);
-  return !id.empty() && std::all_of(id.begin(), id.end(), [](char c) { return c >= '0' && c <= '9'; });
+  return !id.empty() &&
+         std::all_of(id.begin(), id.end(), [](char c) { return c >= '0' && c <= '9'; });
 }
 
 /// Order of decimal integers of any length.
@@ -370,9 +380,12 @@ bool number_before(std::string_view a, std::string_view b) {
 /// An id under --ids dense: a number from 0 without sign or leading zeros.
 int64_t dense_index(std::string_view id, const char* what) {
   const bool plain = is_decimal(id) && id.front() != '-' && (id.size() == 1 || id.front() != '0');
-  if (!plain || id.size() > 10 || std::stoll(std::string(id)) >= std::numeric_limits<int32_t>::max()) {
-    throw data_error("--ids dense: {} id '{}' is no row number (0, 1, 2, ..); choose --ids sparse, "
-                     "and give features their .ids", what, printable(id));
+  if (!plain || id.size() > 10 ||
+      std::stoll(std::string(id)) >= std::numeric_limits<int32_t>::max()) {
+    throw data_error(
+        "--ids dense: {} id '{}' is no row number (0, 1, 2, ..); choose --ids sparse, "
+        "and give features their .ids",
+        what, printable(id));
   }
   return std::stoll(std::string(id));
 }
@@ -386,9 +399,8 @@ struct Renumbered {
 
 /// `stays[i]` of the event ids: 1 kept, 0 not in kept rows, -1 taken away by a filter. `more` are
 /// ids of the catalogue; `n_rows` of feature rows without ids, under dense.
-Renumbered renumber(const Vocabulary& old, const std::vector<int8_t>& stays,
-                    const Vocabulary* more, bool dense, int64_t n_rows, bool keep_order,
-                    const char* what) {
+Renumbered renumber(const Vocabulary& old, const std::vector<int8_t>& stays, const Vocabulary* more,
+                    bool dense, int64_t n_rows, bool keep_order, const char* what) {
   Renumbered out;
   std::vector<std::string_view> ids;
   for (int64_t i = 0; i < old.size(); ++i) {
@@ -405,8 +417,8 @@ Renumbered renumber(const Vocabulary& old, const std::vector<int8_t>& stays,
     int64_t n = n_rows;
     for (const std::string_view id : ids) n = std::max(n, dense_index(id, what) + 1);
     if (n > 1000000 + 64 * static_cast<int64_t>(ids.size()) && n > n_rows) {
-      throw data_error("--ids dense: {} ids reach {} with only {} in use; choose --ids sparse", what,
-                       n - 1, ids.size());
+      throw data_error("--ids dense: {} ids reach {} with only {} in use; choose --ids sparse",
+                       what, n - 1, ids.size());
     }
     for (int64_t i = 0; i < n; ++i) {
       const std::string id = std::to_string(i);
@@ -434,8 +446,9 @@ void check_ids(const Vocabulary& ids, const char* what) {
     const std::string_view id = ids[i];
     if (id.empty()) throw data_error("empty {} id: wanted text without tab or line end", what);
     if (id.find_first_of("\t\n\r") != std::string_view::npos) {
-      throw data_error("{} id '{}': wanted text without tab or line end; replace them in the source",
-                       what, printable(id));
+      throw data_error(
+          "{} id '{}': wanted text without tab or line end; replace them in the source", what,
+          printable(id));
     }
   }
 }
@@ -457,16 +470,18 @@ void filter_and_renumber(Work& work) {
   filters.core = options.core;
   filters.keep_repeats =
       options.keep_repeats ||
-      (table.keep_repeats && (table.split.empty() || work.split.kind == SplitKind::given ||
-                              !work.from.empty()));
+      (table.keep_repeats &&
+       (table.split.empty() || work.split.kind == SplitKind::given || !work.from.empty()));
   work.filters = apply_filters(table, filters);
   if (count_table(table).interactions == 0) {
-    if (read.interactions == 0) throw data_error("no interactions in the files: nothing to train on");
+    if (read.interactions == 0)
+      throw data_error("no interactions in the files: nothing to train on");
     std::vector<std::string> flags;
     if (options.min_rating) flags.push_back(fmt::format("--min-rating {}", *options.min_rating));
     if (options.core > 1) flags.push_back(fmt::format("--core {}", options.core));
-    throw data_error("the filters ({}) leave none of {} users, {} items, {} interactions; lower them",
-                     fmt::join(flags, ", "), read.users, read.items, read.interactions);
+    throw data_error(
+        "the filters ({}) leave none of {} users, {} items, {} interactions; lower them",
+        fmt::join(flags, ", "), read.users, read.items, read.interactions);
   }
   for (const FilterStep& step : work.filters) {
     const int64_t n = step.before.interactions - step.after.interactions;
@@ -492,8 +507,7 @@ void filter_and_renumber(Work& work) {
       for (int8_t& each : *stays) each = each == 0 ? 1 : each;
     }
   }
-  Renumbered users =
-      renumber(table.users, user_stays, nullptr, work.dense_users, 0, again, "user");
+  Renumbered users = renumber(table.users, user_stays, nullptr, work.dense_users, 0, again, "user");
   Renumbered items =
       renumber(table.items, item_stays, &work.items.ids, work.dense, n_rows, again, "item");
   for (size_t f = 0; f < work.features.size() && work.dense; ++f) {
@@ -501,10 +515,11 @@ void filter_and_renumber(Work& work) {
     if (info.has_ids) continue;
     const auto refuse = [&](std::string_view id) {
       if (dense_index(id, "item") < info.n_rows) return;
-      throw data_error("feature '{}' has {} rows and no ids, so row r is item id r, but item id {} "
-                       "occurs; give {} with one id a line", work.features[f].modality,
-                       info.n_rows, printable(id),
-                       fs::path(work.features[f].path).replace_extension(".ids").string());
+      throw data_error(
+          "feature '{}' has {} rows and no ids, so row r is item id r, but item id {} "
+          "occurs; give {} with one id a line",
+          work.features[f].modality, info.n_rows, printable(id),
+          fs::path(work.features[f].path).replace_extension(".ids").string());
     };
     for (int64_t i = 0; i < table.items.size(); ++i) {
       if (item_stays[i] > 0) refuse(table.items[i]);
@@ -552,7 +567,9 @@ void choose_split(Work& work) {
     throw usage_error("{} is split into folds: choose another split with --split",
                       work.from.string());
   }
-  work.split = parse_split(!options.split.empty() ? options.split : labelled ? "given" : "random",
+  work.split = parse_split(!options.split.empty() ? options.split
+                           : labelled             ? "given"
+                                                  : "random",
                            options.rounding, options.seed);
   if (labelled && work.split.kind != SplitKind::given && work.from.empty()) {
     note(work, "the files' own split labels are not used: --split {}", work.split.name());
@@ -567,9 +584,9 @@ Json count_rows(const EventTable& table) {
   std::vector<uint8_t> user_has(table.users.size(), 0), item_has(table.items.size(), 0);
   for (int64_t row = 0; row < table.n_rows(); ++row) {
     const Split split = table.split[row];
-    const uint8_t bits = split == Split::train                            ? 5
+    const uint8_t bits = split == Split::train                           ? 5
                          : split == Split::valid || split == Split::test ? 6
-                                                                          : 4;
+                                                                         : 4;
     user_has[table.user[row]] |= bits;
     item_has[table.item[row]] |= bits;
   }
@@ -578,7 +595,8 @@ Json count_rows(const EventTable& table) {
                          [&](uint8_t bits) { return (bits & mask) == wanted; });
   };
   const int64_t n_interactions = table.n_rows() - n(Split::seen);
-  const double cells = static_cast<double>(table.users.size()) * static_cast<double>(table.items.size());
+  const double cells =
+      static_cast<double>(table.users.size()) * static_cast<double>(table.items.size());
   return {{"n_users", table.users.size()},
           {"n_items", table.items.size()},
           {"n_interactions", n_interactions},
@@ -616,8 +634,8 @@ Json json_of(const std::vector<FilterStep>& steps) {
 
 std::string cell(const std::string& text) {
   std::string out = text;
-  std::replace_if(out.begin(), out.end(), [](char c) { return c == '\t' || c == '\n' || c == '\r'; },
-                  ' ');
+  std::replace_if(
+      out.begin(), out.end(), [](char c) { return c == '\t' || c == '\n' || c == '\r'; }, ' ');
   return out;
 }
 
@@ -656,7 +674,8 @@ void write_items(Work& work, const fs::path& folder) {
       if (ids.find(items.ids[each.row]) < 0) continue;
       std::error_code error;
       const fs::path path = fs::absolute(each.path, error).lexically_normal();
-      if (!fs::is_regular_file(path, error) || path.string().find_first_of("\t\n\r") != std::string::npos) {
+      if (!fs::is_regular_file(path, error) ||
+          path.string().find_first_of("\t\n\r") != std::string::npos) {
         ++unreadable;
         continue;
       }
@@ -674,14 +693,14 @@ Json write_features(Work& work, const fs::path& folder) {
   report = Json::object();
   for (const FeatureSource& source : work.features) {
     Json about;
-    manifest[source.modality] =
-        import_feature(source, folder, work.table.items, work.dense, about);
+    manifest[source.modality] = import_feature(source, folder, work.table.items, work.dense, about);
     report[source.modality] = about;
   }
   for (const auto& vectors : work.items.vectors) {
     const std::string modality = canonical_modality(vectors.modality);
     if (manifest.contains(modality)) {
-      note(work, "feature {}: numbers of the catalogue are left out, the file goes first", modality);
+      note(work, "feature {}: numbers of the catalogue are left out, the file goes first",
+           modality);
       continue;
     }
     Vocabulary row_ids;
@@ -777,8 +796,10 @@ Json write_dataset(Work& work, const fs::path& folder, const Json& counts) {
   for (const auto& [key, value] : work.drawn.drawn.items()) about["split"][key] = value;
   if (!work.from.empty() && work.split.kind == SplitKind::given) {
     about["split"] = work.from_about["split"];
+    about["seed"] = work.from_about["seed"];
+  } else {
+    about["seed"] = work.options.seed;
   }
-  about["seed"] = work.options.seed;
   about["events"] = work.events;
   if (!work.options.reading.text.empty()) {
     about["text"] = work.options.reading.text;
@@ -799,10 +820,9 @@ Json write_dataset(Work& work, const fs::path& folder, const Json& counts) {
   write_id_map(folder / "user_map.tsv", table.users);
   write_id_map(folder / "item_map.tsv", table.items);
   write_items(work, folder);
-  const Json manifest =
-      work.from.empty()
-          ? write_features(work, folder)
-          : copy_features(work, folder, about["train_sha256"].get<std::string>());
+  const Json manifest = work.from.empty()
+                            ? write_features(work, folder)
+                            : copy_features(work, folder, about["train_sha256"].get<std::string>());
   write_json(folder / "features.json", manifest);
   work.report["drops"] = work.drops;
   work.report["counts"] = counts;
@@ -824,7 +844,7 @@ Json import_dataset(const ImportOptions& options, const Log& log) {
   check_output(options);
   // A wrong name of a split is said before a large file is read.
   if (!options.split.empty()) parse_split(options.split, options.rounding, options.seed);
-  Work work{.options = options, .log = log};
+  Work work(options, log);
   const bool again = std::any_of(options.paths.begin(), options.paths.end(), is_dataset_folder);
   if (again) {
     read_dataset_folder(work);

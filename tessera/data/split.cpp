@@ -95,8 +95,8 @@ std::optional<int64_t> date_seconds(const std::string& text) {
   if (text.size() < 10 || text[4] != '-' || text[7] != '-') return std::nullopt;
   const int64_t year = digits(0, 4), month = digits(5, 2), day = digits(8, 2);
   if (year < 0 || month < 1 || month > 12 || day < 1) return std::nullopt;
-  const int64_t next = month == 12 ? days_from_civil(year + 1, 1, 1)
-                                   : days_from_civil(year, month + 1, 1);
+  const int64_t next =
+      month == 12 ? days_from_civil(year + 1, 1, 1) : days_from_civil(year, month + 1, 1);
   const int64_t days = days_from_civil(year, month, day);
   if (days >= next) return std::nullopt;
   if (text.size() == 10) return days * 86400;
@@ -121,8 +121,10 @@ std::array<double, 3> parse_ratios(const std::string& text) {
     if (good) ratios[i == 1 && parts.size() == 2 ? 2 : i] = *value;
   }
   if (!good || ratios[0] <= 0 || std::abs(ratios[0] + ratios[1] + ratios[2] - 1) > 1e-6) {
-    throw usage_error("split ratios '{}': wanted train,valid,test (or train,test) that add up to "
-                      "1, such as .8,.1,.1", printable(text));
+    throw usage_error(
+        "split ratios '{}': wanted train,valid,test (or train,test) that add up to "
+        "1, such as .8,.1,.1",
+        printable(text));
   }
   return ratios;
 }
@@ -159,9 +161,10 @@ double quantile(const std::vector<int64_t>& sorted, double q) {
 
 void need_order(const EventTable& table, const SplitSpec& spec) {
   if (!table.time.empty() || table.n_rows() == 0) return;
-  throw data_error("split {} needs the order of a user's rows: the interactions have neither times "
-                   "nor positions; name the column with --time-col, or choose --split random",
-                   spec.name());
+  throw data_error(
+      "split {} needs the order of a user's rows: the interactions have neither times "
+      "nor positions; name the column with --time-col, or choose --split random",
+      spec.name());
 }
 
 /// The rows of one user but the read events.
@@ -184,9 +187,10 @@ void label_in_order(EventTable& table, const std::vector<int32_t>& rows,
 
 void split_global(EventTable& table, const SplitSpec& spec, Json& drawn) {
   if (table.time_unit != "s" && table.time_unit != "ms") {
-    throw data_error("split temporal-global needs times: the interactions have {}; choose "
-                     "leave-one-out or temporal-user, or name the column with --time-col",
-                     table.time_unit == "position" ? "an order only" : "none");
+    throw data_error(
+        "split temporal-global needs times: the interactions have {}; choose "
+        "leave-one-out or temporal-user, or name the column with --time-col",
+        table.time_unit == "position" ? "an order only" : "none");
   }
   double first = 0, second = 0;
   if (spec.has_cuts) {
@@ -232,12 +236,15 @@ void check_given(const EventTable& table) {
   int64_t without = 0;
   for (const Split split : table.split) without += split == Split::none;
   if (table.split.empty() || (without == table.n_rows() && without > 0)) {
-    throw data_error("split given: the interactions have no split labels; name the column with "
-                     "--split-col, or choose another split");
+    throw data_error(
+        "split given: the interactions have no split labels; name the column with "
+        "--split-col, or choose another split");
   }
   if (without > 0) {
-    throw data_error("split given: {} of {} rows have no split label; label all of them, or choose "
-                     "another split", without, table.n_rows());
+    throw data_error(
+        "split given: {} of {} rows have no split label; label all of them, or choose "
+        "another split",
+        without, table.n_rows());
   }
 }
 
@@ -323,8 +330,10 @@ SplitSpec parse_split(std::string_view text, std::string_view rounding, uint64_t
   if (spec.rounding == Rounding::floor && !has_ratios) spec.ratios = {.8, 0, .2};
   if (has_ratios && (spec.rounding == Rounding::mmrec || spec.rounding == Rounding::lattice) &&
       (std::abs(spec.ratios[0] - .8) > 1e-9 || std::abs(spec.ratios[1] - .1) > 1e-9)) {
-    throw usage_error("--rounding {} is 8:1:1 by its own rule: leave the ratios out, or choose "
-                      "recbole or floor", printable(rounding));
+    throw usage_error(
+        "--rounding {} is 8:1:1 by its own rule: leave the ratios out, or choose "
+        "recbole or floor",
+        printable(rounding));
   }
   return spec;
 }

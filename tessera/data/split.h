@@ -29,7 +29,7 @@ struct SplitSpec {
   SplitKind kind = SplitKind::random;
   Rounding rounding = Rounding::mmrec;
   std::array<double, 3> ratios = {.8, .1, .1};  ///< train, valid, test
-  std::array<int64_t, 2> cuts = {0, 0};  ///< temporal-global by dates: Unix seconds
+  std::array<int64_t, 2> cuts = {0, 0};         ///< temporal-global by dates: Unix seconds
   bool has_cuts = false;
   int64_t folds = 5;
   int64_t history = -1;  ///< cold-user: first rows given to the model; -1: half, rounded up
@@ -52,7 +52,7 @@ std::array<int64_t, 3> held_out_sizes(int64_t n, Rounding rounding,
 
 /// What a split drew besides the labels.
 struct SplitResult {
-  std::vector<uint8_t> fold;  ///< of k-fold: [n_rows], else empty
+  std::vector<uint8_t> fold;    ///< of k-fold: [n_rows], else empty
   Json drawn = Json::object();  ///< "cut_times", "n_cold_items", .. for dataset.json
 };
 
