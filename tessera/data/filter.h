@@ -25,7 +25,7 @@ struct FilterStep {
 };
 
 struct FilterOptions {
-  std::optional<double> min_rating;  ///< keep rating >= this
+  std::optional<double> min_rating = {};  ///< keep rating >= this
   bool keep_repeats = false;
   int64_t core = 0;  ///< users and items with fewer distinct partners leave, until stable
 };
