@@ -1,7 +1,6 @@
 #include "tessera/ops/kernels.h"
 
 #include <cmath>
-#include <cstring>
 
 namespace tessera::kernels {
 namespace {
@@ -85,6 +84,36 @@ template <typename T>
   }
 }
 
+// One tile of the product, its sums in registers as lanes of `kBytes` bytes.
+template <int kBytes>
+[[gnu::always_inline]] inline void tile(const float* a, const float* b, int64_t depth, float* out,
+                                        int64_t stride) {
+  using Lanes [[gnu::vector_size(kBytes)]] = float;
+  using Loose [[gnu::vector_size(kBytes), gnu::aligned(4), gnu::may_alias]] = float;
+  constexpr int64_t kLanes = kBytes / sizeof(float), kParts = kTileColumns / kLanes;
+  Lanes sum[kTileRows][kParts] = {};
+  for (int64_t k = 0; k < depth; ++k) {
+    Lanes right[kParts];
+#pragma GCC unroll 4
+    for (int64_t j = 0; j < kParts; ++j) {
+      right[j] = *reinterpret_cast<const Loose*>(b + k * kTileColumns + j * kLanes);
+    }
+#pragma GCC unroll 6
+    for (int64_t r = 0; r < kTileRows; ++r) {
+      const float left = a[r * depth + k];
+#pragma GCC unroll 4
+      for (int64_t j = 0; j < kParts; ++j) sum[r][j] += left * right[j];
+    }
+  }
+#pragma GCC unroll 6
+  for (int64_t r = 0; r < kTileRows; ++r) {
+#pragma GCC unroll 4
+    for (int64_t j = 0; j < kParts; ++j) {
+      *reinterpret_cast<Loose*>(out + r * stride + j * kLanes) = sum[r][j];
+    }
+  }
+}
+
 }  // namespace
 
 #if defined(__x86_64__)
@@ -120,29 +149,21 @@ void spmm(const Spmm& s, const double* x, const double* base, double* out, int64
 }
 
 #if defined(__x86_64__)
-[[gnu::target_clones("avx512f", "arch=haswell", "default")]]
+namespace {
+[[gnu::target("avx2")]] void product_tile_avx2(const float* a, const float* b, int64_t depth,
+                                               float* out, int64_t stride) {
+  tile<32>(a, b, depth, out, stride);
+}
+}  // namespace
 #endif
+
+// Chosen by hand: the width of the lanes depends on the instruction set.
 void product_tile(const float* a, const float* b, int64_t depth, float* out, int64_t stride) {
-  using Lanes [[gnu::vector_size(32)]] = float;
-  constexpr int kLanes = 8;
-  static_assert(kTileColumns == 2 * kLanes);
-  Lanes low[kTileRows] = {}, high[kTileRows] = {};
-  for (int64_t k = 0; k < depth; ++k) {
-    Lanes left, right;
-    std::memcpy(&left, b + k * kTileColumns, sizeof left);
-    std::memcpy(&right, b + k * kTileColumns + kLanes, sizeof right);
-#pragma GCC unroll 6
-    for (int64_t r = 0; r < kTileRows; ++r) {
-      const float factor = a[r * depth + k];
-      low[r] += factor * left;
-      high[r] += factor * right;
-    }
-  }
-#pragma GCC unroll 6
-  for (int64_t r = 0; r < kTileRows; ++r) {
-    std::memcpy(out + r * stride, &low[r], sizeof low[r]);
-    std::memcpy(out + r * stride + kLanes, &high[r], sizeof high[r]);
-  }
+#if defined(__x86_64__)
+  static const bool wide = __builtin_cpu_supports("avx2");
+  if (wide) return product_tile_avx2(a, b, depth, out, stride);
+#endif
+  tile<16>(a, b, depth, out, stride);
 }
 
 #if defined(__x86_64__)
