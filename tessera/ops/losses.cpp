@@ -1,0 +1,213 @@
+#include "tessera/ops/losses.h"
+
+#include <torch/torch.h>
+
+#include <cmath>
+
+#include "tessera/ops/parallel.h"
+
+namespace tessera {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::tensor_list;
+using torch::autograd::variable_list;
+
+constexpr double kEps = 1e-8;
+constexpr int64_t kGrain = 64;  // rows a thread takes at least
+
+template <typename Body>
+void by_type(const torch::Tensor& value, const Body& body) {
+  TORCH_CHECK(value.scalar_type() == torch::kFloat32 || value.scalar_type() == torch::kFloat64,
+              "losses work on float32 and float64, got ", value.scalar_type());
+  if (value.scalar_type() == torch::kFloat32) {
+    body(float{});
+  } else {
+    body(double{});
+  }
+}
+
+template <typename T>
+T dot(const T* a, const T* b, int64_t n) {
+  T sum = 0;
+  for (int64_t i = 0; i < n; ++i) sum += a[i] * b[i];
+  return sum;
+}
+
+template <typename T>
+T softplus(T x) {
+  return x > 0 ? x + std::log1p(std::exp(-x)) : std::log1p(std::exp(x));
+}
+
+/// Per pair and negative: the gradient is kept while the value is formed, scaled in backward.
+class Bpr : public torch::autograd::Function<Bpr> {
+ public:
+  static torch::Tensor forward(AutogradContext* context, const torch::Tensor& u_in,
+                               const torch::Tensor& p_in, const torch::Tensor& n_in) {
+    const auto u = u_in.contiguous(), p = p_in.contiguous(), n = n_in.contiguous();
+    const int64_t batch = u.size(0), d = u.size(1), k = batch > 0 ? n.size(0) / batch : 1;
+    const auto du = torch::empty_like(u), dp = torch::empty_like(p), dn = torch::empty_like(n);
+    const auto values = torch::zeros({batch}, torch::kFloat64);
+    by_type(u, [&](auto type) {
+      using T = decltype(type);
+      const T* us = u.const_data_ptr<T>();
+      const T* ps = p.const_data_ptr<T>();
+      const T* ns = n.const_data_ptr<T>();
+      T* dus = du.mutable_data_ptr<T>();
+      T* dps = dp.mutable_data_ptr<T>();
+      T* dns = dn.mutable_data_ptr<T>();
+      double* value = values.mutable_data_ptr<double>();
+      const T scale = static_cast<T>(1.0 / static_cast<double>(batch * k));
+      parallel_for(0, batch, kGrain, [&](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; ++row) {
+          const T* ur = us + row * d;
+          const T* pr = ps + row * d;
+          T* dur = dus + row * d;
+          T* dpr = dps + row * d;
+          const T positive = dot(ur, pr, d);
+          T total = 0;
+          for (int64_t i = 0; i < d; ++i) dur[i] = 0;
+          for (int64_t j = row * k; j < row * k + k; ++j) {
+            const T* nr = ns + j * d;
+            T* dnr = dns + j * d;
+            const T margin = positive - dot(ur, nr, d);
+            value[row] += static_cast<double>(softplus(-margin));
+            const T slope = scale / (1 + std::exp(margin));  // -d(loss)/d(margin)
+            total += slope;
+            for (int64_t i = 0; i < d; ++i) {
+              dur[i] -= slope * (pr[i] - nr[i]);
+              dnr[i] = slope * ur[i];
+            }
+          }
+          for (int64_t i = 0; i < d; ++i) dpr[i] = -total * ur[i];
+        }
+      });
+    });
+    context->save_for_backward({du, dp, dn});
+    return (values.sum() / static_cast<double>(std::max<int64_t>(1, batch * k)))
+        .to(u.scalar_type());
+  }
+
+  static tensor_list backward(AutogradContext* context, tensor_list upstream) {
+    const auto saved = context->get_saved_variables();
+    return {saved[0] * upstream[0], saved[1] * upstream[0], saved[2] * upstream[0]};
+  }
+};
+
+/// d cos(a, b) / da = (b / |b| - cos a / |a|) / |a|; below the guard cos is a.b / eps.
+template <typename T>
+void add_cosine_gradient(const T* a, const T* b, int64_t d, T aa, T bb, T ab, T weight, T* to) {
+  const T product = std::sqrt(aa) * std::sqrt(bb);
+  if (product > static_cast<T>(kEps)) {
+    const T cosine = ab / product;
+    for (int64_t i = 0; i < d; ++i) to[i] = -weight * (b[i] / product - cosine * a[i] / aa);
+  } else {
+    for (int64_t i = 0; i < d; ++i) to[i] = -weight * b[i] / static_cast<T>(kEps);
+  }
+}
+
+class Cosine : public torch::autograd::Function<Cosine> {
+ public:
+  static torch::Tensor forward(AutogradContext* context, const torch::Tensor& a_in,
+                               const torch::Tensor& b_in, const torch::Tensor& w_in) {
+    const auto a = a_in.contiguous(), b = b_in.contiguous();
+    const auto w = w_in.to(a.scalar_type()).contiguous();
+    const bool to_b = b_in.requires_grad();
+    const int64_t n = a.size(0), d = a.size(1);
+    const auto da = torch::empty_like(a);
+    const auto db = to_b ? torch::empty_like(b) : torch::Tensor();
+    const auto values = torch::zeros({n}, torch::kFloat64);
+    by_type(a, [&](auto type) {
+      using T = decltype(type);
+      const T* as = a.const_data_ptr<T>();
+      const T* bs = b.const_data_ptr<T>();
+      const T* ws = w.const_data_ptr<T>();
+      T* das = da.mutable_data_ptr<T>();
+      T* dbs = to_b ? db.mutable_data_ptr<T>() : nullptr;
+      double* value = values.mutable_data_ptr<double>();
+      parallel_for(0, n, kGrain, [&](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; ++row) {
+          const T* ar = as + row * d;
+          const T* br = bs + row * d;
+          const T aa = dot(ar, ar, d), bb = dot(br, br, d), ab = dot(ar, br, d);
+          const T product = std::max(std::sqrt(aa) * std::sqrt(bb), static_cast<T>(kEps));
+          value[row] = static_cast<double>(ws[row]) * (1.0 - static_cast<double>(ab / product));
+          add_cosine_gradient(ar, br, d, aa, bb, ab, ws[row], das + row * d);
+          if (to_b) add_cosine_gradient(br, ar, d, bb, aa, ab, ws[row], dbs + row * d);
+        }
+      });
+    });
+    context->save_for_backward({da, db});
+    return values.sum().to(a.scalar_type());
+  }
+
+  static tensor_list backward(AutogradContext* context, tensor_list upstream) {
+    const auto saved = context->get_saved_variables();
+    return {saved[0] * upstream[0], saved[1].defined() ? saved[1] * upstream[0] : torch::Tensor(),
+            torch::Tensor()};
+  }
+};
+
+class Frobenius : public torch::autograd::Function<Frobenius> {
+ public:
+  static torch::Tensor forward(AutogradContext* context, const torch::Tensor& x) {
+    const auto norm = x.square().sum(torch::kFloat64).sqrt().to(x.scalar_type());
+    context->save_for_backward({x, norm});
+    return norm;
+  }
+  static tensor_list backward(AutogradContext* context, tensor_list upstream) {
+    const auto saved = context->get_saved_variables();
+    if (saved[1].item<double>() == 0) return {torch::zeros_like(saved[0])};
+    return {saved[0] * (upstream[0] / saved[1])};
+  }
+};
+
+}  // namespace
+
+torch::Tensor bpr_margins(const torch::Tensor& u, const torch::Tensor& p, const torch::Tensor& n) {
+  const int64_t batch = u.size(0), d = u.size(1), k = batch > 0 ? n.size(0) / batch : 1;
+  const auto positive = (u * p).sum(1, true);
+  return positive - (u.unsqueeze(1) * n.reshape({batch, k, d})).sum(2);
+}
+
+torch::Tensor bpr_loss(const torch::Tensor& u, const torch::Tensor& p, const torch::Tensor& n) {
+  TORCH_CHECK(u.dim() == 2 && u.sizes() == p.sizes() && n.dim() == 2 && n.size(1) == u.size(1) &&
+                  (u.size(0) == 0 ? n.size(0) == 0 : n.size(0) % u.size(0) == 0),
+              "bpr_loss wants u, p [B, d] and n [B * K, d], got ", u.sizes(), " ", p.sizes(), " ",
+              n.sizes());
+  return Bpr::apply(u, p, n);
+}
+
+torch::Tensor bpr_loss_composed(const torch::Tensor& u, const torch::Tensor& p,
+                                const torch::Tensor& n) {
+  return -torch::log_sigmoid(bpr_margins(u, p, n)).mean();
+}
+
+torch::Tensor cosine_loss(const torch::Tensor& a, const torch::Tensor& b, const torch::Tensor& w) {
+  TORCH_CHECK(a.dim() == 2 && a.sizes() == b.sizes() && w.dim() == 1 && w.size(0) == a.size(0),
+              "cosine_loss wants a, b [n, d] and w [n], got ", a.sizes(), " ", b.sizes(), " ",
+              w.sizes());
+  return Cosine::apply(a, b, w);
+}
+
+torch::Tensor cosine_loss_composed(const torch::Tensor& a, const torch::Tensor& b,
+                                   const torch::Tensor& w) {
+  const auto norms = (a.square().sum(1).sqrt() * b.square().sum(1).sqrt()).clamp_min(kEps);
+  return (w * (1 - (a * b).sum(1) / norms)).sum();
+}
+
+torch::Tensor l2_rows(const std::vector<torch::Tensor>& rows, int64_t batch_size) {
+  torch::Tensor sum;
+  for (const auto& x : rows) sum = sum.defined() ? sum + x.square().sum() : x.square().sum();
+  return sum / (2.0 * static_cast<double>(batch_size));
+}
+
+torch::Tensor norm_rows(const std::vector<torch::Tensor>& rows, int64_t batch_size) {
+  torch::Tensor sum;
+  for (const auto& x : rows) sum = sum.defined() ? sum + frobenius_norm(x) : frobenius_norm(x);
+  return sum / static_cast<double>(batch_size);
+}
+
+torch::Tensor frobenius_norm(const torch::Tensor& x) { return Frobenius::apply(x); }
+
+}  // namespace tessera

@@ -1,0 +1,95 @@
+// Fused losses against their composed twins and central differences, in double.
+#include "tessera/ops/losses.h"
+
+#include <gtest/gtest.h>
+#include <torch/torch.h>
+
+namespace tessera {
+namespace {
+
+using Loss = std::function<torch::Tensor(const std::vector<torch::Tensor>&)>;
+
+torch::Tensor leaf(int64_t rows, int64_t cols) {
+  return torch::randn({rows, cols}, torch::kFloat64).requires_grad_();
+}
+
+void expect_gradients(const Loss& fused, const Loss& composed, std::vector<torch::Tensor> inputs) {
+  const auto value = fused(inputs), wanted = composed(inputs);
+  EXPECT_NEAR(value.item<double>(), wanted.item<double>(), 1e-12);
+  const auto mine = torch::autograd::grad({value * 1.7}, inputs);
+  const auto theirs = torch::autograd::grad({wanted * 1.7}, inputs);
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    EXPECT_TRUE(torch::allclose(mine[i], theirs[i], 1e-9, 1e-12)) << "input " << i;
+    // Central differences at a few entries.
+    const torch::NoGradGuard no_grad;
+    auto flat = inputs[i].view(-1);
+    for (int64_t e = 0; e < flat.numel(); e += 7) {
+      const double x = flat[e].item<double>(), h = 1e-6;
+      flat[e] = x + h;
+      const double above = fused(inputs).item<double>();
+      flat[e] = x - h;
+      const double below = fused(inputs).item<double>();
+      flat[e] = x;
+      EXPECT_NEAR(mine[i].view(-1)[e].item<double>(), 1.7 * (above - below) / (2 * h), 1e-7);
+    }
+  }
+}
+
+TEST(Losses, Bpr) {
+  torch::manual_seed(1);
+  for (const int64_t k : {1, 3}) {
+    expect_gradients([](const auto& x) { return bpr_loss(x[0], x[1], x[2]); },
+                     [](const auto& x) { return bpr_loss_composed(x[0], x[1], x[2]); },
+                     {leaf(13, 5), leaf(13, 5), leaf(13 * k, 5)});
+  }
+  // One pair by hand: s_up = 2, s_un = -1, -log sigmoid(3).
+  EXPECT_NEAR(
+      bpr_loss(torch::tensor({{1., 1.}}), torch::tensor({{1., 1.}}), torch::tensor({{0., -1.}}))
+          .item<double>(),
+      0.04858735, 1e-7);
+  EXPECT_TRUE(bpr_loss(torch::full({1, 1}, 1e4), torch::full({1, 1}, -1e4), torch::zeros({1, 1}))
+                  .isfinite()
+                  .item<bool>());
+}
+
+TEST(Losses, Cosine) {
+  torch::manual_seed(2);
+  const auto w = torch::rand({11}, torch::kFloat64);
+  expect_gradients([&](const auto& x) { return cosine_loss(x[0], x[1], w); },
+                   [&](const auto& x) { return cosine_loss_composed(x[0], x[1], w); },
+                   {leaf(11, 6), leaf(11, 6)});
+  // Scaling a target row changes nothing; a constant target gets no gradient.
+  const auto a = leaf(11, 6);
+  const auto b = torch::randn({11, 6}, torch::kFloat64);
+  EXPECT_NEAR(cosine_loss(a, b, w).item<double>(), cosine_loss(a, b * 3, w).item<double>(), 1e-12);
+  cosine_loss(a, b, w).backward();
+  EXPECT_FALSE(b.grad().defined());
+  // Zero rows: cosine 0 and finite gradients.
+  const auto zero = torch::zeros({2, 3}, torch::kFloat64).requires_grad_();
+  const auto loss =
+      cosine_loss(zero, torch::ones({2, 3}, torch::kFloat64), torch::ones({2}, torch::kFloat64));
+  EXPECT_EQ(loss.item<double>(), 2);
+  loss.backward();
+  EXPECT_TRUE(zero.grad().isfinite().all().item<bool>());
+}
+
+TEST(Losses, NormsAndSquares) {
+  torch::manual_seed(3);
+  expect_gradients([](const auto& x) { return frobenius_norm(x[0]); },
+                   [](const auto& x) { return x[0].norm(); }, {leaf(9, 4)});
+  const auto zero = torch::zeros({3, 3}).requires_grad_();
+  frobenius_norm(zero).backward();
+  EXPECT_EQ(zero.grad().abs().sum().item<double>(), 0);
+  // |(3, 4)| = 5, |(1, 0)| = 1: squares 26 / (2 * 2), norms 6 / 2.
+  const std::vector<torch::Tensor> rows = {torch::tensor({{3., 4.}}), torch::tensor({{1., 0.}})};
+  EXPECT_DOUBLE_EQ(l2_rows(rows, 2).item<double>(), 6.5);
+  EXPECT_DOUBLE_EQ(norm_rows(rows, 2).item<double>(), 3);
+}
+
+TEST(Losses, EmptyBatch) {
+  EXPECT_EQ(
+      cosine_loss(torch::zeros({0, 4}), torch::zeros({0, 4}), torch::zeros({0})).item<double>(), 0);
+}
+
+}  // namespace
+}  // namespace tessera
