@@ -1,7 +1,87 @@
+#include <unistd.h>
+
+#include <cmath>
+#include <cstdio>
+
 #include "cli/cli.h"
+#include "tessera/study/run.h"
 
 namespace tessera::cli {
+namespace {
 
-void add_train(CLI::App&, Common&) {}
+/// A bar on stderr, only where a person looks at it.
+Progress bar(const std::string& what, int64_t total) {
+  auto done = std::make_shared<int64_t>(0);
+  return {[what, total, done](int64_t n) {
+    *done += n;
+    const auto percent = total > 0 ? 100 * *done / total : 100;
+    std::fprintf(stderr, "\r%s %3ld %%", what.c_str(), static_cast<long>(percent));
+    if (*done >= total) std::fputs("\r\033[K", stderr);
+  }};
+}
+
+std::string table(const Json& results) {
+  const bool has_test = !results["test"].is_null();
+  const Json& metrics = has_test ? results["test"] : results["valid"];
+  const std::string split = has_test ? "test" : "valid";
+  std::string out =
+      fmt::format("{} on {}, protocol {}, seed {}, {} of {} users, best epoch {} by valid {}\n",
+                  results["model"].get<std::string>(), results["dataset"].get<std::string>(),
+                  results["protocol"].get<std::string>(), results["seed"].dump(), split,
+                  results["n_users"].dump(), results["selection"]["epoch"].dump(),
+                  results["selection"]["metric"].get<std::string>());
+  for (const auto& [name, value] : metrics.items()) {
+    out += fmt::format("{:<14} {}\n", name,
+                       value.is_null() ? "-" : fmt::format("{:.4f}", value.get<double>()));
+  }
+  return out;
+}
+
+}  // namespace
+
+void add_train(CLI::App& app, Common& common) {
+  struct Flags {
+    std::string resume;
+    bool test_curve = false;
+  };
+  auto flags = std::make_shared<Flags>();
+  CLI::App* verb = add_verb(
+      app, common, "train", "train one model on a dataset folder; any setting is also a flag", true,
+      [&common, flags] {
+        RunRequest request;
+        for (auto& setting : gather_settings(common)) {
+          // RecBole's and MMRec's files name model and dataset beside the settings.
+          if (setting.name == "model" || setting.name == "dataset") {
+            const auto value = setting.value.is_string() ? setting.value.get<std::string>() : "";
+            if (setting.name == "model") request.model = value;
+            if (setting.name == "dataset") request.dataset = value;
+          } else {
+            request.settings.push_back(std::move(setting));
+          }
+        }
+        if (flags->test_curve) request.settings.push_back({"test_curve", true, "flag"});
+        if (!common.model.empty()) request.model = common.model;
+        if (!common.datasets.empty()) request.dataset = common.dataset();
+        request.resume = flags->resume;
+        if (flags->resume.empty() && request.dataset.empty()) request.dataset = common.dataset();
+        request.output = common.output;
+        request.command = common.command;
+        request.log = make_log(common);
+        request.stop_requested = interrupted;
+        if (!common.no_progress && !common.quiet && isatty(2) != 0) request.progress = bar;
+        const RunOutcome outcome = run(request);
+        if (common.json) {
+          Json out = outcome.results;
+          out["run"] = outcome.folder.string();
+          print_json(out);
+        } else {
+          print(table(outcome.results) + "run folder: " + outcome.folder.string());
+        }
+      });
+  verb->add_option("--resume", flags->resume, "go on with a run folder");
+  verb->add_flag(
+      "--test-curve", flags->test_curve,
+      "rank test every epoch into test_curve.jsonl: a diagnostic, nothing selects by it");
+}
 
 }  // namespace tessera::cli

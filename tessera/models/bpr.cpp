@@ -1,0 +1,74 @@
+#include "tessera/model/registry.h"
+#include "tessera/ops/fill.h"
+#include "tessera/ops/losses.h"
+
+namespace tessera {
+namespace {
+
+/// BPR-MF (Rendle et al., UAI 2009): matrix factorisation trained on pairs of a positive and a
+/// negative. variant = released is MMRec's form: norms instead of squares, log(sigmoid + 1e-10).
+class Bpr : public FactorModel {
+ public:
+  struct Config {
+    std::string variant = "paper";
+    int64_t embedding_size = 64;
+    double reg_weight = 1e-4;
+    std::string reg = "squared";
+    std::string log_sigmoid = "exact";
+    int64_t n_negatives = 1;
+
+    void describe(Fields& f) {
+      f.choice("variant", variant, "the paper's form, or the published code's",
+               {"paper", "released"});
+      f.add("embedding_size", embedding_size, "width of the embeddings", at_least(1));
+      f.add("reg_weight", reg_weight, "weight of the penalty on the batch's rows", at_least(0));
+      f.choice("reg", reg, "squared: sum of squares / 2B; norm: sum of Frobenius norms / B",
+               {"squared", "norm"});
+      f.choice("log_sigmoid", log_sigmoid, "exact, or with 1e-10 inside the logarithm",
+               {"exact", "eps"});
+      f.add("n_negatives", n_negatives, "negatives per positive", at_least(1));
+      f.preset("variant", "released", {{"reg", "norm"}, {"log_sigmoid", "eps"}});
+    }
+  };
+
+  Bpr(const Config& config, const Context& context)
+      : FactorModel(context),
+        config_(config),
+        users_(table("user_embedding", xavier_normal(data_.n_users, config.embedding_size,
+                                                     random_.stream("init.user_embedding")))),
+        items_(table("item_embedding", xavier_normal(data_.n_items, config.embedding_size,
+                                                     random_.stream("init.item_embedding")))) {}
+
+  Abilities abilities() const override { return {}; }
+  BatchSpec batch_spec() const override {
+    return {.unit = BatchSpec::Unit::pair, .n_negatives = config_.n_negatives};
+  }
+
+  Loss loss(const Batch& batch) override {
+    const torch::Tensor user_rows = users_.gather(batch.distinct_users);
+    const torch::Tensor item_rows = items_.gather(batch.distinct_items);
+    const auto u = user_rows.index_select(0, batch.user_inverse);
+    const auto p = item_rows.index_select(0, batch.positive_inverse);
+    const auto n = item_rows.index_select(0, batch.negative_inverse.flatten());
+    const auto bpr = config_.log_sigmoid == "exact"
+                         ? bpr_loss(u, p, n)
+                         : -(bpr_margins(u, p, n).sigmoid() + 1e-10).log().mean();
+    const auto reg = config_.reg == "squared" ? l2_rows({u, p, n}, batch.size())
+                                              : norm_rows({u, p, n}, batch.size());
+    return {bpr + config_.reg_weight * reg, {{"bpr", bpr}, {"reg", reg}}};
+  }
+
+ protected:
+  Vectors vectors() override { return {users_.value(), items_.value()}; }
+
+ private:
+  const Config config_;
+  RowTable& users_;
+  RowTable& items_;
+};
+
+const RegisterModel<Bpr> registered{
+    "BPR", "BPR-MF, Rendle et al. 2009", {{"BPR-MF", {}}, {"BPRMF", {}}}};
+
+}  // namespace
+}  // namespace tessera

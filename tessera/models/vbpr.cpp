@@ -1,0 +1,173 @@
+#include "tessera/base/error.h"
+#include "tessera/model/registry.h"
+#include "tessera/ops/fill.h"
+#include "tessera/ops/losses.h"
+
+namespace tessera {
+namespace {
+
+/// VBPR (He & McAuley, AAAI 2016): BPR-MF plus the raw features through a learned projection,
+///   score = b_i + g_u . g_i + t_u . (E f_i) + w . f_i,
+/// f the concatenated frozen features. Items without a train row have g_i = 0 and are ranked by
+/// content. variant = released is MMRec's form: one 2d-wide user row, [item ID ; E f + c], no b and
+/// no w, norms of the wide rows as penalty.
+class Vbpr : public FactorModel {
+ public:
+  struct Config {
+    std::string variant = "paper";
+    int64_t embedding_size = 64;
+    double reg_weight = 1e-2;
+    double reg_bias = 1e-2;
+    double reg_visual = 0;
+    std::string reg = "squared";
+    std::string visual = "linear";
+    std::string missing = "zero";
+    int64_t n_negatives = 1;
+
+    void describe(Fields& f) {
+      f.choice("variant", variant, "the paper's form, or the published code's",
+               {"paper", "released"});
+      f.add("embedding_size", embedding_size, "width of the ID part and of the content part",
+            at_least(1));
+      f.add("reg_weight", reg_weight, "weight of the penalty on the batch's rows", at_least(0));
+      f.add("reg_bias", reg_bias, "weight of the penalty on the item biases", at_least(0));
+      f.add("reg_visual", reg_visual, "weight of the penalty on E and w", at_least(0));
+      f.choice("reg", reg, "squared: ID rows, sum of squares / 2B; norm: whole rows, norms / B",
+               {"squared", "norm"});
+      f.choice("visual", visual,
+               "linear: item bias and w beside E; projection: E with a bias instead",
+               {"linear", "projection"});
+      f.choice("missing", missing, "rows of items without a modality",
+               {"zero", "mean", "neighbours", "error"});
+      f.add("n_negatives", n_negatives, "negatives per positive", at_least(1));
+      f.preset("variant", "released", {{"reg", "norm"}, {"visual", "projection"}});
+    }
+  };
+
+  Vbpr(const Config& config, const Context& context)
+      : FactorModel(context),
+        config_(config),
+        linear_(config.visual == "linear"),
+        features_(concatenated(config)) {
+    const int64_t d = config.embedding_size, width = features_.size(1);
+    const auto initial = [&](const std::string& name, int64_t rows, int64_t cols) {
+      const Random random = random_.stream("init." + name);
+      return linear_ ? xavier_uniform(rows, cols, random) : xavier_normal(rows, cols, random);
+    };
+    users_ =
+        &table("user_embedding", linear_ ? torch::cat({initial("user_id", data_.n_users, d),
+                                                       initial("user_visual", data_.n_users, d)},
+                                                      1)
+                                         : initial("user", data_.n_users, 2 * d));
+    items_ = &table("item_embedding", initial("item_id", data_.n_items, d));
+    projection_ = &parameter("projection", initial("projection", d, width));
+    if (linear_) {
+      item_bias_ = &table("item_bias", torch::zeros({data_.n_items, 1}));
+      visual_bias_ = &parameter("visual_bias", initial("visual_bias", 1, width));
+    } else {
+      projection_bias_ = &parameter("projection_bias", torch::zeros({d}));
+    }
+  }
+
+  Abilities abilities() const override {
+    return {.uses_features = true, .score_reads_features = true, .ranks_cold_items = true};
+  }
+  BatchSpec batch_spec() const override {
+    return {.unit = BatchSpec::Unit::pair, .n_negatives = config_.n_negatives};
+  }
+
+  Loss loss(const Batch& batch) override {
+    const auto users = users_->gather(batch.distinct_users);
+    const auto ids = items_->gather(batch.distinct_items);
+    const auto f = features_.index_select(0, batch.distinct_items);
+    const auto negatives = batch.negative_inverse.flatten();
+    const auto u = users.index_select(0, batch.user_inverse);
+    // Items as [ID ; E f ; offset], users as [g ; t ; 1]: the score is one inner product.
+    torch::Tensor rows = torch::cat({ids, content(f)}, 1), bias;
+    if (linear_) {
+      bias = item_bias_->gather(batch.distinct_items);
+      rows = torch::cat({rows, bias + f.matmul(visual_bias_->t())}, 1);
+    }
+    const auto p = rows.index_select(0, batch.positive_inverse);
+    const auto n = rows.index_select(0, negatives);
+    const auto wide_u = linear_ ? torch::cat({u, torch::ones({u.size(0), 1})}, 1) : u;
+    const auto bpr = bpr_loss(wide_u, p, n);
+    const int64_t d = config_.embedding_size;
+    Loss out{bpr, {{"bpr", bpr}}};
+    torch::Tensor reg;
+    if (config_.reg == "norm") {
+      reg = norm_rows({u, p, n}, batch.size());
+    } else {
+      reg = l2_rows({u, p.narrow(1, 0, d), n.narrow(1, 0, d)}, batch.size());
+    }
+    out.total = out.total + config_.reg_weight * reg;
+    out.parts.emplace_back("reg", reg);
+    if (linear_ && config_.reg_bias > 0) {
+      const auto reg_bias =
+          l2_rows({bias.index_select(0, batch.positive_inverse), bias.index_select(0, negatives)},
+                  batch.size());
+      out.total = out.total + config_.reg_bias * reg_bias;
+      out.parts.emplace_back("reg_bias", reg_bias);
+    }
+    if (config_.reg_visual > 0) {
+      auto squares = projection_->square().sum();
+      if (linear_) squares = squares + visual_bias_->square().sum();
+      out.total = out.total + config_.reg_visual * squares / 2;
+      out.parts.emplace_back("reg_visual", squares / 2);
+    }
+    return out;
+  }
+
+ protected:
+  Vectors vectors() override {
+    const auto trained =
+        (item_counts(data_.train, data_.n_items) > 0).to(torch::kFloat).unsqueeze(1);
+    torch::Tensor items = torch::cat({items_->value() * trained, content(features_)}, 1);
+    torch::Tensor users = users_->value();
+    if (linear_) {
+      items = torch::cat(
+          {items, item_bias_->value() * trained + features_.matmul(visual_bias_->t())}, 1);
+      users = torch::cat({users, torch::ones({data_.n_users, 1})}, 1);
+    }
+    return {users, items};
+  }
+
+ private:
+  /// The features side by side, float32 [n_items, sum of widths]; the published code puts text
+  /// first.
+  torch::Tensor concatenated(const Config& config) const {
+    if (data_.features.empty()) {
+      throw data_error(
+          "VBPR needs item features and '{}' has none selected; add some with 'tessera import "
+          "--feature NAME=FILE'",
+          data_.name);
+    }
+    std::vector<torch::Tensor> parts;
+    for (const auto& feature : data_.features) {
+      const auto rows = filled(data_, feature, config.missing);
+      const bool first = config.variant == "released" && feature.name == "text";
+      parts.insert(first ? parts.begin() : parts.end(), rows);
+    }
+    return torch::cat(parts, 1);
+  }
+
+  torch::Tensor content(const torch::Tensor& features) const {
+    const auto projected = features.matmul(projection_->t());
+    return linear_ ? projected : projected + *projection_bias_;
+  }
+
+  const Config config_;
+  const bool linear_;
+  const torch::Tensor features_;  // [n_items, width]
+  RowTable* users_ = nullptr;     // [n_users, 2d]: g and t
+  RowTable* items_ = nullptr;     // [n_items, d]
+  RowTable* item_bias_ = nullptr;
+  torch::Tensor* projection_ = nullptr;  // [d, width]
+  torch::Tensor* visual_bias_ = nullptr;
+  torch::Tensor* projection_bias_ = nullptr;
+};
+
+const RegisterModel<Vbpr> registered{"VBPR", "VBPR, He & McAuley 2016"};
+
+}  // namespace
+}  // namespace tessera

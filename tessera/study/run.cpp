@@ -1,0 +1,485 @@
+#include "tessera/study/run.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/Version.h>
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <cmath>
+#include <ctime>
+#include <fstream>
+#include <mutex>
+#include <thread>
+
+#include "tessera/base/error.h"
+#include "tessera/base/files.h"
+#include "tessera/model/bundle.h"
+#include "tessera/train/checkpoint.h"
+
+namespace tessera {
+namespace {
+
+constexpr int64_t kListLength = 50;
+
+std::string default_folder(const std::string& model, const std::string& dataset, int64_t seed) {
+  std::string time = now_rfc3339();
+  time.pop_back();
+  std::replace(time.begin(), time.end(), ':', '-');
+  return fmt::format("runs/{}_{}_{}_s{}", time, model, dataset, seed);
+}
+
+Json settings_json(const RunSettings& settings) {
+  Json out = Json::object();
+  for (const auto* part : {&settings.model, &settings.train}) {
+    for (const auto& r : *part) out[r.name] = {{"value", r.value}, {"origin", r.origin}};
+  }
+  return out;
+}
+
+Settings settings_from(const Json& config, const fs::path& path) {
+  Settings out;
+  if (!config.is_object() || !config.contains("settings") || !config["settings"].is_object()) {
+    throw data_error("{}: not a run's settings", path.string());
+  }
+  for (const auto& [name, entry] : config["settings"].items()) {
+    if (!entry.is_object() || !entry.contains("value") || !entry.contains("origin") ||
+        !entry["origin"].is_string()) {
+      throw data_error("{}: setting '{}' has no value and origin", path.string(), name);
+    }
+    if (entry["origin"] == "default") continue;
+    out.push_back({name, entry["value"], entry["origin"].get<std::string>()});
+  }
+  return out;
+}
+
+std::string text_of(const Json& json, const std::string& key, const fs::path& path) {
+  if (!json.is_object() || !json.contains(key) || !json[key].is_string()) {
+    throw data_error("{}: no '{}'", path.string(), key);
+  }
+  return json[key].get<std::string>();
+}
+
+DatasetView view_of(const TrainSettings& settings) {
+  DatasetView view;
+  view.modalities = settings.modalities;
+  view.permute = settings.permute;
+  view.permute_seed = static_cast<uint64_t>(settings.seed);
+  view.fold = settings.fold;
+  return view;
+}
+
+std::string cpu_name() {
+  std::ifstream in("/proc/cpuinfo");
+  for (std::string line; std::getline(in, line);) {
+    if (line.rfind("model name", 0) == 0) return line.substr(line.find(':') + 2);
+  }
+  return "unknown";
+}
+
+Json environment() {
+  return {{"tessera", "1.0.0"},
+          {"compiler", fmt::format("{}", __VERSION__)},
+          {"libtorch", TORCH_VERSION},
+          {"cpu", cpu_name()},
+          {"gpu", nullptr},
+          {"threads", at::get_num_threads()}};
+}
+
+/// The five dataset lines that MMRec prints, and the size of the model.
+void log_head(const Log& log, const Dataset& data, Model& model) {
+  const int64_t rows =
+      data.train.n_rows() + data.valid.n_rows() + data.test.n_rows() + data.history.n_rows();
+  const auto per = [rows](int64_t n) { return n > 0 ? static_cast<double>(rows) / n : 0.0; };
+  log.info("The number of users: {}", data.n_users);
+  log.info("Average actions of users: {:.2f}", per(data.n_users));
+  log.info("The number of items: {}", data.n_items);
+  log.info("The number of inters: {}", rows);
+  log.info("The sparsity of the dataset: {:.4f}%",
+           100 - 100 * per(data.n_users) / std::max<double>(1, data.n_items));
+  int64_t n = 0;
+  for (const auto& group : model.parameter_groups()) {
+    for (const auto& [name, tensor] : group.tensors) n += tensor->numel();
+    for (const auto& [name, table] : group.tables) n += table->n_rows() * table->width();
+  }
+  log.info("Trainable parameters: {}", n);
+  if (!model.abilities().ranks_cold_items) {
+    log.info("items without a train row are not ranked by anything learned in this model");
+  }
+}
+
+Json slices_json(const Evaluation& evaluation) {
+  Json out = Json::object();
+  for (const auto& slice : evaluation.slices) {
+    out[slice.name] = {{"n_users", slice.n_users},
+                       {"n_pairs", slice.n_pairs},
+                       {"metrics", metrics_json(slice.metrics)}};
+  }
+  return out;
+}
+
+/// The top lists of every user, masked as the protocol masks the split that was reported.
+void write_lists(const fs::path& path, Model& model, const Dataset& data, const Protocol& protocol,
+                 bool test, const Log& log) {
+  const auto mask_kind = test ? protocol.mask_test : protocol.mask_valid;
+  const int64_t k = std::min(kListLength, data.n_items);
+  write_file_with(path, [&](std::ostream& out) {
+    out << "user\titem\trank\tscore\n";
+    constexpr int64_t kBlock = 2048;
+    for (int64_t begin = 0; begin < data.n_users; begin += kBlock) {
+      const int64_t n = std::min(kBlock, data.n_users - begin);
+      std::vector<int32_t> masked;
+      std::vector<int64_t> offsets = {0};
+      for (int64_t u = begin; u < begin + n; ++u) {
+        const auto from = static_cast<std::ptrdiff_t>(masked.size());
+        const auto add = [&](const Interactions& rows) {
+          if (!rows.offsets.defined()) return;
+          const auto row = rows.of(u);
+          masked.insert(masked.end(), row.begin(), row.end());
+        };
+        if (mask_kind != Protocol::Mask::none) {
+          add(data.train);
+          add(data.history);
+        }
+        if (mask_kind == Protocol::Mask::train_valid) add(data.valid);
+        std::sort(masked.begin() + from, masked.end());
+        masked.erase(std::unique(masked.begin() + from, masked.end()), masked.end());
+        offsets.push_back(static_cast<int64_t>(masked.size()));
+      }
+      const Queries queries{torch::arange(begin, begin + n, torch::kInt64), {}};
+      const Ragged mask{torch::tensor(masked, torch::kInt32),
+                        torch::tensor(offsets, torch::kInt64)};
+      const TopLists lists = top_lists(model, queries, mask, {}, k);
+      const auto* items = lists.items.const_data_ptr<int32_t>();
+      const auto* scores = lists.scores.const_data_ptr<float>();
+      for (int64_t row = 0; row < n; ++row) {
+        for (int64_t r = 0; r < k && items[row * k + r] >= 0; ++r) {
+          out << fmt::format("{}\t{}\t{}\t{}\n", data.user_ids[begin + row],
+                             data.item_ids[items[row * k + r]], r + 1, scores[row * k + r]);
+        }
+      }
+    }
+  });
+  log.debug("wrote {}", path.string());
+}
+
+void write_per_user(const fs::path& path, const Evaluation& evaluation, const Dataset& data) {
+  write_file_with(path, [&](std::ostream& out) {
+    out << "user\t" << fmt::format("n_{}", evaluation.split);
+    for (size_t c = 1; c < evaluation.per_user_columns.size(); ++c) {
+      out << "\t" << evaluation.per_user_columns[c];
+    }
+    out << "\n";
+    for (size_t row = 0; row < evaluation.per_user.size(); ++row) {
+      out << data.user_ids[evaluation.per_user_users[row]];
+      for (const double value : evaluation.per_user[row]) out << fmt::format("\t{}", value);
+      out << "\n";
+    }
+  });
+}
+
+void write_results_tsv(const fs::path& path, const Json& results) {
+  std::string head = "model\tdataset\tseed\tprotocol\tsplit", rows;
+  for (const char* split : {"valid", "test"}) {
+    if (results[split].is_null()) continue;
+    const bool first = rows.empty();
+    rows += fmt::format("{}\t{}\t{}\t{}\t{}", results["model"].get<std::string>(),
+                        results["dataset"].get<std::string>(), results["seed"].dump(),
+                        results["protocol"].get<std::string>(), split);
+    for (const auto& [name, value] : results[split].items()) {
+      if (first) head += "\t" + name;
+      rows += "\t" + value.dump();
+    }
+    rows += "\n";
+  }
+  write_file(path, head + "\n" + rows);
+}
+
+/// Writes status.json as the run goes, and once more however it ends.
+class Status {
+ public:
+  explicit Status(fs::path folder) : folder_(std::move(folder)) {}
+  void write(const std::string& state, int exit_code, int64_t epoch) {
+    Json json = {{"state", state}, {"exit_code", nullptr}, {"epoch", epoch}};
+    if (state != "running") json["exit_code"] = exit_code;
+    write_json(folder_ / "status.json", json);
+    epoch_ = epoch;
+  }
+  void ended(Exit code) {
+    const bool interrupted =
+        code == Exit::interrupted || code == Exit::interrupted_without_checkpoint;
+    try {
+      write(interrupted ? "interrupted" : "failed", static_cast<int>(code), epoch_);
+    } catch (const RunError&) {
+      // A full disk must not hide the first failure.
+    }
+  }
+
+ private:
+  fs::path folder_;
+  int64_t epoch_ = -1;
+};
+
+/// Everything of a run that is checked before anything is written.
+struct Checked {
+  const ModelInfo* info = nullptr;
+  RunSettings settings;
+  Protocol protocol;
+  std::unique_ptr<Dataset> data;
+  std::unique_ptr<Model> model;
+};
+
+Checked check(const std::string& model, const fs::path& dataset, const Settings& given,
+              const Log& log) {
+  Checked out;
+  out.info = &find_model(model);
+  Settings all = implied_settings(model);
+  all.insert(all.end(), given.begin(), given.end());
+  out.settings = resolve_settings(*out.info, all);
+  const TrainSettings& train = out.settings.train_settings;
+  if (train.device != "cpu") {
+    throw usage_error("device '{}' is not available: this build computes on cpu", train.device);
+  }
+  out.protocol = find_protocol(train.protocol);
+  selecting_metric(train, out.protocol);
+  for (const auto& metric : train.metrics) canonical_metric(metric);
+  at::set_num_threads(train.threads > 0
+                          ? static_cast<int>(train.threads)
+                          : static_cast<int>(std::max(1U, std::thread::hardware_concurrency())));
+  out.data = std::make_unique<Dataset>(load_dataset(dataset, view_of(train)));
+  for (const int64_t k : train.topk) {
+    if (k > out.data->n_items) {
+      throw usage_error("topk {} is larger than the catalogue of {} items", k, out.data->n_items);
+    }
+  }
+  out.model = out.info->make(
+      all, Context{*out.data, Random(static_cast<uint64_t>(train.seed)), train, log});
+  return out;
+}
+
+void prepare_output(const fs::path& folder) {
+  std::error_code error;
+  if (fs::exists(folder)) {
+    if (!fs::is_directory(folder)) throw usage_error("{} is a file", folder.string());
+    if (!fs::is_empty(folder, error) && !is_run_folder(folder)) {
+      throw usage_error("{} is not empty and holds no run: choose another -o", folder.string());
+    }
+    for (const auto& entry : fs::directory_iterator(folder, error)) {
+      fs::remove_all(entry.path(), error);
+    }
+  } else {
+    fs::create_directories(folder, error);
+  }
+  if (error) throw usage_error("cannot write {}: {}", folder.string(), error.message());
+}
+
+}  // namespace
+
+int64_t peak_rss_mb() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return usage.ru_maxrss / 1024;
+}
+
+Json metrics_json(const MetricValues& metrics) {
+  Json out = Json::object();
+  for (const auto& [name, value] : metrics) out[name] = std::isfinite(value) ? Json(value) : Json();
+  return out;
+}
+
+bool is_run_folder(const fs::path& folder) {
+  return fs::exists(folder / "config.resolved.json") || fs::exists(folder / "status.json");
+}
+
+bool is_bundle_folder(const fs::path& folder) { return fs::exists(folder / "model.json"); }
+
+RunOutcome run(const RunRequest& request) {
+  const bool resuming = !request.resume.empty();
+  std::string model = request.model;
+  fs::path dataset = request.dataset, folder = request.output;
+  Settings given = request.settings;
+  if (resuming) {
+    folder = request.resume;
+    const fs::path path = folder / "config.resolved.json";
+    if (!fs::exists(path)) throw data_error("{} is no run folder", folder.string());
+    const Json config = read_json(path);
+    model = text_of(config, "model", path);
+    dataset = text_of(config, "dataset", path);
+    Settings stored = settings_from(config, path);
+    stored.insert(stored.end(), request.settings.begin(), request.settings.end());
+    given = std::move(stored);
+    const bool finished = fs::exists(folder / "results.json");
+    if (finished && request.settings.empty()) {
+      request.log.info("{} is finished: nothing to do", folder.string());
+      return {folder, read_json(folder / "results.json")};
+    }
+  }
+  if (model.empty()) throw usage_error("no model given: add -m NAME, see 'tessera models'");
+  auto checked = check(model, dataset, given, request.log);
+  Dataset& data = *checked.data;
+  const TrainSettings& train = checked.settings.train_settings;
+  if (resuming) {
+    const Json stored = read_json(folder / "data.json");
+    if (stored.contains("train_sha256") && data.about.contains("train_sha256") &&
+        stored["train_sha256"] != data.about["train_sha256"]) {
+      throw data_error("{} has changed since {} began: its train rows differ", dataset.string(),
+                       folder.string());
+    }
+  } else {
+    if (folder.empty()) folder = default_folder(checked.info->name, data.name, train.seed);
+    prepare_output(folder);
+    write_json(folder / "config.resolved.json",
+               {{"model", checked.info->name},
+                {"dataset", fs::absolute(dataset).lexically_normal().string()},
+                {"settings", settings_json(checked.settings)}});
+  }
+  Status status(folder);
+  status.write("running", 0, -1);
+  // The run's own log beside the caller's.
+  auto file = std::make_shared<std::ofstream>(folder / "train.log", std::ios::app);
+  auto mutex = std::make_shared<std::mutex>();
+  const Log log([file, mutex, outer = request.log](Level level, const std::string& message) {
+    outer.write(level, message);
+    static constexpr const char* kNames[] = {"DEBUG", "INFO", "WARN", "ERROR"};
+    const std::lock_guard lock(*mutex);
+    *file << now_rfc3339() << " " << kNames[static_cast<int>(level)] << " " << message << "\n"
+          << std::flush;
+  });
+  try {
+    write_file(folder / "command.txt", request.command + "\n");
+    write_json(folder / "env.json", environment());
+    write_json(folder / "data.json", data.about);
+    log_head(log, data, *checked.model);
+    TrainConfig config;
+    config.settings = train;
+    config.protocol = checked.protocol;
+    config.folder = folder;
+    config.resume = resuming;
+    config.log = log;
+    config.stop_requested = request.stop_requested;
+    config.progress = request.progress;
+    config.on_epoch = [&status](int64_t epoch) { status.write("running", 0, epoch); };
+    if (checked.protocol.name == "mmrec") {
+      log.warn("protocol mmrec: validation items compete at test (its mask leaves them in)");
+    }
+    if (!fs::exists(folder / "metrics.jsonl") || !resuming ||
+        !fs::exists(folder / "checkpoints" / "last")) {
+      int64_t n_parameters = 0;
+      for (const auto& group : checked.model->parameter_groups()) {
+        for (const auto& [name, tensor] : group.tensors) n_parameters += tensor->numel();
+        for (const auto& [name, table] : group.tables) {
+          n_parameters += table->n_rows() * table->width();
+        }
+      }
+      write_file(folder / "metrics.jsonl", Json{{"event", "run"},
+                                                {"run", fs::absolute(folder).filename().string()},
+                                                {"model", checked.info->name},
+                                                {"dataset", data.name},
+                                                {"seed", train.seed},
+                                                {"protocol", train.protocol},
+                                                {"n_parameters", n_parameters},
+                                                {"time", now_rfc3339()}}
+                                                   .dump() +
+                                               "\n");
+    }
+    const TrainResult result = train_model(*checked.model, data, config);
+    Json results;
+    results["model"] = checked.info->name;
+    results["dataset"] = data.name;
+    results["seed"] = train.seed;
+    results["protocol"] = train.protocol;
+    Json modalities = Json::array();
+    for (const auto& feature : data.features) modalities.push_back(feature.name);
+    results["modalities"] = modalities;
+    results["permute"] = train.permute;
+    results["selection"] = {{"split", "valid"},
+                            {"metric", result.valid_metric},
+                            {"epoch", result.best_epoch},
+                            {"value", result.valid ? Json(result.best_score) : Json()}};
+    results["valid"] = result.valid ? metrics_json(result.valid->metrics) : Json();
+    results["test"] = result.test ? metrics_json(result.test->metrics) : Json();
+    const Evaluation* reported = result.test    ? &*result.test
+                                 : result.valid ? &*result.valid
+                                                : nullptr;
+    results["slices"] = reported != nullptr ? slices_json(*reported) : Json::object();
+    results["n_users"] = reported != nullptr ? reported->n_users : 0;
+    results["test_looks"] = result.test_looks;
+    results["audit"] = reported != nullptr ? reported->audit : Json::object();
+    results["audit"]["seed"] = train.seed;
+    results["audit"]["looks_at_test"] = result.test_looks;
+    results["n_epochs"] = result.n_epochs;
+    results["stopped_by"] = result.stopped_by;
+    std::vector<double> epoch_s = result.epoch_s;
+    std::sort(epoch_s.begin(), epoch_s.end());
+    results["time_s"] = {
+        {"train", result.train_s},
+        {"eval", result.eval_s},
+        {"epoch_median", epoch_s.empty() ? Json() : Json(epoch_s[epoch_s.size() / 2])}};
+    results["peak_rss_mb"] = peak_rss_mb();
+    results["peak_gpu_mb"] = nullptr;
+    if (reported != nullptr) write_per_user(folder / "per_user.tsv", *reported, data);
+    write_lists(folder / "recs_top50.tsv", *checked.model, data, checked.protocol,
+                result.test.has_value(), log);
+    save_bundle(
+        folder / "model", *checked.model, *checked.info, checked.settings,
+        {{"protocol", train.protocol}, {"valid", results["valid"]}, {"test", results["test"]}});
+    write_results_tsv(folder / "results.tsv", results);
+    // results.json last: whoever finds it finds a finished run.
+    std::ofstream(folder / "metrics.jsonl", std::ios::app)
+        << Json{{"event", "end"},
+                {"state", "finished"},
+                {"best_epoch", result.best_epoch},
+                {"test", results["test"]},
+                {"time_s", result.train_s + result.eval_s}}
+               .dump()
+        << "\n";
+    write_json(folder / "results.json", results);
+    status.write("finished", 0, result.n_epochs - 1);
+    return {folder, results};
+  } catch (const RunError& e) {
+    log.write(Level::error, e.what());
+    status.ended(e.code());
+    throw;
+  } catch (const InputError& e) {
+    log.write(Level::error, e.what());
+    status.ended(e.code());
+    throw;
+  } catch (...) {
+    status.ended(Exit::failed);
+    throw;
+  }
+}
+
+OpenRun open_run(const fs::path& folder, const Log& log) {
+  const fs::path path = folder / "config.resolved.json";
+  if (!fs::exists(path)) throw data_error("{} is no run folder", folder.string());
+  const Json config = read_json(path);
+  OpenRun out;
+  out.model = text_of(config, "model", path);
+  auto checked =
+      check(out.model, text_of(config, "dataset", path), settings_from(config, path), log);
+  State state;
+  checked.model->state(state);
+  // Closed-form models have undefined or empty tensors until they are loaded.
+  state.load(read_checkpoint(folder / "checkpoints" / "best"), true);
+  checked.model->train(false);
+  out.settings = checked.settings;
+  if (fs::exists(folder / "results.json")) out.results = read_json(folder / "results.json");
+  out.learned = std::move(checked.model);
+  out.data = std::move(checked.data);
+  return out;
+}
+
+void count_test_look(const fs::path& folder) {
+  Json results = read_json(folder / "results.json");
+  if (!results.is_object()) return;
+  const int64_t looks = results.contains("test_looks") && results["test_looks"].is_number_integer()
+                            ? results["test_looks"].get<int64_t>()
+                            : 0;
+  results["test_looks"] = looks + 1;
+  if (results.contains("audit") && results["audit"].is_object()) {
+    results["audit"]["looks_at_test"] = looks + 1;
+  }
+  write_json(folder / "results.json", results);
+}
+
+}  // namespace tessera

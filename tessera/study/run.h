@@ -1,0 +1,60 @@
+#pragma once
+
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "tessera/model/registry.h"
+#include "tessera/train/train.h"
+
+namespace tessera {
+
+/// One run: a model, a dataset folder, settings, and the folder where everything ends up.
+struct RunRequest {
+  std::string model;
+  std::filesystem::path dataset;
+  std::filesystem::path output;  ///< empty: runs/<time>_<model>_<dataset>_s<seed>
+  std::filesystem::path resume;  ///< a run folder to go on with; model and dataset come from it
+  Settings settings;             ///< in rising precedence
+  std::string command;
+  Log log;
+  std::function<bool()> stop_requested = [] { return false; };
+  std::function<Progress(std::string, int64_t)> progress = [](std::string, int64_t) {
+    return Progress{};
+  };
+};
+
+struct RunOutcome {
+  std::filesystem::path folder;
+  Json results;  ///< results.json
+};
+
+/// Trains, evaluates and writes the run folder of conventions section 3. Inputs are checked before
+/// anything is replaced; a failure leaves status.json with its exit code.
+RunOutcome run(const RunRequest& request);
+
+/// A run folder opened again, its best weights loaded.
+struct OpenRun {
+  std::string model;
+  RunSettings settings;
+  std::unique_ptr<Dataset> data;
+  std::unique_ptr<Model> learned;
+  Json results;
+};
+OpenRun open_run(const std::filesystem::path& folder, const Log& log = {});
+
+/// Counts one more look at test in the run's results.json.
+void count_test_look(const std::filesystem::path& folder);
+
+/// True for a folder that holds a run, and for one that holds a bundle.
+bool is_run_folder(const std::filesystem::path& folder);
+bool is_bundle_folder(const std::filesystem::path& folder);
+
+/// Metric values as JSON, undefined ones as null.
+Json metrics_json(const MetricValues& metrics);
+
+/// The largest resident size of this process so far, MiB.
+int64_t peak_rss_mb();
+
+}  // namespace tessera

@@ -1,0 +1,503 @@
+#include "tessera/train/train.h"
+
+#include <chrono>
+#include <cmath>
+#include <fstream>
+
+#include "tessera/base/error.h"
+#include "tessera/base/files.h"
+#include "tessera/model/sampler.h"
+#include "tessera/train/checkpoint.h"
+
+namespace tessera {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+int64_t resident_mb() {
+  std::ifstream statm("/proc/self/statm");
+  int64_t pages = 0, resident = 0;
+  statm >> pages >> resident;
+  return resident * 4096 / (1 << 20);
+}
+
+std::string metrics_line(const MetricValues& metrics) {
+  std::string out;
+  for (const auto& [name, value] : metrics) {
+    out += fmt::format("{}{}: {:.4f}", out.empty() ? "" : "    ", name, value);
+  }
+  return out;
+}
+
+void put_metrics(Json& json, const MetricValues& metrics) {
+  for (const auto& [name, value] : metrics) {
+    json[name] = std::isfinite(value) ? Json(value) : Json();
+  }
+}
+
+/// One training: the state that hooks, steps and checkpoints share.
+class Training {
+ public:
+  Training(Model& model, const Dataset& data, const TrainConfig& config)
+      : model_(model),
+        data_(data),
+        config_(config),
+        settings_(config.settings),
+        metric_(selecting_metric(config.settings, config.protocol)),
+        options_(eval_options(config.settings, config.protocol)),
+        stopping_(config.protocol, config.settings.stopping_step >= 0
+                                       ? config.settings.stopping_step
+                                       : config.protocol.patience) {
+    if (options_.metrics.empty()) options_.metrics = default_metrics();
+    options_.metrics.push_back(metric_);
+    watch_.log = [this](const Json& line) { append_line("metrics.jsonl", line); };
+    watch_.progress = config.progress;
+    watch_.stop_requested = config.stop_requested;
+    watch_.checkpoint = [this] { write_last(); };
+    watch_.text = config.log;
+    const bool own_epochs = settings_.epochs_given || settings_.epochs != TrainSettings{}.epochs;
+    max_epochs_ = own_epochs ? settings_.epochs : config.protocol.epochs;
+  }
+
+  TrainResult run() {
+    if (config_.resume) resume();
+    has_valid_ = has_rows(data_, Split::valid);
+    if (!prepared_) {
+      const auto start = Clock::now();
+      model_.prepare(watch_);
+      throw_if_stopped();
+      train_s_ += seconds_since(start);
+      prepared_ = 1;
+      if (!config_.folder.empty()) write_last();
+    }
+    if (model_.trainable()) {
+      check_valid();
+      epochs();
+    } else if (epoch_ == 0) {
+      closed_form();
+    }
+    return finish();
+  }
+
+ private:
+  // --- state -------------------------------------------------------------------------------
+  State trainer_state() {
+    State state;
+    model_.state(state);
+    state.add("trainer.adam", adam_, Role::training);
+    state.add("trainer.epoch", epoch_, Role::training);
+    state.add("trainer.step", step_, Role::training);
+    state.add("trainer.prepared", prepared_, Role::training);
+    state.add("trainer.best_epoch", stopping_.best_epoch_, Role::training);
+    state.add("trainer.best", stopping_.best_, Role::training);
+    state.add("trainer.best_score", stopping_.best_score_, Role::training);
+    state.add("trainer.misses", stopping_.misses_, Role::training);
+    state.add("trainer.train_s", train_s_, Role::training);
+    state.add("trainer.eval_s", eval_s_, Role::training);
+    state.add("trainer.test_looks", test_looks_, Role::training);
+    state.add("trainer.metrics_bytes", metrics_bytes_, Role::training);
+    state.add("trainer.curve_bytes", curve_bytes_, Role::training);
+    return state;
+  }
+
+  fs::path checkpoints() const { return config_.folder / "checkpoints"; }
+  fs::path best_weights() const { return checkpoints() / "best" / "weights.safetensors"; }
+
+  void write_last() {
+    if (config_.folder.empty()) return;
+    metrics_bytes_ = size_of("metrics.jsonl");
+    curve_bytes_ = size_of("test_curve.jsonl");
+    write_checkpoint(checkpoints() / "last", trainer_state().save(), [&](const fs::path& to) {
+      // The best weights as of this checkpoint: best/ may move on before the next one.
+      std::error_code error;
+      if (stopping_.best_epoch() < 0 || !fs::exists(best_weights())) return;
+      fs::create_hard_link(best_weights(), to / "best.safetensors", error);
+      if (error) fs::copy_file(best_weights(), to / "best.safetensors");
+    });
+    has_checkpoint_ = true;
+  }
+
+  void write_best() {
+    State state;
+    model_.state(state);
+    State::Saved saved = state.save(true);
+    if (config_.folder.empty()) {
+      for (auto& [name, tensor] : saved.weights) tensor = tensor.clone();
+      best_in_memory_ = std::move(saved);
+      return;
+    }
+    saved.values["epoch"] = stopping_.best_epoch();
+    saved.values["score"] = stopping_.best_score();
+    write_checkpoint(checkpoints() / "best", saved);
+  }
+
+  void load_best() {
+    if (stopping_.best_epoch() < 0) return;
+    State state;
+    model_.state(state);
+    state.load(config_.folder.empty() ? best_in_memory_ : read_checkpoint(checkpoints() / "best"),
+               true);
+  }
+
+  void resume() {
+    const fs::path last = checkpoints() / "last";
+    if (!fs::exists(last / "state.json")) {
+      config_.log.info("no checkpoint yet: starting again from epoch 0");
+      for (const char* name : {"metrics.jsonl", "test_curve.jsonl"}) {
+        fs::remove(config_.folder / name);
+      }
+      return;
+    }
+    configure();  // tables need their rule before they can replay
+    trainer_state().load(read_checkpoint(last));
+    cut("metrics.jsonl", metrics_bytes_);
+    cut("test_curve.jsonl", curve_bytes_);
+    has_checkpoint_ = true;
+    if (stopping_.best_epoch() >= 0 && fs::exists(last / "best.safetensors")) {
+      State::Saved best = read_checkpoint(checkpoints() / "best");
+      if (best.values["epoch"] != stopping_.best_epoch()) {
+        best.weights = read_safetensors(last / "best.safetensors");
+        best.values["epoch"] = stopping_.best_epoch();
+        best.values["score"] = stopping_.best_score();
+        write_checkpoint(checkpoints() / "best", best);
+      }
+    }
+    config_.log.info("resuming after epoch {}", epoch_ - 1);
+  }
+
+  // --- files -------------------------------------------------------------------------------
+  int64_t size_of(const char* name) const {
+    std::error_code error;
+    const auto size = fs::file_size(config_.folder / name, error);
+    return error ? 0 : static_cast<int64_t>(size);
+  }
+
+  void cut(const char* name, int64_t bytes) const {
+    const fs::path path = config_.folder / name;
+    if (fs::exists(path) && size_of(name) > bytes) fs::resize_file(path, bytes);
+  }
+
+  void append_line(const char* name, const Json& line) const {
+    if (config_.folder.empty()) return;
+    std::ofstream out(config_.folder / name, std::ios::app);
+    out << line.dump(-1, ' ', false, Json::error_handler_t::replace) << "\n";
+    out.flush();
+    if (!out) {
+      throw RunError(Exit::failed,
+                     fmt::format("cannot write {}: disk full or not writable; go on "
+                                 "with --resume {} once there is room",
+                                 (config_.folder / name).string(), config_.folder.string()));
+    }
+  }
+
+  // --- optimiser ---------------------------------------------------------------------------
+  AdamOptions options_of(const ParameterGroup& group) const {
+    AdamOptions options;
+    const double constant = settings_.learning_rate;
+    options.learning_rate =
+        group.learning_rate ? group.learning_rate : [constant](int64_t) { return constant; };
+    options.beta1 = group.beta1;
+    options.beta2 = group.beta2;
+    options.eps = group.eps;
+    options.weight_decay = group.weight_decay;
+    options.decay = group.decay;
+    return options;
+  }
+
+  void configure() {
+    groups_ = model_.parameter_groups();
+    for (const auto& group : groups_) {
+      for (const auto& [name, table] : group.tables) table->configure(options_of(group));
+    }
+  }
+
+  void optimise() {
+    clip();
+    for (const auto& group : groups_) {
+      const AdamOptions options = options_of(group);
+      for (const auto& [name, tensor] : group.tensors) {
+        torch::Tensor& gradient = tensor->mutable_grad();
+        if (!gradient.defined()) continue;
+        const torch::NoGradGuard no_grad;
+        adam_.step(name, *tensor, gradient.contiguous(), options);
+        gradient.reset();
+      }
+      for (const auto& [name, table] : group.tables) table->step();
+    }
+  }
+
+  void clip() {
+    if (settings_.clip_grad_norm <= 0) return;
+    double squares = 0;
+    std::vector<torch::Tensor> gradients;
+    for (const auto& group : groups_) {
+      for (const auto& [name, tensor] : group.tensors) gradients.push_back(tensor->grad());
+      for (const auto& [name, table] : group.tables) gradients.push_back(table->gradient());
+    }
+    for (const auto& g : gradients) {
+      if (g.defined()) squares += g.square().sum(torch::kFloat64).item<double>();
+    }
+    const double scale = settings_.clip_grad_norm / (std::sqrt(squares) + 1e-6);
+    if (scale >= 1) return;
+    for (auto& g : gradients) {
+      if (g.defined()) g.mul_(scale);
+    }
+  }
+
+  // --- epochs ------------------------------------------------------------------------------
+  void check_valid() const {
+    if (!has_valid_ && !settings_.epochs_given) {
+      throw usage_error(
+          "'{}' has no validation rows to choose an epoch by: give --epochs N (all N run, the last "
+          "is kept) or import another split",
+          data_.name);
+    }
+  }
+
+  bool time_is_up() const {
+    return settings_.time_limit > 0 &&
+           spent_before_ + seconds_since(started_) >= settings_.time_limit * 60;
+  }
+
+  void throw_if_stopped() const {
+    if (!config_.stop_requested()) return;
+    if (has_checkpoint_) {
+      throw RunError(Exit::interrupted,
+                     fmt::format("interrupted; go on with: tessera train --resume {}",
+                                 config_.folder.string()));
+    }
+    throw RunError(Exit::interrupted_without_checkpoint,
+                   "interrupted before the first checkpoint; nothing to resume");
+  }
+
+  void epochs() {
+    Sampler sampler(data_, model_.batch_spec(), settings_.train_batch_size, Random(settings_.seed));
+    if (sampler.n_left_out() > 0) {
+      config_.log.warn("{} train rows left out: their user has every trained item",
+                       sampler.n_left_out());
+    }
+    spent_before_ = train_s_ + eval_s_;
+    while (epoch_ < max_epochs_ && !(has_valid_ && stopping_.stop()) && !timed_out_) {
+      one_epoch(sampler);
+    }
+    stopped_by_ = timed_out_                       ? "time_limit"
+                  : has_valid_ && stopping_.stop() ? "patience"
+                                                   : "epochs";
+    if (timed_out_) {
+      config_.log.info("time limit of {:g} minutes reached in epoch {}", settings_.time_limit,
+                       epoch_ - 1);
+    }
+  }
+
+  void one_epoch(Sampler& sampler) {
+    const auto start = Clock::now();
+    model_.train(true);
+    model_.begin_epoch(epoch_, watch_);
+    configure();
+    sampler.begin_epoch(epoch_);
+    std::vector<std::pair<std::string, double>> sums;
+    double total = 0;
+    int64_t n = 0, n_examples = 0;
+    const Progress bar = config_.progress(fmt::format("epoch {}", epoch_), sampler.n_batches());
+    for (int64_t index = 0; index < sampler.n_batches(); ++index) {
+      throw_if_stopped();
+      if (time_is_up()) {
+        timed_out_ = true;
+        break;
+      }
+      const Batch batch = sampler.batch(index, ++step_);
+      model_.before_step(batch);
+      Loss loss = model_.loss(batch);
+      check_finite(loss);
+      loss.total.backward();
+      optimise();
+      total += loss.total.item<double>();
+      sums.resize(loss.parts.size());
+      for (size_t p = 0; p < loss.parts.size(); ++p) {
+        sums[p].first = loss.parts[p].first;
+        sums[p].second += loss.parts[p].second.item<double>();
+      }
+      ++n;
+      n_examples += batch.size();
+      bar.advance(1);
+    }
+    model_.end_epoch(epoch_, watch_);
+    const double time_s = seconds_since(start);
+    train_s_ += time_s;
+    epoch_s_.push_back(time_s);
+    const double mean = n > 0 ? total / static_cast<double>(n) : 0;
+    log_epoch(time_s, mean, sums, n, n_examples);
+    model_.train(false);
+    const bool last = epoch_ + 1 == max_epochs_ || timed_out_;
+    if (has_valid_ && ((epoch_ + 1) % settings_.eval_step == 0 || last) && n > 0) validate();
+    if (settings_.test_curve && has_rows(data_, Split::test)) test_curve();
+    ++epoch_;
+    if (!config_.folder.empty() && (epoch_ % settings_.checkpoint == 0 || last)) write_last();
+    config_.on_epoch(epoch_ - 1);
+  }
+
+  void check_finite(const Loss& loss) const {
+    if (std::isfinite(loss.total.item<double>())) return;
+    std::string part = "total";
+    for (const auto& [name, value] : loss.parts) {
+      if (!std::isfinite(value.item<double>())) {
+        part = name;
+        break;
+      }
+    }
+    throw RunError(Exit::diverged,
+                   fmt::format("diverged in epoch {}: loss part '{}' is {}; try a smaller "
+                               "learning_rate",
+                               epoch_, part, loss.total.item<double>()));
+  }
+
+  void log_epoch(double time_s, double mean,
+                 const std::vector<std::pair<std::string, double>>& sums, int64_t n,
+                 int64_t n_examples) const {
+    const double divisor = n > 0 ? static_cast<double>(n) : 1;
+    std::string parts;
+    Json loss = {{"total", mean}};
+    for (const auto& [name, sum] : sums) {
+      if (sums.size() > 1) parts += fmt::format(", {}: {:.4f}", name, sum / divisor);
+      loss[name] = sum / divisor;
+    }
+    config_.log.info("epoch {} training [time: {:.2f}s, train loss: {:.4f}{}]", epoch_, time_s,
+                     mean, parts);
+    const auto lr = groups_.empty() ? 0.0 : options_of(groups_[0]).learning_rate(step_);
+    append_line("metrics.jsonl",
+                {{"event", "epoch"},
+                 {"phase", "train"},
+                 {"epoch", epoch_},
+                 {"loss", loss},
+                 {"lr", lr},
+                 {"time_s", time_s},
+                 {"samples_per_s", static_cast<double>(n_examples) / std::max(time_s, 1e-9)},
+                 {"rss_mb", resident_mb()},
+                 {"gpu_mb", nullptr}});
+  }
+
+  void validate() {
+    const Evaluation result = evaluate(model_, data_, config_.protocol, Split::valid, options_);
+    eval_s_ += result.time_s;
+    const double score = result.value(metric_);
+    const bool best = stopping_.add(epoch_, score);
+    config_.log.info("epoch {} evaluating [time: {:.2f}s, valid_score: {:.6f}]", epoch_,
+                     result.time_s, score);
+    config_.log.info("valid result:");
+    config_.log.info("{}", metrics_line(result.metrics));
+    Json line = {{"event", "epoch"}, {"phase", "valid"}, {"epoch", epoch_}};
+    put_metrics(line, result.metrics);
+    line["score"] = score;
+    line["best"] = best;
+    line["bad_rounds"] = stopping_.misses();
+    line["time_s"] = result.time_s;
+    append_line("metrics.jsonl", line);
+    if (best) write_best();
+  }
+
+  void test_curve() {
+    const Evaluation result = evaluate(model_, data_, config_.protocol, Split::test, options_);
+    ++test_looks_;
+    Json line = {{"label", "diagnostic: never selects"}, {"epoch", epoch_}};
+    put_metrics(line, result.metrics);
+    append_line("test_curve.jsonl", line);
+  }
+
+  void closed_form() {
+    model_.train(false);
+    if (has_valid_) {
+      validate();
+    } else {
+      write_best();
+    }
+    epoch_ = 1;
+    stopped_by_ = "closed form";
+    write_last();
+  }
+
+  TrainResult finish() {
+    model_.train(false);
+    if (!has_valid_ && model_.trainable()) {
+      stopping_.best_epoch_ = epoch_ - 1;
+      write_best();
+    }
+    load_best();
+    model_.train(false);
+    TrainResult out;
+    out.best_epoch = has_valid_ || model_.trainable() ? stopping_.best_epoch() : 0;
+    out.n_epochs = epoch_;
+    out.n_steps = step_;
+    out.stopped_by = stopped_by_.empty() ? "closed form" : stopped_by_;
+    out.best_score = stopping_.best_score();
+    out.valid_metric = metric_;
+    EvalOptions full = options_;
+    full.slices = true;
+    full.per_user = true;
+    if (has_valid_) {
+      out.valid = evaluate(model_, data_, config_.protocol, Split::valid, full);
+      config_.log.info("best valid result:");
+      config_.log.info("{}", metrics_line(out.valid->metrics));
+    }
+    if (has_rows(data_, Split::test)) {
+      out.test = evaluate(model_, data_, config_.protocol, Split::test, full);
+      ++test_looks_;
+      config_.log.info("test result:");
+      config_.log.info("{}", metrics_line(out.test->metrics));
+      eval_s_ += out.test->time_s;
+    }
+    out.test_looks = test_looks_;
+    out.train_s = train_s_;
+    out.eval_s = eval_s_;
+    out.epoch_s = epoch_s_;
+    config_.log.info("finished training, best epoch {}", out.best_epoch);
+    return out;
+  }
+
+  Model& model_;
+  const Dataset& data_;
+  const TrainConfig& config_;
+  const TrainSettings& settings_;
+  const std::string metric_;
+  EvalOptions options_;
+  EarlyStopping stopping_;
+  Watch watch_;
+  DenseAdam adam_;
+  std::vector<ParameterGroup> groups_;
+  State::Saved best_in_memory_;
+  std::vector<double> epoch_s_;
+  std::string stopped_by_;
+  int64_t max_epochs_ = 0, epoch_ = 0, step_ = 0, prepared_ = 0, test_looks_ = 0;
+  int64_t metrics_bytes_ = 0, curve_bytes_ = 0;
+  double train_s_ = 0, eval_s_ = 0, spent_before_ = 0;
+  bool has_valid_ = false, has_checkpoint_ = false, timed_out_ = false;
+  const Clock::time_point started_ = Clock::now();
+};
+
+}  // namespace
+
+std::string selecting_metric(const TrainSettings& settings, const Protocol& protocol) {
+  return canonical_metric(settings.valid_metric.empty() ? protocol.valid_metric
+                                                        : settings.valid_metric);
+}
+
+EvalOptions eval_options(const TrainSettings& settings, const Protocol& protocol) {
+  EvalOptions options;
+  options.metrics = settings.metrics;
+  options.topk = settings.topk.empty() ? protocol.topk : settings.topk;
+  options.topk_given = !settings.topk.empty();
+  options.sparse_max = settings.sparse_max;
+  options.tail_ratio = settings.tail_ratio;
+  options.map_norm = settings.map_norm;
+  options.eval_batch_size = settings.eval_batch_size;
+  return options;
+}
+
+TrainResult train_model(Model& model, const Dataset& data, const TrainConfig& config) {
+  return Training(model, data, config).run();
+}
+
+}  // namespace tessera

@@ -1,0 +1,54 @@
+#pragma once
+
+#include <filesystem>
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "tessera/eval/evaluate.h"
+#include "tessera/model/model.h"
+
+namespace tessera {
+
+/// What surrounds a training: where it keeps its checkpoints, who listens, who may stop it.
+struct TrainConfig {
+  TrainSettings settings;
+  Protocol protocol;
+  /// Holds checkpoints/, metrics.jsonl and test_curve.jsonl; empty: nothing is written and the best
+  /// weights stay in memory.
+  std::filesystem::path folder;
+  bool resume = false;  ///< go on from checkpoints/last where there is one
+  Log log;
+  std::function<bool()> stop_requested = [] { return false; };
+  std::function<Progress(std::string, int64_t)> progress = [](std::string, int64_t) {
+    return Progress{};
+  };
+  std::function<void(int64_t epoch)> on_epoch = [](int64_t) {};
+};
+
+struct TrainResult {
+  int64_t best_epoch = -1, n_epochs = 0, n_steps = 0;
+  std::string stopped_by;  ///< "patience", "epochs", "time_limit", "closed form"
+  double best_score = 0;
+  std::string valid_metric;
+  std::optional<Evaluation> valid, test;  ///< of the best epoch
+  int64_t test_looks = 0;
+  double train_s = 0, eval_s = 0;
+  std::vector<double> epoch_s;  ///< training time of each epoch of this process
+};
+
+/// Trains to the protocol's stop rule, restores the best epoch by validation and ranks test once.
+/// Afterwards the model holds the best weights and training() is off.
+/// Throws RunError: interrupted (4 with a checkpoint, 130 without), diverged (5, naming epoch and
+/// loss part), failed (1, disk).
+TrainResult train_model(Model& model, const Dataset& data, const TrainConfig& config);
+
+/// The options that evaluation takes from a run's settings.
+EvalOptions eval_options(const TrainSettings& settings, const Protocol& protocol);
+
+/// A run's numbers may name no K; the metric that selects, canonical: valid_metric or the
+/// protocol's.
+std::string selecting_metric(const TrainSettings& settings, const Protocol& protocol);
+
+}  // namespace tessera

@@ -1,0 +1,174 @@
+// What every registered model must do: the registry is walked, nothing is listed.
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "tessera/base/error.h"
+#include "tessera/base/files.h"
+#include "tessera/model/bundle.h"
+#include "tessera/model/sampler.h"
+#include "tessera/study/run.h"
+#include "tests/contract/training.h"
+
+namespace tessera {
+namespace {
+
+class EveryModel : public testing::TestWithParam<std::string> {
+ protected:
+  const ModelInfo& info() const { return find_model(GetParam()); }
+};
+
+std::vector<std::string> names() {
+  std::vector<std::string> out;
+  for (const auto& info : models()) out.push_back(info.name);
+  return out;
+}
+
+INSTANTIATE_TEST_SUITE_P(Registry, EveryModel, testing::ValuesIn(names()),
+                         [](const auto& info) { return squeezed(info.param); });
+
+TEST_P(EveryModel, HelpAndUnknownSetting) {
+  Fields fields(info().name);
+  info().describe(fields);
+  if (!fields.names().empty()) {
+    EXPECT_FALSE(fields.help().empty());
+  }
+  for (const auto& row : fields.rows()) EXPECT_FALSE(row.help.empty()) << row.name;
+  EXPECT_FALSE(info().title.empty());
+  try {
+    resolve_settings(info(), {{"no_such_setting", 1, "flag"}});
+    FAIL() << "an unknown setting was taken";
+  } catch (const InputError& e) {
+    EXPECT_EQ(e.code(), Exit::usage);
+    EXPECT_NE(std::string(e.what()).find("has no setting 'no_such_setting'"), std::string::npos);
+  }
+}
+
+TEST_P(EveryModel, ScoresAllItemsFinite) {
+  const Dataset data = small_data(2);
+  Trained trained(info(), data, {{"epochs", 2, "test"}});
+  const auto scores = trained.scores();
+  EXPECT_EQ(scores.sizes(), (std::vector<int64_t>{data.n_users, data.n_items}));
+  EXPECT_TRUE(scores.isfinite().all().item<bool>());
+}
+
+TEST_P(EveryModel, OneToThreeModalitiesAndItemsWithoutOne) {
+  for (int n = 1; n <= 3; ++n) {
+    const Dataset data = small_data(n);
+    Trained trained(info(), data, {{"epochs", 1, "test"}});
+    EXPECT_TRUE(trained.scores().isfinite().all().item<bool>()) << n << " modalities";
+  }
+}
+
+TEST_P(EveryModel, EveryParameterLearns) {
+  const Dataset data = small_data(2);
+  const RunSettings settings = resolve_settings(info(), {});
+  auto model = info().make({}, Context{data, Random(999), settings.train_settings, {}});
+  State named;
+  model->state(named);
+  const auto groups = model->parameter_groups();
+  if (groups.empty()) GTEST_SKIP() << "closed form: nothing to train";
+  State::Saved before = named.save();
+  for (auto* file : {&before.weights, &before.optimizer}) {
+    for (auto& [name, tensor] : *file) tensor = tensor.clone();
+  }
+  TrainConfig config = training({{"epochs", 1, "test"}}, info());
+  train_model(*model, data, config);
+  State::Saved after = named.save();
+  std::set<std::string> trained;
+  const auto changed = [&](const std::string& name) {
+    trained.insert(name);
+    for (const auto& [was, is] : {std::pair(&before.weights, &after.weights),
+                                  std::pair(&before.optimizer, &after.optimizer)}) {
+      if (was->contains(name)) return !torch::equal(was->at(name), is->at(name));
+    }
+    ADD_FAILURE() << name << " is trained but not part of the state";
+    return false;
+  };
+  for (const auto& group : groups) {
+    for (const auto& [name, tensor] : group.tensors) EXPECT_TRUE(changed(name)) << name;
+    for (const auto& [name, table] : group.tables) EXPECT_TRUE(changed(name)) << name;
+  }
+  for (const auto& entry : named.entries()) {
+    if (!trained.contains(entry.name)) {
+      EXPECT_TRUE(entry.role == Role::inner || entry.role == Role::frozen) << entry.name;
+    }
+  }
+}
+
+TEST_P(EveryModel, SameSeedSameRun) {
+  const Dataset data = small_data(2);
+  const Settings settings = {{"epochs", 2, "test"}};
+  Trained one(info(), data, settings), again(info(), data, settings);
+  EXPECT_TRUE(torch::equal(one.scores(), again.scores()));
+  Settings other = settings;
+  other.push_back({"seed", 1000, "test"});
+  if (one.model->trainable()) {
+    EXPECT_FALSE(torch::equal(one.scores(), Trained(info(), data, other).scores()));
+  }
+}
+
+TEST_P(EveryModel, BundleScoresTheSame) {
+  const Dataset data = small_data(2);
+  Trained trained(info(), data, {{"epochs", 1, "test"}});
+  const fs::path folder = scratch("bundle_" + squeezed(GetParam()));
+  save_bundle(folder, *trained.model, info(), trained.settings, Json::object());
+  const Bundle bundle = load_bundle(folder);
+  const Queries everybody{torch::arange(data.n_users, torch::kInt64), {}};
+  const torch::NoGradGuard no_grad;
+  EXPECT_TRUE(torch::equal(trained.scores(), bundle.model->score(everybody)));
+  fs::remove_all(folder);
+}
+
+TEST_P(EveryModel, ResumesBitEqualAfterAnyEpoch) {
+  const Dataset data = small_data(2);
+  const Settings settings = {{"epochs", 3, "test"}};
+  const fs::path whole = scratch("whole_" + squeezed(GetParam()));
+  Trained unbroken(info(), data, settings, whole);
+  for (int64_t epoch = 0; epoch < (unbroken.model->trainable() ? 3 : 0); ++epoch) {
+    const fs::path broken = scratch("broken_" + squeezed(GetParam()));
+    struct Killed {};
+    EXPECT_THROW(Trained(info(), data, settings, broken, false,
+                         [&](int64_t now) {
+                           if (now == epoch) throw Killed{};
+                         }),
+                 Killed);
+    Trained resumed(info(), data, settings, broken, true);
+    EXPECT_TRUE(torch::equal(unbroken.scores(), resumed.scores())) << "after epoch " << epoch;
+    EXPECT_EQ(without_times(whole / "metrics.jsonl"), without_times(broken / "metrics.jsonl"));
+    EXPECT_EQ(unbroken.result.best_epoch, resumed.result.best_epoch);
+    fs::remove_all(broken);
+  }
+  fs::remove_all(whole);
+}
+
+TEST_P(EveryModel, RanksColdItemsOrSaysSo) {
+  const Dataset data = small_data(2);
+  Trained trained(info(), data, {{"epochs", 8, "test"}});
+  const auto cold = (item_counts(data.train, data.n_items) == 0).nonzero().flatten();
+  ASSERT_GT(cold.numel(), 1) << "the planted data must hold items without train rows";
+  const auto scores = trained.scores().index_select(1, cold);
+  const double spread = (scores.amax(1) - scores.amin(1)).max().item<double>();
+  if (trained.model->abilities().ranks_cold_items) {
+    EXPECT_GT(spread, 0);
+  }
+  if (trained.model->abilities().score_reads_features) {
+    EXPECT_TRUE(trained.model->abilities().uses_features);
+  }
+}
+
+// Learned models at default settings: recall@20 at 1.5 times popularity within 30 epochs.
+TEST_P(EveryModel, BeatsPopularityOnPlantedData) {
+  const Dataset data = learning_data();
+  Trained popularity(find_model("Popularity"), data, {});
+  if (GetParam() == "Popularity") {
+    EXPECT_GT(popularity.result.test->value("recall@20"), 0);
+    return;
+  }
+  Trained trained(info(), data, {{"epochs", 30, "test"}});
+  EXPECT_GE(trained.result.test->value("recall@20"),
+            1.5 * popularity.result.test->value("recall@20"));
+}
+
+}  // namespace
+}  // namespace tessera

@@ -1,0 +1,249 @@
+// The trainer's joints, with small models made for the purpose: prepare() that checkpoints, inner
+// optimisers, divergence, interruption, time limit, no validation rows.
+#include <gtest/gtest.h>
+#include <torch/torch.h>
+
+#include <cmath>
+
+#include "tessera/base/error.h"
+#include "tests/contract/training.h"
+
+namespace tessera {
+namespace {
+
+/// Fits a vector in prepare(), ten rounds with a checkpoint each, then trains a table and an inner
+/// tensor of its own.
+class Staged : public FactorModel {
+ public:
+  struct Config {
+    double poison_step = 0;
+    void describe(Fields& f) {
+      f.add("poison_step", poison_step, "step whose loss is NaN; 0: none", at_least(0));
+      f.global_default("learning_rate", 0.01);
+    }
+  };
+  Staged(const Config& config, const Context& context)
+      : FactorModel(context),
+        config_(config),
+        fitted_(torch::zeros({8})),
+        inner_(torch::ones({8})),
+        users_(table("users", torch::randn({data_.n_users, 8}))),
+        items_(table("items", torch::randn({data_.n_items, 8}))) {
+    const Random random = random_.stream("init");
+    for (auto* t : {&users_, &items_}) {
+      auto value = t->value().clone();
+      for (int64_t i = 0; i < value.numel(); ++i) {
+        value.view(-1)[i] = random.normal(t == &users_ ? 0 : 1, i, 0);
+      }
+      *t = RowTable(value);
+    }
+  }
+  Abilities abilities() const override { return {}; }
+  BatchSpec batch_spec() const override {
+    return {.unit = BatchSpec::Unit::pair, .n_negatives = 1};
+  }
+  void prepare(const Watch& watch) override {
+    while (round_ < 10) {
+      fitted_ += static_cast<double>(round_ + 1);
+      ++round_;
+      watch.checkpoint();
+      if (kill_in_round && *kill_in_round == round_) throw std::runtime_error("killed");
+    }
+  }
+  void before_step(const Batch& batch) override {
+    const torch::Tensor gradient = inner_ * 0.1 + static_cast<double>(batch.step);
+    AdamOptions options;
+    options.learning_rate = [](int64_t) { return 1e-2; };
+    inner_adam_.step("inner", inner_, gradient, options);
+  }
+  Loss loss(const Batch& batch) override {
+    const auto users = users_.gather(batch.distinct_users);
+    const auto items = items_.gather(batch.distinct_items);
+    const auto u = users.index_select(0, batch.user_inverse) * (1 + 0.01 * inner_ + 1e-3 * fitted_);
+    const auto p = items.index_select(0, batch.positive_inverse);
+    const auto n = items.index_select(0, batch.negative_inverse.flatten());
+    auto total = torch::softplus((u * (n - p)).sum(1)).mean();
+    if (config_.poison_step > 0 && batch.step == static_cast<int64_t>(config_.poison_step)) {
+      total = total * std::nan("");
+    }
+    return {total, {{"fine", torch::ones({})}, {"poisoned", total}}};
+  }
+  void state(State& state) override {
+    Model::state(state);
+    state.add("fitted", fitted_, Role::frozen);
+    state.add("round", round_, Role::frozen);
+    state.add("inner", inner_, Role::inner);
+    state.add("inner_adam", inner_adam_, Role::inner);
+  }
+  static inline const int64_t* kill_in_round = nullptr;
+
+ protected:
+  Vectors vectors() override { return {users_.value(), items_.value()}; }
+
+ private:
+  const Config config_;
+  torch::Tensor fitted_, inner_;
+  DenseAdam inner_adam_;
+  int64_t round_ = 0;
+  RowTable& users_;
+  RowTable& items_;
+};
+
+const ModelInfo& staged() {
+  static const ModelInfo info = [] {
+    ModelInfo i;
+    i.name = "Staged";
+    i.title = "a model of the tests";
+    i.describe = [](Fields& f) {
+      static Staged::Config config;
+      config.describe(f);
+    };
+    i.make = [](const Settings& settings, const Context& context) {
+      Staged::Config config;
+      Fields f("Staged");
+      config.describe(f);
+      f.apply(settings);
+      return std::make_unique<Staged>(config, context);
+    };
+    i.resolve = [](const Settings& settings) {
+      Staged::Config config;
+      Fields f("Staged");
+      config.describe(f);
+      f.apply(settings);
+      return f.resolved();
+    };
+    return i;
+  }();
+  return info;
+}
+
+TEST(Training, KilledInsidePrepareEndsAsUnbroken) {
+  const Dataset data = small_data(1);
+  const Settings settings = {{"epochs", 3, "test"}};
+  const fs::path whole = scratch("prepare_whole"), broken = scratch("prepare_broken");
+  Trained unbroken(staged(), data, settings, whole);
+  const int64_t round = 4;
+  Staged::kill_in_round = &round;
+  EXPECT_THROW(Trained(staged(), data, settings, broken), std::runtime_error);
+  Staged::kill_in_round = nullptr;
+  Trained resumed(staged(), data, settings, broken, true);
+  EXPECT_TRUE(torch::equal(unbroken.scores(), resumed.scores()));
+  EXPECT_EQ(without_times(whole / "metrics.jsonl"), without_times(broken / "metrics.jsonl"));
+}
+
+TEST(Training, InnerOptimiserSurvivesAResume) {
+  const Dataset data = small_data(1);
+  const Settings settings = {{"epochs", 3, "test"}};
+  const fs::path broken = scratch("inner_broken");
+  Trained unbroken(staged(), data, settings, scratch("inner_whole"));
+  EXPECT_THROW(Trained(staged(), data, settings, broken, false,
+                       [](int64_t epoch) {
+                         if (epoch == 1) throw std::runtime_error("killed");
+                       }),
+               std::runtime_error);
+  Trained resumed(staged(), data, settings, broken, true);
+  EXPECT_TRUE(torch::equal(unbroken.scores(), resumed.scores()));
+}
+
+TEST(Training, DivergenceNamesEpochAndPart) {
+  const Dataset data = small_data(1);
+  try {
+    Trained(staged(), data, {{"epochs", 3, "test"}, {"poison_step", 2, "test"}});
+    FAIL() << "a NaN loss went through";
+  } catch (const RunError& e) {
+    EXPECT_EQ(e.code(), Exit::diverged);
+    EXPECT_NE(std::string(e.what()).find("epoch 0: loss part 'poisoned'"), std::string::npos)
+        << e.what();
+  }
+}
+
+TEST(Training, InterruptedWithAndWithoutCheckpoint) {
+  const Dataset data = small_data(1);
+  for (const bool with : {false, true}) {
+    const fs::path folder = scratch("interrupted");
+    fs::create_directories(folder);
+    TrainConfig config = training({{"epochs", 3, "test"}}, staged(), with ? folder : fs::path());
+    int64_t asked = 0;
+    config.stop_requested = [&] { return ++asked > 1; };
+    auto model = staged().make({}, Context{data, Random(1), config.settings, {}});
+    try {
+      train_model(*model, data, config);
+      FAIL() << "the request to stop was not heard";
+    } catch (const RunError& e) {
+      EXPECT_EQ(e.code(), with ? Exit::interrupted : Exit::interrupted_without_checkpoint);
+    }
+  }
+}
+
+TEST(Training, WithoutValidationRowsEpochsMustBeGiven) {
+  Dataset data = small_data(1);
+  data.valid = {};
+  EXPECT_THROW(Trained(staged(), data, {}), InputError);
+  Trained trained(staged(), data, {{"epochs", 2, "test"}});
+  EXPECT_EQ(trained.result.n_epochs, 2);
+  EXPECT_EQ(trained.result.best_epoch, 1) << "all epochs run, the last is kept";
+  EXPECT_FALSE(trained.result.valid.has_value());
+}
+
+TEST(Training, WithoutTestRowsNothingIsLookedAt) {
+  Dataset data = small_data(1);
+  data.test = {};
+  Trained trained(staged(), data, {{"epochs", 2, "test"}});
+  EXPECT_FALSE(trained.result.test.has_value());
+  EXPECT_EQ(trained.result.test_looks, 0);
+}
+
+TEST(Training, TestIsLookedAtOnceOrEveryEpochForTheCurve) {
+  const Dataset data = small_data(1);
+  EXPECT_EQ(Trained(staged(), data, {{"epochs", 3, "test"}}).result.test_looks, 1);
+  const fs::path folder = scratch("curve");
+  EXPECT_EQ(Trained(staged(), data, {{"epochs", 3, "test"}, {"test_curve", true, "test"}}, folder)
+                .result.test_looks,
+            4);
+  std::ifstream in(folder / "test_curve.jsonl");
+  int lines = 0;
+  for (std::string line; std::getline(in, line); ++lines) {
+    EXPECT_NE(line.find("diagnostic"), std::string::npos);
+  }
+  EXPECT_EQ(lines, 3);
+}
+
+TEST(Training, TimeLimitEndsInGoodOrder) {
+  const Dataset data = small_data(1);
+  Trained trained(staged(), data,
+                  {{"epochs", 100000, "test"},
+                   {"time_limit", 0.01, "test"},
+                   {"stopping_step", 100000, "test"}});
+  EXPECT_EQ(trained.result.stopped_by, "time_limit");
+  EXPECT_GE(trained.result.best_epoch, 0);
+}
+
+TEST(Training, ClippedGradientsAndWeightDecayTrain) {
+  const Dataset data = small_data(1);
+  Trained plain(staged(), data, {{"epochs", 1, "test"}});
+  Trained clipped(staged(), data, {{"epochs", 1, "test"}, {"clip_grad_norm", 1e-3, "test"}});
+  Trained decayed(staged(), data, {{"epochs", 1, "test"}, {"weight_decay", 0.1, "test"}});
+  EXPECT_FALSE(torch::equal(plain.scores(), clipped.scores()));
+  EXPECT_FALSE(torch::equal(plain.scores(), decayed.scores()));
+  EXPECT_TRUE(decayed.scores().isfinite().all().item<bool>());
+}
+
+// style.md, randomness: for different thread counts the first losses agree to 1e-5.
+TEST(Training, ThreadsDoNotChangeTheStart) {
+  const Dataset data = small_data(1);
+  const ModelInfo& info = find_model("LightGCN");
+  std::vector<double> losses;
+  for (const int threads : {1, 2}) {
+    torch::set_num_threads(threads);
+    const fs::path folder = scratch("threads");
+    Trained trained(info, data, {{"epochs", 1, "test"}}, folder);
+    std::ifstream in(folder / "metrics.jsonl");
+    std::string line;
+    std::getline(in, line);
+    losses.push_back(Json::parse(line)["loss"]["total"].get<double>());
+  }
+  EXPECT_NEAR(losses[0], losses[1], 1e-5);
+}
+
+}  // namespace
+}  // namespace tessera
