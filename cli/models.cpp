@@ -10,6 +10,10 @@ namespace {
 
 using Table = std::vector<std::vector<std::string>>;  // the first row is the head
 
+std::string text_of(const Json& value) {
+  return value.is_string() ? value.get<std::string>() : value.dump();
+}
+
 std::string aligned(const Table& table) {
   std::vector<size_t> widths(table[0].size(), 0);
   for (const auto& row : table) {
@@ -56,6 +60,23 @@ Abilities abilities_of(const ModelInfo& info) {
   return info.make({}, context)->abilities();
 }
 
+std::vector<std::string> alias_names(const ModelInfo& info) {
+  std::vector<std::string> out;
+  for (const auto& [alias, settings] : info.aliases) {
+    std::string text = alias;
+    for (const auto& setting : settings) {
+      text += fmt::format(" ({} = {})", setting.name, text_of(setting.value));
+    }
+    out.push_back(std::move(text));
+  }
+  return out;
+}
+
+/// The ablation set for data with pictures and words.
+std::vector<Ablation> ablations_of(const ModelInfo& info) {
+  return info.ablations ? info.ablations({"image", "text"}) : std::vector<Ablation>{};
+}
+
 std::vector<Fields::Row> own_settings(const ModelInfo& info) {
   Fields fields(info.name);
   info.describe(fields);
@@ -73,8 +94,7 @@ std::vector<Fields::Row> training_settings(const ModelInfo* info) {
     info->describe(own);
     for (const auto& [name, value] : own.global_defaults()) {
       for (auto& row : rows) {
-        if (row.name == name)
-          row.value = value.is_string() ? value.get<std::string>() : value.dump();
+        if (row.name == name) row.value = text_of(value);
       }
     }
   }
@@ -89,13 +109,12 @@ Table settings_table(const std::vector<Fields::Row>& rows) {
   return table;
 }
 
-Table ablation_table(const ModelInfo& info) {
+Table ablation_table(const std::vector<Ablation>& ablations) {
   Table table = {{"ablation", "settings"}};
-  for (const auto& ablation : info.ablations) {
+  for (const auto& ablation : ablations) {
     std::vector<std::string> parts;
     for (const auto& [name, value] : ablation.settings) {
-      parts.push_back(
-          fmt::format("{}={}", name, value.is_string() ? value.get<std::string>() : value.dump()));
+      parts.push_back(fmt::format("{}={}", name, text_of(value)));
     }
     table.push_back({ablation.label, fmt::format("{}", fmt::join(parts, ", "))});
   }
@@ -130,7 +149,7 @@ Json model_json(const ModelInfo& info, bool settings) {
   const Abilities can = abilities_of(info);
   Json out = {{"name", info.name},
               {"title", info.title},
-              {"aliases", info.aliases},
+              {"aliases", alias_names(info)},
               {"uses_features", can.uses_features},
               {"score_reads_features", can.score_reads_features},
               {"ranks_cold_items", can.ranks_cold_items},
@@ -139,7 +158,7 @@ Json model_json(const ModelInfo& info, bool settings) {
     out["settings"] = settings_json(own_settings(info));
     out["training"] = settings_json(training_settings(&info));
     out["ablations"] = Json::array();
-    for (const auto& ablation : info.ablations) {
+    for (const auto& ablation : ablations_of(info)) {
       Json set = Json::object();
       for (const auto& [name, value] : ablation.settings) set[name] = value;
       out["ablations"].push_back({{"label", ablation.label}, {"settings", set}});
@@ -158,7 +177,7 @@ std::string document() {
   for (const auto& info : models()) {
     out += fmt::format("\n## {}\n\n{}.\n", info.name, info.title);
     if (!info.aliases.empty()) {
-      out += fmt::format("\nAlso found as {}.\n", fmt::join(info.aliases, ", "));
+      out += fmt::format("\nAlso found as {}.\n", fmt::join(alias_names(info), ", "));
     }
     const auto rows = own_settings(info);
     out += "\n" + (rows.empty() ? "No settings of its own.\n" : markdown(settings_table(rows)));
@@ -167,13 +186,13 @@ std::string document() {
     if (!own.global_defaults().empty()) {
       std::vector<std::string> parts;
       for (const auto& [name, value] : own.global_defaults()) {
-        parts.push_back(fmt::format("`{} = {}`", name,
-                                    value.is_string() ? value.get<std::string>() : value.dump()));
+        parts.push_back(fmt::format("`{} = {}`", name, text_of(value)));
       }
       out += fmt::format("\nIts own defaults of training settings: {}.\n", fmt::join(parts, ", "));
     }
-    if (!info.ablations.empty()) {
-      out += "\nAblation set:\n\n" + markdown(ablation_table(info));
+    if (const auto ablations = ablations_of(info); !ablations.empty()) {
+      out += "\nAblation set (with image and text features):\n\n" +
+             markdown(ablation_table(ablations));
     }
   }
   out += "\n## Training settings of every model\n\n" +
@@ -206,7 +225,9 @@ void show(const Common& common, const std::string& name, bool as_markdown) {
   const auto rows = own_settings(info);
   out += rows.empty() ? "no settings of its own\n" : aligned(settings_table(rows));
   out += "\ntraining\n" + aligned(settings_table(training_settings(&info)));
-  if (!info.ablations.empty()) out += "\n" + aligned(ablation_table(info));
+  if (const auto ablations = ablations_of(info); !ablations.empty()) {
+    out += "\n" + aligned(ablation_table(ablations));
+  }
   print(out);
 }
 

@@ -343,7 +343,7 @@ Settings known_settings(const ModelInfo& info, const Json& stored, const std::st
 /// Settings decide how much a model allocates before its weights are compared: refuses a width that
 /// no weight has and that would take more than a gigabyte.
 void check_sizes(const std::vector<Resolved>& settings, const TensorMap& weights,
-                 const Dataset& data, const std::string& where) {
+                 const Dataset& data) {
   int64_t widest = 0;
   for (const auto& [name, tensor] : weights) {
     for (const int64_t size : tensor.sizes()) widest = std::max(widest, size);
@@ -352,8 +352,8 @@ void check_sizes(const std::vector<Resolved>& settings, const TensorMap& weights
   auto check = [&](const std::string& name, const Json& value) {
     if (!value.is_number_integer() || value.get<double>() <= static_cast<double>(widest)) return;
     if (value.get<double>() * rows * sizeof(float) > 1e9) {
-      throw data_error("{}: setting {} is {}, but no weight of the bundle is that large", where,
-                       name, value.dump());
+      throw data_error("setting {} is {}, but no weight of the bundle is that large", name,
+                       value.dump());
     }
   };
   for (const auto& setting : settings) {
@@ -385,7 +385,12 @@ void save_bundle(const fs::path& folder, Model& model, const ModelInfo& info,
   model.state(state);
   State::Saved saved;
   for (const auto& entry : state.entries()) {
-    if (entry.role == Role::scoring) entry.save(saved);
+    if (entry.role != Role::scoring) continue;
+    State::Saved part;
+    entry.save(part);
+    saved.weights.merge(part.weights);
+    // A table also saves its optimiser's counters, which no bundle needs.
+    if (part.values.contains(entry.name)) saved.values[entry.name] = part.values[entry.name];
   }
   write_folder(folder, [&](const fs::path& to) {
     std::vector<std::string> files;
@@ -528,12 +533,14 @@ Bundle load_bundle(const fs::path& folder, const Log& log) {
         throw data_error("{}: '{}' must be {}", what, end, expected);
       }
     }
-    data.features.push_back(open_feature(root, modality, manifest, data.item_ids, false));
+    const MappedArray rows = map_npy(root / (modality + "_feat.npy"));
+    const auto n_rows = json_get<int64_t>(manifest, "rows", what);
     const auto width = json_get<int64_t>(entry, "width", what);
-    if (data.features.back().width() != width) {
-      throw data_error("{}: its rows are {} wide, model.json says {}", what,
-                       data.features.back().width(), width);
+    if (rows.n_rows() != n_rows || rows.width() != width) {
+      throw data_error("{}_feat.npy is {} x {}, {} says {} x {}", (root / modality).string(),
+                       rows.n_rows(), rows.width(), where, n_rows, width);
     }
+    data.features.push_back(open_feature(root, modality, manifest, data.item_ids, false));
   }
 
   State::Saved saved;
@@ -541,7 +548,7 @@ Bundle load_bundle(const fs::path& folder, const Log& log) {
   saved.values = values;
   as_damage(where, [&] {
     const RunSettings settings = resolve_settings(info, known_settings(info, stored, where, log));
-    check_sizes(settings.model, saved.weights, data, where);
+    check_sizes(settings.model, saved.weights, data);
     Settings own;
     for (const auto& setting : settings.model) {
       own.push_back({setting.name, setting.value, setting.origin});

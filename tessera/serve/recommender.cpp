@@ -273,7 +273,7 @@ std::vector<float> Recommender::by_feature(const Feature& feature, int64_t item)
   const torch::Tensor to = feature.gather(torch::tensor({item}, torch::kInt64))[0];
   std::vector<float> scores(data().n_items, kNotCandidate);
   if (to.abs().sum().item<float>() == 0) {
-    throw usage_error("item '{}' has an {} feature of zeros, which is near to nothing",
+    throw usage_error("item '{}': its {} feature is all zeros, which is near to nothing",
                       printable(item_id(item)), feature.name);
   }
   for (int64_t begin = 0; begin < data().n_items; begin += kBlock) {
