@@ -1,12 +1,13 @@
 #include "tessera/model/bundle.h"
 
 #include <algorithm>
+#include <fstream>
 #include <limits>
-#include <optional>
 
 #include "tessera/base/error.h"
 #include "tessera/base/files.h"
 #include "tessera/base/version.h"
+#include "tessera/data/folder.h"
 #include "tessera/data/manifest.h"
 #include "tessera/data/npy.h"
 
@@ -30,12 +31,6 @@ Interactions known_rows(const Dataset& data) {
     }
   }
   return make_interactions(data.n_users, users, items);
-}
-
-void write_map(const fs::path& path, const Vocabulary& ids) {
-  write_file_with(path, [&](std::ostream& out) {
-    for (int64_t i = 0; i < ids.size(); ++i) out << ids[i] << '\t' << i << '\n';
-  });
 }
 
 /// Text without the two characters that end a cell or a line.
@@ -216,78 +211,12 @@ void check_files(const fs::path& root, const Json& about, const std::vector<std:
 }
 
 Vocabulary read_map(const fs::path& path, int64_t n) {
-  const std::string text = read_file(path);
-  Vocabulary ids;
-  size_t begin = 0;
-  int64_t line = 0;
-  while (begin < text.size()) {
-    ++line;
-    const size_t end = std::min(text.find('\n', begin), text.size());
-    const std::string_view row = std::string_view(text).substr(begin, end - begin);
-    const size_t tab = row.rfind('\t');
-    if (tab == std::string_view::npos || tab == 0 ||
-        row.substr(tab + 1) != std::to_string(line - 1)) {
-      throw data_error("{}:{}: wanted an id, a tab and {}, found '{}'", path.string(), line,
-                       line - 1, printable(row));
-    }
-    if (ids.add(row.substr(0, tab)) != line - 1) {
-      throw data_error("{}:{}: the id '{}' is there twice", path.string(), line,
-                       printable(row.substr(0, tab)));
-    }
-    begin = end + 1;
-  }
+  std::ifstream in(path, std::ios::binary);
+  Vocabulary ids = read_id_map(in, path.string());
   if (ids.size() != n) {
     throw data_error("{} has {} ids, model.json says {}", path.string(), ids.size(), n);
   }
   return ids;
-}
-
-std::vector<std::string_view> cells(std::string_view line) {
-  std::vector<std::string_view> out;
-  for (;;) {
-    const size_t tab = line.find('\t');
-    out.push_back(line.substr(0, tab));
-    if (tab == std::string_view::npos) return out;
-    line.remove_prefix(tab + 1);
-  }
-}
-
-ItemColumns read_items(const fs::path& path, const Vocabulary& ids) {
-  const std::string text = read_file(path);
-  ItemColumns columns;
-  size_t begin = 0;
-  int64_t line = 0;
-  while (begin < text.size()) {
-    ++line;
-    const size_t end = std::min(text.find('\n', begin), text.size());
-    const auto row = cells(std::string_view(text).substr(begin, end - begin));
-    begin = end + 1;
-    if (line == 1) {
-      if (row[0] != "item_id") {
-        throw data_error("{}:1: wanted a header beginning with item_id, found '{}'", path.string(),
-                         printable(row[0]));
-      }
-      columns.names.assign(row.begin() + 1, row.end());
-      // A header of many cells over few lines must not ask for cells x items.
-      if (columns.names.size() > 1000) {
-        throw data_error("{}:1: {} columns, at most 1000 are read", path.string(), row.size());
-      }
-      columns.values.assign(columns.names.size(), std::vector<std::string>(ids.size()));
-      continue;
-    }
-    if (row.size() != columns.names.size() + 1) {
-      throw data_error("{}:{}: {} cells, the header has {}", path.string(), line, row.size(),
-                       columns.names.size() + 1);
-    }
-    const int32_t item = ids.find(row[0]);
-    if (item < 0) {
-      throw data_error("{}:{}: no item '{}' in item_map.tsv", path.string(), line,
-                       printable(row[0]));
-    }
-    for (size_t c = 1; c < row.size(); ++c) columns.values[c - 1][item] = row[c];
-  }
-  if (line == 0) throw data_error("{} is empty, wanted a header", path.string());
-  return columns;
 }
 
 Interactions read_rows(const fs::path& root, const std::string& name, int64_t n_users,
@@ -404,8 +333,8 @@ void save_bundle(const fs::path& folder, Model& model, const ModelInfo& info,
       write_npy(file("user_emb.npy"), factor->user_vectors(all).to(torch::kFloat).contiguous());
       write_npy(file("item_emb.npy"), factor->item_vectors().to(torch::kFloat).contiguous());
     }
-    write_map(file("user_map.tsv"), data.user_ids);
-    write_map(file("item_map.tsv"), data.item_ids);
+    write_id_map(file("user_map.tsv"), data.user_ids);
+    write_id_map(file("item_map.tsv"), data.item_ids);
     write_items(file("items.tsv"), data);
     const Interactions seen = known_rows(data);
     write_npy(file("train_indptr.npy"), data.train.offsets);
@@ -514,7 +443,8 @@ Bundle load_bundle(const fs::path& folder, const Log& log) {
   data.n_items = n_items;
   data.user_ids = read_map(root / "user_map.tsv", n_users);
   data.item_ids = read_map(root / "item_map.tsv", n_items);
-  data.item_columns = read_items(root / "items.tsv", data.item_ids);
+  std::ifstream items(root / "items.tsv", std::ios::binary);
+  data.item_columns = read_item_columns(items, (root / "items.tsv").string(), data.item_ids);
   data.train = read_rows(root, "train", n_users, n_items);
   data.known = read_rows(root, "seen", n_users, n_items);
   data.valid = data.test = data.history = data.seen = make_interactions(n_users, {}, {});
