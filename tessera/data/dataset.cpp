@@ -64,6 +64,14 @@ void split_rows(const EventTable& table, Dataset& data) {
     }
     *part = make_interactions(data.n_users, users, items);
   }
+  users.clear();
+  items.clear();
+  for (const int32_t row : by_user.rows) {
+    if (table.split[row] == Split::test || table.split[row] == Split::none) continue;
+    users.push_back(table.user[row]);
+    items.push_back(table.item[row]);
+  }
+  data.known = make_interactions(data.n_users, users, items);
   data.train_distinct = sorted_distinct(data.train);
 }
 

@@ -32,6 +32,7 @@ struct Dataset {
   Interactions train, valid, test;  ///< by user, in time order where time or position is known
   Interactions history;             ///< given rows of cold-user splits
   Interactions seen;                ///< read events: never train, masked by recommend only
+  Interactions known;               ///< train, valid, history and seen rows together, oldest first
   Interactions train_distinct;      ///< sorted_distinct(train)
   std::vector<Feature> features;    ///< in the order asked for, else of features.json
   Vocabulary user_ids, item_ids;
