@@ -442,6 +442,7 @@ void read_interactions(const std::vector<Detected>& files, const ReadOptions& op
   }
   report["rows"] = into.n_rows() - before;
   report["bad_lines"] = bad.count();
+  report["blank_lines"] = bad.blank;
   report["bad_line_examples"] = bad.examples();
   report["time_unit"] = into.time_unit;
   report["notes"] = Json::array();

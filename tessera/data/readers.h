@@ -80,7 +80,7 @@ std::vector<Detected> detect_sources(const std::vector<std::filesystem::path>& p
 /// Appends the rows of all files whose use is `interactions`, in order. Peak memory is the columns
 /// of the table and one block of the file. Bad lines are exit 3, `file:line:col: reason; what to
 /// write instead`. `report` gets "files" (Detected::json), "rows", "bad_lines",
-/// "bad_line_examples", "time_unit", "notes".
+/// "blank_lines", "bad_line_examples", "time_unit", "notes".
 void read_interactions(const std::vector<Detected>& files, const ReadOptions& options,
                        EventTable& into, Json& report);
 
