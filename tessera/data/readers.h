@@ -59,6 +59,7 @@ struct Detected {
   std::filesystem::path images;              ///< picture folder beside a catalogue; empty without
   std::vector<Detected> parts;               ///< of a folder: its files, interactions first
   std::shared_ptr<const std::string> bytes;  ///< the content when it is not a file
+  int64_t n_rows = 0;                        ///< of Parquet, as it says itself
   int64_t first_line = 0;                    ///< lines before the header or the first row
 
   int column(const std::string& meaning) const;  ///< index, or -1

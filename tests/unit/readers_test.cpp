@@ -123,6 +123,20 @@ TEST(Delimited, FlagsChooseColumnsByNameAndNumber) {
   EXPECT_EQ(pairs(read_text("x.tsv", "a\tu\t5\na\tv\t4\n", swapped)), (Strings{"u a", "v a"}));
 }
 
+TEST(Delimited, HeaderOrFirstRow) {
+  const auto has_header = [](const std::string& text) {
+    return detect_bytes("x.csv", text).has_header;
+  };
+  EXPECT_TRUE(has_header("user_id,movie_id\nu,a\n"));
+  EXPECT_TRUE(has_header("user_id,item_id\nuser_1,item_1\n"));
+  EXPECT_TRUE(has_header("user,book\nu,a\n"));
+  EXPECT_TRUE(has_header("who,what,rating\nu,a,3\n"));
+  EXPECT_FALSE(has_header("alice,book\nbob,tent\n"));  // a word that is an id
+  EXPECT_FALSE(has_header("user_a,item_x\nuser_b,item_y\n"));
+  EXPECT_FALSE(has_header("user1,item1\nuser2,item2\n"));
+  EXPECT_FALSE(has_header("1,2,3\n4,5,6\n"));
+}
+
 TEST(Delimited, IdsStayTextAndEmptyLinesAreSkipped) {
   const EventTable table = read_text("x.tsv", "user\titem\n007\t1e3\n\n7\t1000\n\r\n");
   EXPECT_EQ(pairs(table), (Strings{"007 1e3", "7 1000"}));
@@ -467,6 +481,8 @@ TEST(Errors, OneLineWithPlaceAndRemedy) {
   expect_error("x.tsv", "user\titem\nu\ta\n", "(did you mean 'user'?)", 2, options);
   options.user_col = "3";
   expect_error("x.tsv", "user\titem\nu\ta\n", "has columns 1 to 2", 2, options);
+  options.user_col = "2";
+  expect_error("sequences.txt", "1 2 3\n2 3\n", "whose columns are fixed", 2, options);
   options = {};
   options.delimiter = "pipe";
   expect_error("x.tsv", "user\titem\nu\ta\n", "only one column found with the delimiter pipe", 3,
