@@ -1,7 +1,32 @@
+#include <memory>
+
 #include "cli/cli.h"
+#include "cli/read_flags.h"
+#include "tessera/data/readers.h"
 
 namespace tessera::cli {
 
-void add_inspect(CLI::App&, Common&) {}
+void add_inspect(CLI::App& app, Common& common) {
+  struct Flags {
+    std::string path;
+    ReadOptions read;
+  };
+  auto flags = std::make_shared<Flags>();
+  CLI::App* verb = add_verb(
+      app, common, "inspect", "what a file, folder, run or bundle is", false, [&common, flags] {
+        if (flags->read.rows < 0) {
+          throw usage_error("--rows must be at least 0, got {}", flags->read.rows);
+        }
+        const Json report = inspect(flags->path, flags->read);
+        if (common.json) {
+          print_json(report);
+        } else {
+          print(inspect_text(report));
+        }
+      });
+  verb->add_option("path", flags->path, "file or folder")->required();
+  verb->add_option("--rows", flags->read.rows, "parsed rows shown, default 3");
+  add_read_flags(*verb, flags->read);
+}
 
 }  // namespace tessera::cli

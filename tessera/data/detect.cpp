@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <charconv>
 #include <map>
+#include <set>
 
 #include "tessera/base/error.h"
 #include "tessera/base/files.h"
@@ -184,23 +185,41 @@ std::string exact_meaning(const std::string& name) {
   return exact ? meaning : "";
 }
 
-/// True when the first row names columns: user or item by name, or words above numbers.
+/// True when the first row names columns: a flag says so, two cells have different meanings, one
+/// means user or item and the row below does not, or words stand above numbers. One word such as
+/// "book" may be an id.
 bool looks_like_header(const std::vector<std::string>& first,
-                       const std::vector<std::string>& second) {
-  std::string name, type;
-  for (const auto& cell : first) {
-    if (recbole_cell(cell, name, type)) return true;
-    // "u" and "i" are too short to tell a name from an id.
-    if (cell.size() > 1 && !exact_meaning(cell).empty() && !parse_split(cell)) return true;
+                       const std::vector<std::string>& second, const ReadOptions& options) {
+  for (const auto* typed :
+       {&options.user_col, &options.item_col, &options.rating_col, &options.time_col,
+        &options.split_col, &options.event_col, &options.item_id_col}) {
+    if (!typed->empty() && !is_number(*typed) &&
+        std::find(first.begin(), first.end(), *typed) != first.end()) {
+      return true;
+    }
   }
-  bool named = false;
+  std::set<std::string> meanings;
+  for (size_t c = 0; c < first.size(); ++c) {
+    const std::string& cell = first[c];
+    if (is_number(cell) || cell.empty()) continue;
+    bool exact = false, exact_below = false;
+    const std::string meaning = meaning_of(cell, exact);
+    if (meaning.empty() || cell.size() == 1) continue;
+    if (c < second.size() && meaning_of(second[c], exact_below) == meaning &&
+        (exact_below || !exact)) {
+      return false;
+    }
+    if (exact) meanings.insert(meaning);
+    const std::string word = squeezed(cell);
+    const bool id = exact && word.ends_with("id");
+    const bool named = (word.starts_with("user") || word.starts_with("item")) &&
+                       !std::isdigit(static_cast<unsigned char>(word.back()));
+    if ((meaning == "user" || meaning == "item") && (id || named)) return true;
+  }
+  if (meanings.size() >= 2) return true;
   for (const auto& cell : first) {
     if (is_number(cell) || cell.empty()) return false;
-    bool exact = false;
-    const std::string meaning = meaning_of(cell, exact);
-    if (!meaning.empty() && !std::isdigit(static_cast<unsigned char>(cell.back()))) named = true;
   }
-  if (named) return true;
   for (size_t c = 0; c < std::min(first.size(), second.size()); ++c) {
     if (is_number(second[c])) return true;
   }
@@ -239,14 +258,17 @@ int chosen_column(const Detected& found, const std::string& typed, const std::st
 constexpr const char* kMeanings[] = {"user",     "item",  "rating", "time",
                                      "position", "split", "event",  "list"};
 
+std::vector<std::pair<const char*, const std::string*>> column_flags(const ReadOptions& options) {
+  return {{"user", &options.user_col},     {"item", &options.item_col},
+          {"rating", &options.rating_col}, {"time", &options.time_col},
+          {"split", &options.split_col},   {"event", &options.event_col}};
+}
+
 /// Gives every column its meaning: flags first, then names, then (without header) order.
 void find_columns(Detected& found, const ReadOptions& options) {
   std::map<std::string, int> column;
-  const std::pair<const char*, const std::string*> flags[] = {
-      {"user", &options.user_col}, {"item", &options.item_col},   {"rating", &options.rating_col},
-      {"time", &options.time_col}, {"split", &options.split_col}, {"event", &options.event_col}};
   std::vector<int> taken;
-  for (const auto& [meaning, typed] : flags) {
+  for (const auto& [meaning, typed] : column_flags(options)) {
     const int c = chosen_column(found, *typed, fmt::format("--{}-col", meaning));
     if (c < 0) continue;
     if (std::find(taken.begin(), taken.end(), c) != taken.end()) {
@@ -428,8 +450,8 @@ void detect_delimited(Detected& found, const Sample& sample, const std::string& 
       found.types.push_back(type);
     }
   } else {
-    found.has_header =
-        looks_like_header(rows.front(), rows.size() > 1 ? rows[1] : std::vector<std::string>{});
+    found.has_header = looks_like_header(
+        rows.front(), rows.size() > 1 ? rows[1] : std::vector<std::string>{}, options);
     if (found.has_header) {
       found.names = rows.front();
     } else {
@@ -546,6 +568,14 @@ void detect_json_lines(Detected& found, const std::vector<Json>& lines,
   } else {
     found.kind = "catalogue table";
     found.use = Use::items;
+    std::set<std::string> meanings;
+    for (const auto& [key, value] : first.items()) meanings.insert(exact_meaning(key));
+    if (meanings.count("user") && meanings.count("item")) {
+      refuse(found, "JSON lines of interactions",
+             "wanted Gorse's keys (FeedbackType, UserId, ItemId) or a table; convert it: jq -r "
+             "'[.user_id, .item_id] | @tsv'");
+      return;
+    }
     found.notes.push_back("JSON lines, one item a line");
   }
   for (const auto& line : lines) {
@@ -556,8 +586,6 @@ void detect_json_lines(Detected& found, const std::vector<Json>& lines,
     }
   }
   found.has_header = true;
-  ReadOptions plain;
-  plain.item_col = options.item_id_col;
   const bool users = found.use == Use::users;
   for (int c = 0; c < static_cast<int>(found.names.size()); ++c) {
     if (!users && !options.item_id_col.empty()) break;
@@ -758,7 +786,11 @@ Detected detect_content(Detected found, const ReadOptions& options) {
     find_use(found, options);
     if (found.use == Use::items) found.kind = "Parquet catalogue";
     find_time_unit(found, head.rows);
+    found.n_rows = head.n_rows;
     found.notes.push_back(fmt::format("{} rows", head.n_rows));
+    if (found.use == Use::interactions && found.column("split") < 0) {
+      found.split = split_of_name(found.path);
+    }
     show_rows(found, head.rows, options);
     return found;
   }
@@ -769,6 +801,13 @@ Detected detect_content(Detected found, const ReadOptions& options) {
         name, zero);
   }
   detect_text(found, sample, options);
+  const bool fixed = found.kind == "sequence text" || found.kind == "JSON user -> items" ||
+                     found.kind == "Gorse JSONL feedback";
+  for (const auto& [meaning, typed] : column_flags(options)) {
+    if (!fixed || typed->empty()) continue;
+    throw usage_error("--{}-col '{}': {} is {}, whose columns are fixed; leave the flag out",
+                      meaning, printable(*typed), name, found.kind);
+  }
   return found;
 }
 

@@ -93,17 +93,24 @@ class JsonScanner {
   int64_t line_ = 1, column_ = 1;
 };
 
-/// How many rows a file has, from its size and the length of the sampled ones.
-int64_t expected_rows(const Detected& file) {
-  if (file.delimiter.empty() || file.kind == "sequence text") return 0;
+/// About how many rows a file has: its size by the bytes between two `separator`s, the fewest of
+/// three places in it. Columns that are reserved right need no second copy while they grow.
+int64_t expected_rows(const Detected& file, char separator) {
   const auto in = open_stream(file);
+  const int64_t size = size_of(file);
   std::string sample(1 << 16, '\0');
-  in->read(sample.data(), static_cast<std::streamsize>(sample.size()));
-  const auto size = static_cast<size_t>(std::max<std::streamsize>(in->gcount(), 0));
-  const auto lines = std::count(sample.begin(), sample.begin() + static_cast<int64_t>(size), '\n');
-  if (lines < 2) return 0;
-  const double bytes_a_row = static_cast<double>(size) / static_cast<double>(lines);
-  return static_cast<int64_t>(static_cast<double>(size_of(file)) / bytes_a_row * 1.02) + 16;
+  double bytes_a_row = 0;
+  for (const int64_t start : {int64_t{0}, size / 2, std::max<int64_t>(0, size - (1 << 16))}) {
+    in->clear();
+    in->seekg(start);
+    in->read(sample.data(), static_cast<std::streamsize>(sample.size()));
+    const auto end = sample.begin() + std::max<std::streamsize>(in->gcount(), 0);
+    const auto rows = std::count(sample.begin(), end, separator);
+    if (rows < 2) return 0;
+    const double bytes = static_cast<double>(end - sample.begin()) / static_cast<double>(rows);
+    if (bytes_a_row == 0 || bytes < bytes_a_row) bytes_a_row = bytes;
+  }
+  return static_cast<int64_t>(static_cast<double>(size) / std::max(bytes_a_row, 4.0) * 1.02) + 16;
 }
 
 void read_table(const Detected& file, Split split, EventBuilder& builder, BadLines& bad) {
@@ -117,7 +124,8 @@ void read_table(const Detected& file, Split split, EventBuilder& builder, BadLin
                  .position = position >= 0,
                  .split = label >= 0,
                  .event = event >= 0},
-                label >= 0 ? Split::none : split, expected_rows(file));
+                label >= 0 ? Split::none : split,
+                file.kind == "Parquet" ? file.n_rows : expected_rows(file, '\n'));
   std::string field, reason;
   for_each_row(file, bad, [&](std::span<const std::string_view> cells) -> std::optional<Problem> {
     const auto cell = [&](int c) { return c < 0 ? std::string_view() : cells[c]; };
@@ -132,7 +140,7 @@ void read_table(const Detected& file, Split split, EventBuilder& builder, BadLin
 void read_sequences(const Detected& file, Split split, EventBuilder& builder, EventTable& into,
                     BadLines& bad) {
   const std::string name = file.path.string();
-  builder.begin(name, {.position = true}, split, 0);
+  builder.begin(name, {.position = true}, split, expected_rows(file, ' '));
   into.keep_repeats = true;
   std::vector<std::string> cells;
   std::vector<int32_t> items;
@@ -167,7 +175,7 @@ void read_sequences(const Detected& file, Split split, EventBuilder& builder, Ev
 }
 
 void read_json_split(const Detected& file, Split split, EventBuilder& builder, BadLines& bad) {
-  builder.begin(file.path.string(), {}, split, 0);
+  builder.begin(file.path.string(), {}, split, expected_rows(file, ','));
   std::string field, reason;
   read_json_interactions(
       file, [&](std::string_view user, std::string_view item, int64_t line, int64_t column) {
@@ -198,7 +206,7 @@ void read_gorse_feedback(const Detected& file, EventBuilder& builder, BadLines& 
                 {.rating = file.column("rating") >= 0,
                  .time = file.column("time") >= 0,
                  .event = file.column("event") >= 0},
-                Split::none, 0);
+                Split::none, expected_rows(file, '\n'));
   std::string user, item, value, time, event, field, reason;
   for_each_line(file, [&](std::string_view line, int64_t number) {
     if (line.find_first_not_of(" \t") == std::string_view::npos) return;
@@ -442,6 +450,7 @@ void read_interactions(const std::vector<Detected>& files, const ReadOptions& op
   }
   report["rows"] = into.n_rows() - before;
   report["bad_lines"] = bad.count();
+  report["blank_lines"] = bad.blank;
   report["bad_line_examples"] = bad.examples();
   report["time_unit"] = into.time_unit;
   report["notes"] = Json::array();

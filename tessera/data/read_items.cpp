@@ -335,8 +335,9 @@ void read_items(const Detected& file, const ReadOptions& options, ItemTable& int
     // A flag may name another column than detection chose.
     ReadOptions id;
     id.item_id_col = options.item_id_col;
-    chosen = file.bytes ? detect_bytes(file.path.string(), *file.bytes, options)
-                        : detect(file.path, options);
+    id.delimiter = options.delimiter;
+    chosen = file.bytes ? detect_bytes(file.path.string(), *file.bytes, id) : detect(file.path, id);
+    chosen.images = file.images;
   }
   const std::string name = chosen.path.string();
   if (chosen.use == Use::refused) {

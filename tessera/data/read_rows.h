@@ -28,6 +28,8 @@ class BadLines {
   /// `column` counts bytes from 1.
   void add(const std::string& file, int64_t line, int64_t column, const std::string& reason);
   int64_t count() const { return count_; }
+  /// Lines without content, which are no rows.
+  int64_t blank = 0;
   const std::vector<std::string>& examples() const { return examples_; }
 
  private:

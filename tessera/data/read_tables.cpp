@@ -5,7 +5,9 @@
 #include <parquet/arrow/reader.h>
 #include <parquet/exception.h>
 
+#include <algorithm>
 #include <chrono>
+#include <cstring>
 #include <deque>
 #include <fstream>
 #include <sstream>
@@ -97,7 +99,10 @@ void read_with_arrow(const Detected& file, BadLines& bad, const UseRow& use) {
   std::exception_ptr failure;
   parse.invalid_row_handler = [&](const arrow::csv::InvalidRow& row) {
     skipped.add(row.number);
-    if (blank(row.text)) return arrow::csv::InvalidRowResult::Skip;
+    if (blank(row.text)) {
+      ++bad.blank;
+      return arrow::csv::InvalidRowResult::Skip;
+    }
     try {
       int64_t column = static_cast<int64_t>(row.text.size()) + 1;
       if (row.actual_columns > row.expected_columns) {
@@ -154,8 +159,11 @@ void read_with_arrow(const Detected& file, BadLines& bad, const UseRow& use) {
       if (parse.newlines_in_values) {
         for (const auto& cell : cells) ends += std::count(cell.begin(), cell.end(), '\n');
       }
-      const auto problem = use(cells);
-      if (problem) bad.add(name, line, byte_of(cells, problem->cell, 1), problem->reason);
+      if (std::all_of(cells.begin(), cells.end(), [](auto cell) { return cell.empty(); })) {
+        ++bad.blank;  // Arrow fills an empty line up with empty cells
+      } else if (const auto problem = use(cells)) {
+        bad.add(name, line, byte_of(cells, problem->cell, 1), problem->reason);
+      }
       line += 1 + ends;
     }
   }
@@ -168,7 +176,11 @@ void read_split_lines(const Detected& file, BadLines& bad, const UseRow& use) {
   std::vector<std::string> storage;
   std::vector<std::string_view> cells;
   for_each_line(file, [&](std::string_view line, int64_t number) {
-    if (number <= first || blank(line)) return;
+    if (number <= first) return;
+    if (blank(line)) {
+      ++bad.blank;
+      return;
+    }
     split_cells(line, file.delimiter, storage);
     cells.assign(storage.begin(), storage.end());
     if (cells.size() != n_columns) {

@@ -59,6 +59,7 @@ struct Detected {
   std::filesystem::path images;              ///< picture folder beside a catalogue; empty without
   std::vector<Detected> parts;               ///< of a folder: its files, interactions first
   std::shared_ptr<const std::string> bytes;  ///< the content when it is not a file
+  int64_t n_rows = 0;                        ///< of Parquet, as it says itself
   int64_t first_line = 0;                    ///< lines before the header or the first row
 
   int column(const std::string& meaning) const;  ///< index, or -1
@@ -80,7 +81,7 @@ std::vector<Detected> detect_sources(const std::vector<std::filesystem::path>& p
 /// Appends the rows of all files whose use is `interactions`, in order. Peak memory is the columns
 /// of the table and one block of the file. Bad lines are exit 3, `file:line:col: reason; what to
 /// write instead`. `report` gets "files" (Detected::json), "rows", "bad_lines",
-/// "bad_line_examples", "time_unit", "notes".
+/// "blank_lines", "bad_line_examples", "time_unit", "notes".
 void read_interactions(const std::vector<Detected>& files, const ReadOptions& options,
                        EventTable& into, Json& report);
 
