@@ -63,8 +63,8 @@ FilterStep filter_repeats(EventTable& table, bool keep_repeats) {
 }
 
 /// One user's or item's distinct partners are counted once and lowered as partners leave.
-FilterStep filter_core(EventTable& table, int64_t k) {
-  FilterStep step{.name = "core", .value = k, .before = count_table(table)};
+FilterStep filter_core(EventTable& table, int64_t k_user, int64_t k_item) {
+  FilterStep step{.name = "core", .value = {k_user, k_item}, .before = count_table(table)};
   const int64_t n_users = table.users.size(), n_items = table.items.size();
   std::vector<uint8_t> user_stays(n_users, 1), item_stays(n_items, 1);
   {
@@ -83,8 +83,8 @@ FilterStep filter_core(EventTable& table, int64_t k) {
       }
     }
     std::vector<int32_t> users_out, items_out;
-    const auto collect = [&](const std::vector<int32_t>& degree, std::vector<uint8_t>& stays,
-                             std::vector<int32_t>& out) {
+    const auto collect = [](const std::vector<int32_t>& degree, int64_t k,
+                            std::vector<uint8_t>& stays, std::vector<int32_t>& out) {
       out.clear();
       for (size_t i = 0; i < stays.size(); ++i) {
         if (stays[i] && degree[i] < k) out.push_back(static_cast<int32_t>(i));
@@ -92,8 +92,8 @@ FilterStep filter_core(EventTable& table, int64_t k) {
       for (const int32_t i : out) stays[i] = 0;
     };
     for (;;) {
-      collect(user_degree, user_stays, users_out);
-      collect(item_degree, item_stays, items_out);
+      collect(user_degree, k_user, user_stays, users_out);
+      collect(item_degree, k_item, item_stays, items_out);
       if (users_out.empty() && items_out.empty()) break;
       for (const int32_t user : users_out) {
         for (const int32_t row : by_user.of(user)) item_degree[table.item[row]] -= first[row];
@@ -142,7 +142,9 @@ std::vector<FilterStep> apply_filters(EventTable& table, const FilterOptions& op
   std::vector<FilterStep> steps;
   if (options.min_rating) steps.push_back(filter_rating(table, *options.min_rating));
   steps.push_back(filter_repeats(table, options.keep_repeats));
-  if (options.core > 1) steps.push_back(filter_core(table, options.core));
+  if (options.core_users > 1 || options.core_items > 1) {
+    steps.push_back(filter_core(table, options.core_users, options.core_items));
+  }
   return steps;
 }
 

@@ -18,7 +18,7 @@ TableCounts count_table(const EventTable& table);
 
 struct FilterStep {
   std::string name;  ///< "min_rating", "repeats", "core"
-  Json value;        ///< the threshold, "earliest" | "kept", k
+  Json value;        ///< the threshold, "earliest" | "kept", [k of users, k of items]
   TableCounts before = {}, after = {};
   int64_t n_repeats = 0;  ///< rows that repeat an earlier (user, item), dropped or not
   int64_t n_seen = 0;     ///< read events that left with their user or item, or repeat one
@@ -27,7 +27,8 @@ struct FilterStep {
 struct FilterOptions {
   std::optional<double> min_rating = {};  ///< keep rating >= this
   bool keep_repeats = false;
-  int64_t core = 0;  ///< users and items with fewer distinct partners leave, until stable
+  /// Users and items with fewer distinct partners leave, until stable.
+  int64_t core_users = 0, core_items = 0;
 };
 
 /// The filters of specs/protocol.md section 2, in its order. Rows of the table are removed, ids

@@ -83,7 +83,6 @@ void check_output(const ImportOptions& options) {
 }
 
 std::string dataset_name(const ImportOptions& options) {
-  if (!options.name.empty()) return options.name;
   const fs::path output = fs::absolute(options.output).lexically_normal();
   return (output.has_filename() ? output : output.parent_path()).filename().string();
 }
@@ -467,7 +466,8 @@ void filter_and_renumber(Work& work) {
   const auto had_item = used(table.item, table.items.size());
   FilterOptions filters;
   filters.min_rating = options.min_rating;
-  filters.core = options.core;
+  filters.core_users = options.core_users;
+  filters.core_items = options.core_items;
   filters.keep_repeats =
       options.keep_repeats ||
       (table.keep_repeats &&
@@ -478,7 +478,9 @@ void filter_and_renumber(Work& work) {
       throw data_error("no interactions in the files: nothing to train on");
     std::vector<std::string> flags;
     if (options.min_rating) flags.push_back(fmt::format("--min-rating {}", *options.min_rating));
-    if (options.core > 1) flags.push_back(fmt::format("--core {}", options.core));
+    if (options.core_users > 1 || options.core_items > 1) {
+      flags.push_back(fmt::format("--core {},{}", options.core_users, options.core_items));
+    }
     throw data_error(
         "the filters ({}) leave none of {} users, {} items, {} interactions; lower them",
         fmt::join(flags, ", "), read.users, read.items, read.interactions);
@@ -840,7 +842,9 @@ Json write_dataset(Work& work, const fs::path& folder, const Json& counts) {
 
 Json import_dataset(const ImportOptions& options, const Log& log) {
   if (options.paths.empty()) throw usage_error("import needs a file or folder to read");
-  if (options.core < 0) throw usage_error("--core must be at least 0, got {}", options.core);
+  for (const int64_t core : {options.core_users, options.core_items}) {
+    if (core < 0) throw usage_error("--core must be at least 0, got {}", core);
+  }
   check_output(options);
   // A wrong name of a split is said before a large file is read.
   if (!options.split.empty()) parse_split(options.split, options.rounding, options.seed);

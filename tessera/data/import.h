@@ -15,17 +15,16 @@ namespace tessera {
 struct ImportOptions {
   std::vector<std::filesystem::path> paths;  ///< raw files and folders, or one dataset folder
   std::filesystem::path output;
-  std::string name;             ///< of the dataset; empty: the last part of `output`
   std::string split, rounding;  ///< as typed; empty: given where labels exist, else random
   std::string ids;              ///< dense, sparse or empty: as the files ask
   std::vector<std::string> positive, read;  ///< event types
   bool keep_repeats = false;
   uint64_t seed = 999;  ///< of the split
   std::optional<double> min_rating;
-  int64_t core = 0;
-  std::vector<std::string> features;  ///< "image=FILE[,IDS]"
-  bool no_features = false;           ///< take none that merely lie beside the interactions
-  std::filesystem::path items;        ///< catalogue besides those among `paths`
+  int64_t core_users = 0, core_items = 0;  ///< see FilterOptions
+  std::vector<std::string> features;       ///< "image=FILE[,IDS]"
+  bool no_features = false;                ///< take none that merely lie beside the interactions
+  std::filesystem::path items;             ///< catalogue besides those among `paths`
   ReadOptions reading;
 };
 

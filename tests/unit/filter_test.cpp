@@ -90,7 +90,7 @@ TEST(Filter, CoreRepeatsUntilStable) {
                                {"b", "y"},
                                {"c", "y"},
                                {"c", "z"}});
-  const auto steps = apply_filters(table, {.core = 2});
+  const auto steps = apply_filters(table, {.core_users = 2, .core_items = 2});
   EXPECT_EQ(rows_of(table), "ax aw dx dw ");
   EXPECT_EQ(steps[1].after, (TableCounts{2, 2, 4}));
 }
@@ -98,7 +98,7 @@ TEST(Filter, CoreRepeatsUntilStable) {
 TEST(Filter, CoreCountsDistinctPartners) {
   EventTable table = table_of(
       {{"a", "x"}, {"a", "x"}, {"a", "y"}, {"b", "x"}, {"b", "y"}, {"c", "x"}, {"c", "x"}});
-  apply_filters(table, {.keep_repeats = true, .core = 2});
+  apply_filters(table, {.keep_repeats = true, .core_users = 2, .core_items = 2});
   EXPECT_EQ(rows_of(table), "ax ax ay bx by ");
 }
 
@@ -106,7 +106,7 @@ TEST(Filter, ReadEventsDoNotHoldAnItemInTheCore) {
   EventTable table =
       table_of({{"a", "x"}, {"a", "y"}, {"b", "x"}, {"b", "y"}, {"a", "z"}, {"b", "z"}});
   table.split = {Split::none, Split::none, Split::none, Split::none, Split::seen, Split::seen};
-  const auto steps = apply_filters(table, {.core = 2});
+  const auto steps = apply_filters(table, {.core_users = 2, .core_items = 2});
   EXPECT_EQ(rows_of(table), "ax ay bx by ");
   EXPECT_EQ(steps[1].n_seen, 2);
 }
@@ -124,7 +124,8 @@ using CoreRow = std::tuple<int64_t, int64_t, int64_t, int64_t>;
 void expect_cores(const EventTable& table, const std::vector<CoreRow>& rows) {
   for (const auto& [k, users, items, interactions] : rows) {
     EventTable copy = table;
-    const auto steps = apply_filters(copy, {.keep_repeats = true, .core = k});
+    const auto steps =
+        apply_filters(copy, {.keep_repeats = true, .core_users = k, .core_items = k});
     EXPECT_EQ(steps[1].after, (TableCounts{users, items, interactions})) << k << "-core";
   }
 }
