@@ -14,7 +14,10 @@
 #include "tessera/base/error.h"
 #include "tessera/base/files.h"
 #include "tessera/base/random.h"
+#include "tessera/data/import.h"
 #include "tessera/data/npy.h"
+#include "tessera/serve/recommender.h"
+#include "tessera/study/run.h"
 
 namespace tessera {
 namespace {
@@ -429,6 +432,128 @@ events.tsv      45,000 purchases of 3,000 people over one year: user_id, item_id
 A tenth of the products is new: nobody bought one before the last tenth of the events.
 )";
 
+// --- The way through ----------------------------------------------------------------------------
+
+constexpr std::array<const char*, 6> kModels = {"Popularity", "ItemKNN", "BPR",
+                                                "LightGCN",   "VBPR",    "BM3"};
+
+/// What all six train with: fewer and longer steps than the defaults, as the shop is small.
+Settings demo_settings(uint64_t seed) {
+  const std::string origin = "demo";
+  return {{"seed", seed, origin},
+          {"protocol", "strict", origin},
+          {"epochs", 100, origin},
+          {"stopping_step", 5, origin},
+          {"eval_step", 2, origin},
+          {"learning_rate", 0.005, origin},
+          {"train_batch_size", 1024, origin}};
+}
+
+/// Asks the kernel to forget the largest resident size so far, so that each run reports its own.
+/// Where it refuses, a later run reports at least what an earlier one used.
+void reset_peak_memory() { std::ofstream("/proc/self/clear_refs") << "5"; }
+
+/// The folder is new, empty, or holds this same demonstration; anything else is exit 2.
+void claim(const fs::path& folder, const Json& identity) {
+  const fs::path mark = folder / "demo.json";
+  std::error_code error;
+  if (fs::exists(mark)) {
+    const Json found = read_json(mark);
+    if (found == identity) return;
+    const bool has_seed = found.is_object() && found.contains("seed");
+    throw usage_error("{} holds another demonstration (seed {}, wanted {}): choose another -o",
+                      folder.string(), has_seed ? found["seed"].dump() : "unknown",
+                      identity["seed"].dump());
+  }
+  if (fs::exists(folder, error) && !fs::is_directory(folder, error)) {
+    throw usage_error("{} is a file, wanted a folder: choose another -o", folder.string());
+  }
+  if (fs::exists(folder, error) && !fs::is_empty(folder, error)) {
+    throw usage_error("{} is not empty and holds no demonstration: choose another -o",
+                      folder.string());
+  }
+  fs::create_directories(folder, error);
+  if (error) throw usage_error("cannot write {}: {}", folder.string(), error.message());
+  write_json(mark, identity);
+}
+
+/// A run's results, made now unless they are there.
+Json run_model(const DemoRequest& request, const std::string& model) {
+  RunRequest run_request;
+  run_request.model = model;
+  run_request.dataset = request.folder / "dataset";
+  run_request.settings = demo_settings(request.seed);
+  run_request.command = request.command;
+  run_request.log = request.log;
+  run_request.stop_requested = request.stop_requested;
+  run_request.progress = request.progress;
+  const fs::path folder = request.folder / "runs" / model;
+  if (fs::exists(folder / "results.json")) return read_json(folder / "results.json");
+  if (fs::exists(folder / "checkpoints" / "last")) {
+    run_request.resume = folder;
+    run_request.settings.clear();
+  } else {
+    run_request.output = folder;
+  }
+  reset_peak_memory();
+  return run(run_request).results;
+}
+
+Json table_row(const Json& results) {
+  const auto number = [](const Json& from, std::initializer_list<const char*> keys) {
+    const Json* at = &from;
+    for (const char* key : keys) {
+      if (!at->is_object() || !at->contains(key)) return Json();
+      at = &(*at)[key];
+    }
+    return *at;
+  };
+  Json epoch_s = number(results, {"time_s", "epoch_median"});
+  if (epoch_s.is_null()) epoch_s = number(results, {"time_s", "train"});  // closed form: one pass
+  return {{"model", results["model"]},
+          {"recall@20", number(results, {"test", "recall@20"})},
+          {"ndcg@20", number(results, {"test", "ndcg@20"})},
+          {"cold_recall@20", number(results, {"slices", "cold", "metrics", "recall@20"})},
+          {"epoch_s", epoch_s},
+          {"peak_rss_mb", number(results, {"peak_rss_mb"})},
+          {"valid_recall@20", number(results, {"valid", "recall@20"})}};
+}
+
+/// The first three users with a dozen purchases in train, what they last bought, what to offer.
+Json recommend_some(const DemoRequest& request, const std::string& model) {
+  Recommender recommender(load_bundle(request.folder / "runs" / model / "model", request.log));
+  const Dataset& data = *recommender.bundle().data;
+  Json users = Json::array();
+  for (int64_t user = 0; user < data.n_users && users.size() < 3; ++user) {
+    const auto bought = data.train.of(user);
+    if (bought.size() < 12) continue;
+    Json one = {{"user", std::string(data.user_ids[user])},
+                {"bought", Json::array()},
+                {"items", Json::array()}};
+    for (const int32_t item : bought.last(3)) {
+      one["bought"].push_back(data.item_columns.title(item));
+    }
+    Ask ask;
+    ask.users = {std::string(data.user_ids[user])};
+    ask.n = 5;
+    const std::vector<Answer> answers = recommender.recommend(ask);
+    for (const auto& [item, score] : answers.at(0).items) {
+      one["items"].push_back({{"id", std::string(recommender.item_id(item))},
+                              {"title", recommender.title(item)},
+                              {"score", score}});
+    }
+    users.push_back(std::move(one));
+  }
+  return {{"model", model}, {"users", users}};
+}
+
+std::string cell(const Json& value, const char* format, int width) {
+  return fmt::format(
+      "{:>{}}",
+      value.is_number() ? fmt::format(fmt::runtime(format), value.get<double>()) : std::string("-"),
+      width);
+}
+
 }  // namespace
 
 void make_shop(const fs::path& folder, uint64_t seed) {
@@ -471,6 +596,87 @@ void make_shop(const fs::path& folder, uint64_t seed) {
     put(place / "events.tsv", rows);
     put(place / "README.txt", kReadme);
   });
+}
+
+Json demo(const DemoRequest& request) {
+  Json settings = Json::object();
+  for (const auto& setting : demo_settings(request.seed)) settings[setting.name] = setting.value;
+  claim(request.folder, {{"format", 1}, {"seed", request.seed}, {"settings", settings}});
+  const fs::path source = request.folder / "source", dataset = request.folder / "dataset";
+  if (!fs::exists(source)) {
+    request.log.info("making up a shop in {}", source.string());
+    make_shop(source, request.seed);
+  }
+  if (!fs::exists(dataset)) {
+    ImportOptions options;
+    options.paths = {source / "events.tsv"};
+    options.items = source / "items.jsonl";
+    options.reading.item_id_col = "item_id";
+    options.reading.text = {"title"};
+    options.reading.images = source / "images";
+    options.output = dataset;
+    options.name = "demo-shop";
+    options.split = "temporal-global";
+    options.seed = request.seed;
+    import_dataset(options, request.log);
+  }
+  Json result = {{"folder", request.folder.string()}, {"seed", request.seed}};
+  result["table"] = Json::array();
+  std::string best;
+  double best_score = -1;
+  for (const char* model : kModels) {
+    const Json row = table_row(run_model(request, model));
+    // As always, valid chooses and test only tells.
+    const double score =
+        row["valid_recall@20"].is_number() ? row["valid_recall@20"].get<double>() : 0.0;
+    if (score > best_score) {
+      best_score = score;
+      best = model;
+    }
+    result["table"].push_back(row);
+  }
+  result["recommendations"] = recommend_some(request, best);
+  return result;
+}
+
+std::string demo_text(const Json& result, const std::string& program) {
+  std::string out = fmt::format(
+      "A made-up shop: {} products, {} people, {} purchases; trained on the first 80 %, tested on "
+      "the "
+      "last 10 %.\nCold: products that nobody bought before the test began. Protocol strict, seed "
+      "{}.\n\n",
+      kItems, kUsers, kEvents, result["seed"].dump());
+  out += fmt::format("{:<12}{:>11}{:>11}{:>16}{:>11}{:>13}\n", "model", "recall@20", "ndcg@20",
+                     "cold recall@20", "s/epoch", "peak memory");
+  for (const Json& row : result["table"]) {
+    out += fmt::format("{:<12}", row["model"].get<std::string>());
+    out += cell(row["recall@20"], "{:.4f}", 11) + cell(row["ndcg@20"], "{:.4f}", 11) +
+           cell(row["cold_recall@20"], "{:.4f}", 16) + cell(row["epoch_s"], "{:.2f}", 11) +
+           cell(row["peak_rss_mb"], "{:.0f} MB", 13) + "\n";
+  }
+  const Json& recommendations = result["recommendations"];
+  const auto model = recommendations["model"].get<std::string>();
+  out += fmt::format("\n{} did best on valid. It offers\n", model);
+  for (const Json& one : recommendations["users"]) {
+    std::vector<std::string> bought;
+    for (const Json& title : one["bought"]) bought.push_back(title.get<std::string>());
+    out += fmt::format("\n{}, who last bought {}:\n", one["user"].get<std::string>(),
+                       fmt::join(bought, "; "));
+    for (const Json& item : one["items"]) {
+      out += fmt::format("  {}  {}\n", item["id"].get<std::string>(),
+                         item["title"].get<std::string>());
+    }
+  }
+  const auto folder = result["folder"].get<std::string>();
+  out += fmt::format(
+      "\nTo go on:\n"
+      "  {0} inspect {1}/source/events.tsv\n"
+      "  {0} recommend {1}/runs/{2}/model --users u0003 -n 10\n"
+      "  {0} similar {1}/runs/VBPR/model p0001 --by image\n"
+      "  {0} train -m VBPR -d {1}/dataset --modalities text\n"
+      "  {0} inspect YOUR_FILE; {0} import YOUR_FILE -o YOUR_DATASET",
+      program, folder, model);
+  return out;
 }
 
 }  // namespace tessera
