@@ -181,9 +181,8 @@ std::string meaning_of(std::string_view name, bool& exact) {
     return std::find(words.begin(), words.end(), stem) != words.end();
   };
   if (word.starts_with("itemidlist")) return "list";
-  if (is({"user", "u", "reviewer", "customer", "visitor", "member"}) || word == "uid")
-    return "user";
-  if (is({"item", "i", "movie", "product", "book", "article", "song", "track", "artist", "business",
+  if (is({"user", "reviewer", "customer", "visitor", "member"}) || word == "uid") return "user";
+  if (is({"item", "movie", "product", "book", "article", "song", "track", "artist", "business",
           "video", "news", "game", "anime", "recipe", "asin", "parentasin", "sku", "isbn"}) ||
       word == "iid") {
     return "item";
