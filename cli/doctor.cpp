@@ -24,7 +24,7 @@ namespace {
 struct Finding {
   std::string what, found;
   bool fit = true;
-  std::string remedy;
+  std::string remedy = {};
 };
 
 /// The value of the first line "<key> ... : <value>" of a /proc file.

@@ -312,15 +312,7 @@ void save_bundle(const fs::path& folder, Model& model, const ModelInfo& info,
   const Dataset& data = model.data();
   State state;
   model.state(state);
-  State::Saved saved;
-  for (const auto& entry : state.entries()) {
-    if (entry.role != Role::scoring) continue;
-    State::Saved part;
-    entry.save(part);
-    saved.weights.merge(part.weights);
-    // A table also saves its optimiser's counters, which no bundle needs.
-    if (part.values.contains(entry.name)) saved.values[entry.name] = part.values[entry.name];
-  }
+  const State::Saved saved = state.save(true);
   write_folder(folder, [&](const fs::path& to) {
     std::vector<std::string> files;
     auto file = [&](const std::string& name) {

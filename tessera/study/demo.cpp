@@ -615,7 +615,6 @@ Json demo(const DemoRequest& request) {
     options.reading.text = {"title"};
     options.reading.images = source / "images";
     options.output = dataset;
-    options.name = "demo-shop";
     options.split = "temporal-global";
     options.seed = request.seed;
     import_dataset(options, request.log);
