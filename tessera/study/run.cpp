@@ -240,7 +240,7 @@ Checked check(const std::string& model, const fs::path& dataset, const Settings&
     throw usage_error("device '{}' is not available: this build computes on cpu", train.device);
   }
   out.protocol = find_protocol(train.protocol);
-  selecting_metric(train, out.protocol);
+  if (!train.valid_metric.empty()) canonical_metric(train.valid_metric);
   for (const auto& metric : train.metrics) canonical_metric(metric);
   at::set_num_threads(train.threads > 0
                           ? static_cast<int>(train.threads)

@@ -1,5 +1,6 @@
 #include "tessera/train/train.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <fstream>
@@ -47,12 +48,18 @@ class Training {
         data_(data),
         config_(config),
         settings_(config.settings),
-        metric_(selecting_metric(config.settings, config.protocol)),
-        options_(eval_options(config.settings, config.protocol)),
+        metric_(selecting_metric(config.settings, config.protocol, data.n_items)),
+        options_(eval_options(config.settings, config.protocol, data.n_items)),
         stopping_(config.protocol, config.settings.stopping_step >= 0
                                        ? config.settings.stopping_step
                                        : config.protocol.patience) {
-    if (options_.metrics.empty()) options_.metrics = default_metrics();
+    if (options_.metrics.empty()) {
+      // With K in their names: "map" and "mrr" alone mean the whole list.
+      for (const auto& name : default_metrics()) {
+        for (const int64_t k : options_.topk)
+          options_.metrics.push_back(fmt::format("{}@{}", name, k));
+      }
+    }
     options_.metrics.push_back(metric_);
     watch_.log = [this](const Json& line) { append_line("metrics.jsonl", line); };
     watch_.progress = config.progress;
@@ -479,16 +486,24 @@ class Training {
 
 }  // namespace
 
-std::string selecting_metric(const TrainSettings& settings, const Protocol& protocol) {
-  return canonical_metric(settings.valid_metric.empty() ? protocol.valid_metric
-                                                        : settings.valid_metric);
+std::string selecting_metric(const TrainSettings& settings, const Protocol& protocol,
+                             int64_t n_items) {
+  if (!settings.valid_metric.empty()) return canonical_metric(settings.valid_metric);
+  const std::string name = canonical_metric(protocol.valid_metric);
+  const size_t at = name.find('@');
+  const int64_t k = at == std::string::npos ? 0 : std::stoll(name.substr(at + 1));
+  return k > n_items ? fmt::format("{}@{}", name.substr(0, at), n_items) : name;
 }
 
-EvalOptions eval_options(const TrainSettings& settings, const Protocol& protocol) {
+EvalOptions eval_options(const TrainSettings& settings, const Protocol& protocol, int64_t n_items) {
   EvalOptions options;
   options.metrics = settings.metrics;
   options.topk = settings.topk.empty() ? protocol.topk : settings.topk;
   options.topk_given = !settings.topk.empty();
+  if (!options.topk_given) {
+    for (int64_t& k : options.topk) k = std::min(k, n_items);
+    options.topk.erase(std::unique(options.topk.begin(), options.topk.end()), options.topk.end());
+  }
   options.sparse_max = settings.sparse_max;
   options.tail_ratio = settings.tail_ratio;
   options.map_norm = settings.map_norm;

@@ -44,11 +44,11 @@ struct TrainResult {
 /// loss part), failed (1, disk).
 TrainResult train_model(Model& model, const Dataset& data, const TrainConfig& config);
 
-/// The options that evaluation takes from a run's settings.
-EvalOptions eval_options(const TrainSettings& settings, const Protocol& protocol);
+/// The options that evaluation takes from a run's settings; a protocol's K is cut to the catalogue.
+EvalOptions eval_options(const TrainSettings& settings, const Protocol& protocol, int64_t n_items);
 
-/// A run's numbers may name no K; the metric that selects, canonical: valid_metric or the
-/// protocol's.
-std::string selecting_metric(const TrainSettings& settings, const Protocol& protocol);
+/// The canonical name of the metric that selects: valid_metric, or the protocol's, its K cut.
+std::string selecting_metric(const TrainSettings& settings, const Protocol& protocol,
+                             int64_t n_items);
 
 }  // namespace tessera

@@ -27,8 +27,8 @@ inline Dataset small_data(int n_modalities) {
   options.n_items = 50;
   options.mean_rows = 12;
   options.n_modalities = n_modalities;
-  options.missing_share = 0.1;
-  options.n_cold_items = 5;
+  options.missing = 0.1;
+  options.n_cold = 5;
   return planted_pairs(options);
 }
 
