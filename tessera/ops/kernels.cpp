@@ -84,6 +84,21 @@ template <typename T>
   }
 }
 
+template <typename T>
+[[gnu::always_inline]] inline T dot_any(const T* a, const T* b, int64_t n) {
+  constexpr int64_t kLanes = 16;
+  T lane[kLanes] = {}, rest = 0;
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (int64_t j = 0; j < kLanes; ++j) lane[j] += a[i + j] * b[i + j];
+  }
+  for (; i < n; ++i) rest += a[i] * b[i];
+  for (int64_t half = kLanes / 2; half > 0; half /= 2) {
+    for (int64_t j = 0; j < half; ++j) lane[j] += lane[j + half];
+  }
+  return lane[0] + rest;
+}
+
 // One tile of the product, its sums in registers as lanes of `kBytes` bytes.
 template <int kBytes>
 [[gnu::always_inline]] inline void tile(const float* a, const float* b, int64_t depth, float* out,
@@ -164,6 +179,20 @@ void product_tile(const float* a, const float* b, int64_t depth, float* out, int
   if (wide) return product_tile_avx2(a, b, depth, out, stride);
 #endif
   tile<16>(a, b, depth, out, stride);
+}
+
+#if defined(__x86_64__)
+[[gnu::target_clones("avx512f", "avx2", "default")]]
+#endif
+float dot(const float* a, const float* b, int64_t n) {
+  return dot_any(a, b, n);
+}
+
+#if defined(__x86_64__)
+[[gnu::target_clones("avx512f", "avx2", "default")]]
+#endif
+double dot(const double* a, const double* b, int64_t n) {
+  return dot_any(a, b, n);
 }
 
 #if defined(__x86_64__)

@@ -42,6 +42,10 @@ constexpr int64_t kTileRows = 6, kTileColumns = 16;
 /// An entry is the same number wherever it lies in the tile.
 void product_tile(const float* a, const float* b, int64_t depth, float* out, int64_t stride);
 
+/// Inner product of n values, summed in an order that depends on n alone.
+float dot(const float* a, const float* b, int64_t n);
+double dot(const double* a, const double* b, int64_t n);
+
 /// Whether a NaN is among n values.
 bool has_nan(const float* values, int64_t n);
 /// Entries above and equal to `threshold`; NaN is neither.

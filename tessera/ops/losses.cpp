@@ -4,11 +4,13 @@
 
 #include <cmath>
 
+#include "tessera/ops/kernels.h"
 #include "tessera/ops/parallel.h"
 
 namespace tessera {
 namespace {
 
+using kernels::dot;
 using torch::autograd::AutogradContext;
 using torch::autograd::tensor_list;
 using torch::autograd::variable_list;
@@ -25,13 +27,6 @@ void by_type(const torch::Tensor& value, const Body& body) {
   } else {
     body(double{});
   }
-}
-
-template <typename T>
-T dot(const T* a, const T* b, int64_t n) {
-  T sum = 0;
-  for (int64_t i = 0; i < n; ++i) sum += a[i] * b[i];
-  return sum;
 }
 
 template <typename T>

@@ -233,13 +233,15 @@ void rank(const Source& source, const Masked& masked, int64_t largest_block,
   });
 }
 
+constexpr int64_t kChunk = 32;
+
 struct Entry {
   float score;
   int32_t item;
 };
-bool before(const Entry& a, const Entry& b) {
+constexpr auto kBefore = [](const Entry& a, const Entry& b) {
   return a.score > b.score || (a.score == b.score && a.item < b.item);
-}
+};
 
 template <typename Source>
 TopK top_k(const Source& source, const RankMask& mask, int64_t k) {
@@ -250,14 +252,15 @@ TopK top_k(const Source& source, const RankMask& mask, int64_t k) {
            torch::full({n_users, k}, -std::numeric_limits<float>::infinity(), torch::kFloat32)};
   int32_t* out_items = top.items.template mutable_data_ptr<int32_t>();
   float* out_scores = top.scores.template mutable_data_ptr<float>();
-  const int64_t kept = std::min(k, n_items), room = std::min(2 * kept + 64, n_items);
+  const int64_t kept = std::min(k, n_items), room = std::min(3 * kept + 64, n_items);
 
   struct State {
     int64_t first_user, kept, room, k;
     int32_t* out_items;
     float* out_scores;
     struct User {
-      std::vector<Entry> best;
+      std::vector<Entry> best;  // n of them, with room for a chunk more
+      int64_t n = 0;
       float threshold = 0;
       bool full = false;  // then only a score above the threshold can enter
     };
@@ -266,31 +269,38 @@ TopK top_k(const Source& source, const RankMask& mask, int64_t k) {
     void add(int64_t user, const float* scores, int64_t first, int64_t n) {
       if (kept == 0) return;
       User& state = users[static_cast<size_t>(user)];
-      constexpr int64_t kChunk = 64;
-      for (int64_t begin = 0; begin < n; begin += kChunk) {
-        const int64_t end = std::min(n, begin + kChunk);
-        if (state.full && !kernels::any_above(scores + begin, end - begin, state.threshold)) {
+      Entry* best = state.best.data();
+      int64_t i = 0;
+      for (; i < n && !state.full; ++i) {
+        if (scores[i] != scores[i]) continue;
+        best[state.n++] = {scores[i], static_cast<int32_t>(first + i)};
+        if (state.n == room && room > kept) cut(state);
+      }
+      while (i < n) {
+        const int64_t end = std::min(n, i + kChunk);
+        if (!kernels::any_above(scores + i, end - i, state.threshold)) {
+          i = end;
           continue;
         }
-        for (int64_t i = begin; i < end; ++i) {
-          if (scores[i] != scores[i] || (state.full && !(scores[i] > state.threshold))) continue;
-          state.best.push_back({scores[i], static_cast<int32_t>(first + i)});
-          if (static_cast<int64_t>(state.best.size()) == room && room > kept) cut(state);
+        for (; i < end; ++i) {  // without branches: which scores pass is hard to predict
+          best[state.n] = {scores[i], static_cast<int32_t>(first + i)};
+          state.n += scores[i] > state.threshold;
         }
+        if (state.n >= room) cut(state);
       }
     }
     void cut(User& state) const {
-      const auto last = state.best.begin() + (kept - 1);
-      std::nth_element(state.best.begin(), last, state.best.end(), before);
-      state.threshold = last->score;
+      Entry* best = state.best.data();
+      std::nth_element(best, best + (kept - 1), best + state.n, kBefore);
+      state.threshold = best[kept - 1].score;
       state.full = true;
-      state.best.resize(static_cast<size_t>(kept));
+      state.n = kept;
     }
     void finish() {
       for (size_t u = 0; u < users.size(); ++u) {
         std::vector<Entry>& best = users[u].best;
-        const int64_t n = std::min(kept, static_cast<int64_t>(best.size()));
-        std::partial_sort(best.begin(), best.begin() + n, best.end(), before);
+        const int64_t n = std::min(kept, users[u].n);
+        std::partial_sort(best.begin(), best.begin() + n, best.begin() + users[u].n, kBefore);
         const int64_t at = (first_user + static_cast<int64_t>(u)) * k;
         for (int64_t i = 0; i < n; ++i) {
           out_items[at + i] = best[static_cast<size_t>(i)].item;
@@ -304,6 +314,7 @@ TopK top_k(const Source& source, const RankMask& mask, int64_t k) {
        [&](typename Source::Block&, int64_t first_user, int64_t size) {
          State state{first_user, kept, room, k, out_items, out_scores, {}};
          state.users.resize(static_cast<size_t>(size));
+         for (auto& user : state.users) user.best.resize(static_cast<size_t>(room + kChunk));
          return state;
        });
   return top;

@@ -86,7 +86,55 @@ TEST(Losses, NormsAndSquares) {
   EXPECT_DOUBLE_EQ(norm_rows(rows, 2).item<double>(), 3);
 }
 
+// Odd widths and sizes, in float32: value and gradients of both, and no word from the threads.
+TEST(Losses, SinglePrecisionAndThreads) {
+  const int before = at::get_num_threads();
+  torch::manual_seed(4);
+  for (const int64_t width : {1, 17, 64, 83}) {
+    const int64_t batch = width == 64 ? 700 : 9;
+    std::vector<torch::Tensor> inputs;
+    for (int i = 0; i < 3; ++i) {
+      inputs.push_back((torch::randn({batch, width}) / std::sqrt(width)).requires_grad_());
+    }
+    const auto w = torch::rand({batch});
+    const auto gradients = [&](bool fused, int threads) {
+      at::set_num_threads(threads);
+      const auto bpr = (fused ? bpr_loss : bpr_loss_composed)(inputs[0], inputs[1], inputs[2]);
+      const auto cosine = (fused ? cosine_loss : cosine_loss_composed)(inputs[0], inputs[1], w);
+      auto out = torch::autograd::grad({bpr + cosine}, inputs);
+      out.push_back(bpr.detach());
+      out.push_back(cosine.detach());
+      return out;
+    };
+    const auto one = gradients(true, 1), two = gradients(true, 2), composed = gradients(false, 1);
+    at::set_num_threads(before);
+    for (size_t i = 0; i < one.size(); ++i) {
+      EXPECT_TRUE(torch::equal(one[i], two[i])) << "width " << width << " result " << i;
+      EXPECT_TRUE(torch::allclose(one[i], composed[i], 1e-4, 1e-5))
+          << "width " << width << " result " << i;
+    }
+  }
+}
+
+// r2mr section 10, G10: a margin of .6 gives .437487950486.
+TEST(Losses, BprGoldenValue) {
+  const auto row = [](double x, double y) { return torch::tensor({{x, y}}, torch::kFloat64); };
+  EXPECT_NEAR(bpr_loss(row(1, 0), row(.5, .2), row(-.1, .4)).item<double>(), .437487950486, 1e-11);
+}
+
+// By hand: cos((3, 4), (4, 3)) = 24 / 25.
+TEST(Losses, CosineByHand) {
+  const auto a = torch::tensor({{3.0, 4.0}, {1.0, 1.0}}, torch::kFloat64);
+  const auto b = torch::tensor({{4.0, 3.0}, {-1.0, -1.0}}, torch::kFloat64);
+  const auto w = torch::tensor({0.5, 0.25}, torch::kFloat64);
+  EXPECT_NEAR(cosine_loss(a, b, w).item<double>(), 0.5 / 25 + 0.25 * 2, 1e-12);
+}
+
 TEST(Losses, EmptyBatch) {
+  const auto none = torch::zeros({0, 4}).requires_grad_();
+  const auto loss = bpr_loss(none, torch::zeros({0, 4}), torch::zeros({0, 4}));
+  EXPECT_EQ(loss.item<double>(), 0);
+  loss.backward();
   EXPECT_EQ(
       cosine_loss(torch::zeros({0, 4}), torch::zeros({0, 4}), torch::zeros({0})).item<double>(), 0);
 }
