@@ -1,7 +1,282 @@
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <memory>
+
 #include "cli/cli.h"
+#include "tessera/base/files.h"
+#include "tessera/model/bundle.h"
+#include "tessera/study/run.h"
 
 namespace tessera::cli {
+namespace {
 
-void add_evaluate(CLI::App&, Common&) {}
+struct Flags {
+  std::string target, recs, split;
+  bool slices = false, per_user = false;
+};
+
+/// What is evaluated, and the settings that its numbers come from.
+struct Subject {
+  std::string name;  ///< the model's, or the file's
+  Json seed;         ///< null where nothing was trained here
+  std::unique_ptr<Dataset> data;
+  std::unique_ptr<Bundle> bundle;
+  std::unique_ptr<Model> learned;
+  Model* model = nullptr;  ///< null: lists
+  TrainSettings settings;
+};
+
+/// The settings that evaluation reads, given ones applied.
+void apply_settings(TrainSettings& settings, const Settings& given) {
+  static const std::vector<std::string> known = {
+      "protocol",   "metrics",         "topk",    "sparse_max", "tail_ratio", "map_norm",
+      "modalities", "eval_batch_size", "threads", "fold",       "device"};
+  for (const Setting& setting : given) {
+    if (std::find(known.begin(), known.end(), setting.name) == known.end()) {
+      throw usage_error("evaluate has no setting '{}'{}: it reads {}", printable(setting.name),
+                        did_you_mean(setting.name, known), fmt::join(known, ", "));
+    }
+  }
+  Fields fields("evaluate");
+  settings.describe(fields);
+  fields.apply(given);
+  if (settings.device != "cpu") {
+    throw usage_error("device '{}' is not available: this build computes on cpu",
+                      printable(settings.device));
+  }
+  if (settings.threads > 0) at::set_num_threads(static_cast<int>(settings.threads));
+}
+
+std::unique_ptr<Dataset> open_dataset(const std::string& folder, const TrainSettings& settings) {
+  DatasetView view;
+  view.modalities = settings.modalities;
+  view.fold = settings.fold;
+  return std::make_unique<Dataset>(load_dataset(folder, view));
+}
+
+void check_same_rows(const Bundle& bundle, const Dataset& data, const std::string& folder) {
+  const Dataset& own = *bundle.data;
+  const auto same = [](const Vocabulary& a, const Vocabulary& b) {
+    if (a.size() != b.size()) return false;
+    for (int64_t i = 0; i < a.size(); ++i) {
+      if (a[i] != b[i]) return false;
+    }
+    return true;
+  };
+  if (!same(own.user_ids, data.user_ids) || !same(own.item_ids, data.item_ids) ||
+      train_sha256(own) != train_sha256(data)) {
+    throw data_error(
+        "{}: its users, items or train rows are not those that the bundle was trained on: give the "
+        "dataset folder of that training",
+        folder);
+  }
+}
+
+Subject open_subject(const Common& common, const Flags& flags, const Log& log) {
+  const Settings given = gather_settings(common);
+  Subject subject;
+  if (!flags.recs.empty()) {
+    if (!flags.target.empty()) {
+      throw usage_error(
+          "evaluate takes a run or bundle, or --recs FILE with -d, got '{}' and --recs",
+          printable(flags.target));
+    }
+    apply_settings(subject.settings, given);
+    subject.data = open_dataset(common.dataset(), subject.settings);
+    subject.name = flags.recs;
+    return subject;
+  }
+  if (flags.target.empty()) {
+    throw usage_error(
+        "nothing to evaluate: give a run or bundle folder, or --recs FILE -d DATASET");
+  }
+  if (is_run_folder(flags.target)) {
+    if (!common.datasets.empty()) {
+      throw usage_error("a run is evaluated on the dataset it was trained on: leave -d out");
+    }
+    for (const Setting& setting : given) {
+      if (setting.name == "modalities" || setting.name == "fold") {
+        throw usage_error("a run keeps its own {}: leave the flag out", setting.name);
+      }
+    }
+    OpenRun run = open_run(flags.target, log);
+    subject.name = run.model;
+    subject.settings = run.settings.train_settings;
+    subject.seed = subject.settings.seed;
+    apply_settings(subject.settings, given);
+    subject.data = std::move(run.data);
+    subject.learned = std::move(run.learned);
+    subject.model = subject.learned.get();
+    return subject;
+  }
+  if (is_bundle_folder(flags.target)) {
+    apply_settings(subject.settings, given);
+    if (common.datasets.empty()) {
+      throw usage_error(
+          "a bundle holds no held-out rows: add -d DATASET, the one it was trained on");
+    }
+    subject.bundle = std::make_unique<Bundle>(load_bundle(flags.target, log));
+    subject.data = open_dataset(common.dataset(), subject.settings);
+    check_same_rows(*subject.bundle, *subject.data, common.dataset());
+    const Json& about = subject.bundle->about;
+    subject.name = about.value("model", std::string("?"));
+    if (about.contains("seed")) subject.seed = about["seed"];
+    subject.model = subject.bundle->model.get();
+    return subject;
+  }
+  if (!fs::exists(flags.target)) {
+    throw data_error("{}: expected a run or bundle folder, found nothing", printable(flags.target));
+  }
+  throw data_error(
+      "{}: expected a run or bundle folder; a file of lists goes with --recs FILE -d "
+      "DATASET",
+      printable(flags.target));
+}
+
+Split choose_split(const std::string& typed, const Dataset& data) {
+  if (typed.empty()) return has_rows(data, Split::test) ? Split::test : Split::valid;
+  for (const Split split : {Split::valid, Split::test}) {
+    if (typed != split_name(split)) continue;
+    if (!has_rows(data, split)) {
+      throw usage_error("dataset '{}' has no {} rows: choose --split {}", data.name, typed,
+                        split == Split::test ? "valid" : "test");
+    }
+    return split;
+  }
+  throw usage_error("no split '{}'{}: splits are valid, test", printable(typed),
+                    did_you_mean(typed, {"valid", "test"}));
+}
+
+std::string cell(double value) { return std::isnan(value) ? "-" : fmt::format("{:.4f}", value); }
+
+/// Metrics down, slices across, the protocol beside every row; then the audit.
+std::string table(const Subject& subject, const Evaluation& result) {
+  const std::string protocol = result.audit["protocol"];
+  std::string title =
+      fmt::format("{} on {}, {} split", subject.name, subject.data->name, result.split);
+  if (!subject.seed.is_null()) title += ", seed " + subject.seed.dump();
+
+  std::vector<std::vector<std::string>> rows = {
+      {"protocol", "metric", "all"}, {protocol, "users", std::to_string(result.n_users)}};
+  for (const Slice& slice : result.slices) {
+    rows[0].push_back(slice.name);
+    rows[1].push_back(std::to_string(slice.n_users));
+  }
+  for (size_t j = 0; j < result.metrics.size(); ++j) {
+    rows.push_back({protocol, result.metrics[j].first, cell(result.metrics[j].second)});
+    for (const Slice& slice : result.slices) rows.back().push_back(cell(slice.metrics[j].second));
+  }
+  std::vector<size_t> widths(rows[0].size(), 0);
+  for (const auto& row : rows) {
+    for (size_t c = 0; c < row.size(); ++c) widths[c] = std::max(widths[c], row[c].size());
+  }
+  std::string text = title + "\n";
+  for (const auto& row : rows) {
+    for (size_t c = 0; c < row.size(); ++c) {
+      text += c < 2 ? fmt::format("{:<{}}", row[c], widths[c])
+                    : fmt::format("  {:>{}}", row[c], widths[c]);
+      if (c == 0) text += "  ";
+    }
+    text += "\n";
+  }
+  text += "audit\n";
+  const auto add_line = [&](const std::string& key, const Json& value) {
+    std::string name = key;
+    std::replace(name.begin(), name.end(), '_', ' ');
+    text += fmt::format("  {}: {}\n", name,
+                        value.is_string() ? value.get<std::string>() : value.dump());
+  };
+  for (const auto& [key, value] : result.audit.items()) {
+    if (key == "notes") {
+      for (const Json& note : value) add_line("note", note);
+    } else if (value.is_object()) {
+      for (const auto& [inner, number] : value.items()) add_line(key + ": " + inner, number);
+    } else {
+      add_line(key, value);
+    }
+  }
+  return text;
+}
+
+Json document(const Subject& subject, const Evaluation& result) {
+  Json out = {{subject.model != nullptr ? "model" : "recs", subject.name},
+              {"dataset", subject.data->name},
+              {"seed", subject.seed},
+              {"protocol", result.audit["protocol"]},
+              {"split", result.split},
+              {result.split, metrics_json(result.metrics)},
+              {"n_users", result.n_users}};
+  for (const Slice& slice : result.slices) {
+    out["slices"][slice.name] = {{"n_users", slice.n_users},
+                                 {"n_pairs", slice.n_pairs},
+                                 {"metrics", metrics_json(slice.metrics)}};
+  }
+  out["audit"] = result.audit;
+  out["time_s"] = result.time_s;
+  return out;
+}
+
+void run_evaluate(const Common& common, const Flags& flags) {
+  const Log log = make_log(common);
+  const Subject subject = open_subject(common, flags, log);
+  const Dataset& data = *subject.data;
+  const Split split = choose_split(flags.split, data);
+  if (flags.split.empty() && split == Split::valid) {
+    log.warn("dataset '{}' has no test rows: these are numbers of valid", data.name);
+  }
+  const Protocol& protocol = find_protocol(subject.settings.protocol);
+  EvalOptions options = eval_options(subject.settings, protocol);
+  options.slices = flags.slices;
+  options.per_user = flags.per_user;
+
+  Evaluation result =
+      subject.model != nullptr
+          ? evaluate(*subject.model, data, protocol, split, options)
+          : evaluate_lists(read_recommendations(flags.recs, data), data, protocol, split, options);
+  result.audit["seed"] = subject.seed;
+  if (split == Split::test && is_run_folder(flags.target)) {
+    count_test_look(flags.target);
+    result.audit["looks_at_test"] =
+        read_json(fs::path(flags.target) / "results.json")["test_looks"];
+  }
+  for (const Json& note : result.audit["notes"]) log.warn("{}", note.get<std::string>());
+
+  const std::string rows = flags.per_user ? per_user_tsv(result, data) : "";
+  if (!rows.empty() && !common.output.empty()) write_file(common.output, rows);
+  if (common.json) {
+    Json out = document(subject, result);
+    if (flags.per_user) {
+      for (size_t i = 0; i < result.per_user.size(); ++i) {
+        Json row = {{"user", data.user_ids[result.per_user_users[i]]}};
+        for (size_t c = 0; c < result.per_user_columns.size(); ++c) {
+          const double value = result.per_user[i][c];
+          row[result.per_user_columns[c]] = std::isfinite(value) ? Json(value) : Json();
+        }
+        out["per_user"].push_back(std::move(row));
+      }
+    }
+    print_json(out);
+    return;
+  }
+  std::string text = table(subject, result);
+  if (common.output.empty() && !rows.empty()) text += "\n" + rows;
+  print(text);
+}
+
+}  // namespace
+
+void add_evaluate(CLI::App& app, Common& common) {
+  auto flags = std::make_shared<Flags>();
+  CLI::App* verb = add_verb(app, common, "evaluate",
+                            "metrics of a run or bundle folder, or of anyone's file of lists", true,
+                            [&common, flags] { run_evaluate(common, *flags); });
+  verb->add_option("run", flags->target, "run or bundle folder");
+  verb->add_option("--recs", flags->recs,
+                   "file of lists instead: lines of user, item, score; or with a header");
+  verb->add_option("--split", flags->split, "valid or test (default test where it has rows)");
+  verb->add_flag("--slices", flags->slices, "also cold, tail, sparse and missing-modality slices");
+  verb->add_flag("--per-user", flags->per_user, "also one row a user, to -o where given");
+}
 
 }  // namespace tessera::cli

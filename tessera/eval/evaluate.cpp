@@ -418,7 +418,7 @@ Evaluation Report::finish() const {
     result.audit["users_without_pair"][name] = n;
   }
   if (options_.per_user) {
-    result.per_user_columns = {"user", fmt::format("n_{}", split_name(plan_.split))};
+    result.per_user_columns = {fmt::format("n_{}", split_name(plan_.split))};
     for (const Metric& metric : wanted_.metrics) {
       if (metric.per_user()) result.per_user_columns.push_back(metric.name());
     }
@@ -541,14 +541,8 @@ std::string canonical_metric(const std::string& name) { return parse_metric(name
 
 bool has_rows(const Dataset& data, Split split) { return rows_of(data, split).n_rows() > 0; }
 
-Json to_json(const MetricValues& metrics) {
-  Json all = Json::object();
-  for (const auto& [name, value] : metrics) all[name] = value;
-  return all;
-}
-
 std::string per_user_tsv(const Evaluation& evaluation, const Dataset& data) {
-  std::string text = fmt::format("{}\n", fmt::join(evaluation.per_user_columns, "\t"));
+  std::string text = fmt::format("user\t{}\n", fmt::join(evaluation.per_user_columns, "\t"));
   for (size_t i = 0; i < evaluation.per_user.size(); ++i) {
     text += data.user_ids[evaluation.per_user_users[i]];
     for (const double value : evaluation.per_user[i]) text += fmt::format("\t{}", value);

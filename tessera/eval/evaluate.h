@@ -36,8 +36,8 @@ struct Evaluation {
   int64_t n_users = 0;
   Json audit;  ///< mask, users averaged, pairs dropped, .. (protocol section 5)
   double time_s = 0;
-  /// per_user: one row an averaged user, ascending: held-out pairs, then the accuracy metrics. The
-  /// columns' names begin with "user".
+  /// per_user: one row an averaged user, ascending: held-out pairs ("n_test"), then the accuracy
+  /// metrics, as the columns name them.
   std::vector<std::string> per_user_columns;
   std::vector<int64_t> per_user_users;
   std::vector<std::vector<double>> per_user;
@@ -57,9 +57,6 @@ Evaluation evaluate(Model& model, const Dataset& data, const Protocol& protocol,
 
 /// per_user.tsv: header, then raw user id, held-out pairs and metrics as full doubles.
 std::string per_user_tsv(const Evaluation& evaluation, const Dataset& data);
-
-/// Metrics by name; NaN becomes null when written.
-Json to_json(const MetricValues& metrics);
 
 /// Lists of somebody else, by user: items best first, each once.
 struct RecommendationLists {

@@ -88,9 +88,9 @@ std::vector<Row> read_labelled(const fs::path& path) {
     if (fields[0] == "user_id") continue;
     const std::string& label = fields.back();
     rows.push_back({std::stoi(fields[0]), std::stoi(fields[1]), 0,
-                    label == "train"   ? Split::train
-                    : label == "valid" ? Split::valid
-                                       : Split::test});
+                    label == "train"                     ? Split::train
+                    : label == "valid" || label == "val" ? Split::valid
+                                                         : Split::test});
   }
   return rows;
 }
