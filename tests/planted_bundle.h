@@ -1,7 +1,5 @@
 #pragma once
 
-#include <unistd.h>
-
 #include <filesystem>
 #include <memory>
 #include <string>
@@ -152,20 +150,5 @@ inline void save(const std::string& name, const std::filesystem::path& folder,
   save_bundle(folder, *model, find_model(name), resolve_settings(find_model(name), given),
               {{"test", {{"recall@20", 0.25}}}});
 }
-
-/// A folder of this process that goes with the scope.
-struct Folder {
-  std::filesystem::path path;
-  explicit Folder(const std::string& name)
-      : path(std::filesystem::temp_directory_path() /
-             fmt::format("tessera_{}_{}", name, getpid())) {
-    std::filesystem::remove_all(path);
-    std::filesystem::create_directories(path);
-  }
-  ~Folder() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path, ignored);
-  }
-};
 
 }  // namespace tessera::planted

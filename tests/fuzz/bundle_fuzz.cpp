@@ -6,6 +6,7 @@
 #include "tessera/base/files.h"
 #include "tessera/serve/recommender.h"
 #include "tests/planted_bundle.h"
+#include "tests/unit/temp_folder.h"
 
 namespace {
 
@@ -15,8 +16,8 @@ const char* const kFiles[] = {"model.json",      "user_map.tsv",       "item_map
 
 /// The bundle as saved, written once, and the one file that the last input replaced.
 struct Place {
-  tessera::planted::Folder folder{"bundle_fuzz"};
-  tessera::fs::path root = folder.path / "model";
+  tessera::TempFolder folder;
+  tessera::fs::path root = folder / "model";
   tessera::Json about;
   std::string changed, original;
   Place() {

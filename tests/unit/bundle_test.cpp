@@ -5,6 +5,7 @@
 #include "tessera/base/files.h"
 #include "tessera/data/npy.h"
 #include "tests/planted_bundle.h"
+#include "tests/unit/temp_folder.h"
 
 namespace tessera {
 namespace {
@@ -13,7 +14,7 @@ namespace {
 class BundleTest : public testing::Test {
  protected:
   BundleTest() { planted::save("PlantedFactors", root()); }
-  fs::path root() const { return folder_.path / "model"; }
+  fs::path root() const { return folder_ / "model"; }
 
   Json about() const { return read_json(root() / "model.json"); }
   void write_about(const Json& about) const { write_json(root() / "model.json", about); }
@@ -45,7 +46,7 @@ class BundleTest : public testing::Test {
   }
 
  private:
-  planted::Folder folder_{"bundle_test"};
+  TempFolder folder_;
 };
 
 TEST_F(BundleTest, ScoresTheSameAfterLoading) {
@@ -102,9 +103,9 @@ TEST_F(BundleTest, WritesTheVectorsOfAFactorModel) {
 
 TEST_F(BundleTest, LoadsFromTheRunFolder) {
   EXPECT_EQ(load_bundle(root().parent_path()).data->n_items, 6);
-  planted::Folder empty("bundle_none");
-  EXPECT_THROW(load_bundle(empty.path), InputError);
-  EXPECT_THROW(load_bundle(empty.path / "no such"), InputError);
+  const TempFolder empty;
+  EXPECT_NE(error_of([&] { load_bundle(empty.path()); }).find("is no bundle"), std::string::npos);
+  EXPECT_NE(error_of([&] { load_bundle(empty / "x"); }).find("no folder"), std::string::npos);
 }
 
 TEST_F(BundleTest, SavesAgainWhatItLoaded) {

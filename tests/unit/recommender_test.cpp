@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "tests/planted_bundle.h"
+#include "tests/unit/temp_folder.h"
 
 // Numbers are worked by hand from the vectors in planted_bundle.h:
 //   apple (1, 0)  bread (.5, .5)  cider (0, 1)  dates (.9, .1)  eggs (.2, .8)  figs (2, 2), hidden
@@ -14,9 +15,9 @@ namespace {
 using List = std::vector<std::pair<std::string, double>>;
 
 Recommender recommender(const std::string& name, Log log = {}) {
-  const planted::Folder folder("recommender_test");
-  planted::save(name, folder.path / "model");
-  return Recommender(load_bundle(folder.path / "model"), std::move(log));
+  const TempFolder folder;
+  planted::save(name, folder / "model");
+  return Recommender(load_bundle(folder / "model"), std::move(log));
 }
 
 void expect_list(const Recommender& from, const std::vector<ScoredItem>& items, const List& want) {
