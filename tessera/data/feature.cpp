@@ -13,6 +13,7 @@
 #include "tessera/data/safetensors.h"
 
 #if defined(__x86_64__)
+#include <cpuid.h>
 #include <immintrin.h>
 #endif
 
@@ -42,7 +43,9 @@ using Halves = void (*)(const char*, float*, int64_t);
 
 Halves best_halves() {
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("f16c") && __builtin_cpu_supports("avx")) return halves_f16c;
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  const bool f16c = __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+  if (f16c && __builtin_cpu_supports("avx")) return halves_f16c;
 #endif
   return halves_portable;
 }
