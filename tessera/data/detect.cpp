@@ -226,35 +226,6 @@ bool looks_like_header(const std::vector<std::string>& first,
   return false;
 }
 
-/// Resolves a column that a flag names.
-int chosen_column(const Detected& found, const std::string& typed, const std::string& flag) {
-  if (typed.empty()) return -1;
-  const auto n = static_cast<int>(found.names.size());
-  if (found.has_header) {
-    for (int c = 0; c < n; ++c) {
-      if (found.names[c] == typed) return c;
-    }
-    for (int c = 0; c < n; ++c) {
-      if (squeezed(found.names[c]) == squeezed(typed) && !squeezed(typed).empty()) return c;
-    }
-  }
-  int number = 0;
-  const auto [end, error] = std::from_chars(typed.data(), typed.data() + typed.size(), number);
-  if (error == std::errc() && end == typed.data() + typed.size()) {
-    if (number >= 1 && number <= n) return number - 1;
-    throw usage_error("{} {}: {} has columns 1 to {}", flag, number, found.path.string(), n);
-  }
-  if (!found.has_header) {
-    throw usage_error("{} '{}': {} has no header; give a column number, 1 to {}", flag,
-                      printable(typed), found.path.string(), n);
-  }
-  std::vector<std::string> shown;
-  for (const auto& name : found.names) shown.push_back(printable(name));
-  throw usage_error("{} '{}': {} has no such column{}; its columns are {}", flag, printable(typed),
-                    found.path.string(), did_you_mean(typed, found.names),
-                    printable(fmt::format("{}", fmt::join(shown, ", ")), 400));
-}
-
 constexpr const char* kMeanings[] = {"user",     "item",  "rating", "time",
                                      "position", "split", "event",  "list"};
 
@@ -341,7 +312,10 @@ void find_use(Detected& found, const ReadOptions& options) {
   const bool user = found.column("user") >= 0, item = found.column("item") >= 0;
   if (user && item) {
     found.use = Use::interactions;
-  } else if (item || !options.item_id_col.empty()) {
+  } else if (!options.item_id_col.empty()) {
+    found.use = Use::items;
+    found.columns = {{"item", chosen_column(found, options.item_id_col, "--item-id")}};
+  } else if (item) {
     found.use = Use::items;
   } else if (user) {
     found.use = Use::users;
@@ -491,7 +465,7 @@ void detect_sequences(Detected& found, const Sample& sample, const ReadOptions& 
   found.kind = "sequence text";
   found.use = Use::interactions;
   found.delimiter = " ";
-  found.names = {"user", "item", "position"};
+  found.names = {"first cell", "other cells", "order in the line"};
   found.columns = {{"user", 0}, {"item", 1}, {"position", 2}};
   found.time_unit = "position";
   std::vector<std::string> cells;
@@ -812,6 +786,34 @@ Detected detect_content(Detected found, const ReadOptions& options) {
 }
 
 }  // namespace
+
+int chosen_column(const Detected& found, const std::string& typed, const std::string& flag) {
+  if (typed.empty()) return -1;
+  const auto n = static_cast<int>(found.names.size());
+  if (found.has_header) {
+    for (int c = 0; c < n; ++c) {
+      if (found.names[c] == typed) return c;
+    }
+    for (int c = 0; c < n; ++c) {
+      if (squeezed(found.names[c]) == squeezed(typed) && !squeezed(typed).empty()) return c;
+    }
+  }
+  int number = 0;
+  const auto [end, error] = std::from_chars(typed.data(), typed.data() + typed.size(), number);
+  if (error == std::errc() && end == typed.data() + typed.size()) {
+    if (number >= 1 && number <= n) return number - 1;
+    throw usage_error("{} {}: {} has columns 1 to {}", flag, number, found.path.string(), n);
+  }
+  if (!found.has_header) {
+    throw usage_error("{} '{}': {} has no header; give a column number, 1 to {}", flag,
+                      printable(typed), found.path.string(), n);
+  }
+  std::vector<std::string> shown;
+  for (const auto& name : found.names) shown.push_back(printable(name));
+  throw usage_error("{} '{}': {} has no such column{}; its columns are {}", flag, printable(typed),
+                    found.path.string(), did_you_mean(typed, found.names),
+                    printable(fmt::format("{}", fmt::join(shown, ", ")), 400));
+}
 
 std::string shown_text(std::string_view text) {
   return invalid_utf8(text) == std::string_view::npos ? std::string(text)

@@ -77,21 +77,6 @@ std::vector<std::string> interaction_files(const fs::path& folder,
   return {};
 }
 
-/// As detect; flags of interaction columns do not speak of catalogues and users.
-Detected detect_source(const fs::path& path, const ReadOptions& options) {
-  try {
-    return detect(path, options);
-  } catch (const InputError& e) {
-    if (e.code() != Exit::usage) throw;
-    ReadOptions plain = options;
-    plain.user_col = plain.item_col = plain.rating_col = {};
-    plain.time_col = plain.split_col = plain.event_col = {};
-    Detected found = detect(path, plain);
-    if (found.use != Use::items && found.use != Use::users) throw;
-    return found;
-  }
-}
-
 }  // namespace
 
 Detected detect_folder(Detected found, const ReadOptions& options) {
@@ -182,6 +167,20 @@ Detected detect_folder(Detected found, const ReadOptions& options) {
   return found;
 }
 
+Detected detect_source(const std::filesystem::path& path, const ReadOptions& options) {
+  try {
+    return detect(path, options);
+  } catch (const InputError& e) {
+    if (e.code() != Exit::usage) throw;
+    ReadOptions plain = options;
+    plain.user_col = plain.item_col = plain.rating_col = {};
+    plain.time_col = plain.split_col = plain.event_col = {};
+    Detected found = detect(path, plain);
+    if (found.use != Use::items && found.use != Use::users) throw;
+    return found;
+  }
+}
+
 std::vector<Detected> detect_sources(const std::vector<std::filesystem::path>& paths,
                                      const ReadOptions& options) {
   std::vector<Detected> all;
@@ -198,6 +197,9 @@ std::vector<Detected> detect_sources(const std::vector<std::filesystem::path>& p
     throw data_error("{}: {}: {}", found.path.string(), found.kind,
                      found.notes.empty() ? "not read" : found.notes.front());
   }
+  const bool any = std::any_of(all.begin(), all.end(),
+                               [](const Detected& d) { return d.use == Use::interactions; });
+  if (!any && !paths.empty()) detect(paths.front(), options);  // a flag may be what is wrong
   std::stable_sort(all.begin(), all.end(), [](const Detected& a, const Detected& b) {
     return static_cast<int>(a.use) < static_cast<int>(b.use);
   });

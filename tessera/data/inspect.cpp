@@ -39,7 +39,6 @@ void inspect_dataset(const fs::path& folder, Json& report) {
     shown[it.key()] = std::move(entry);
   }
   report["features"] = std::move(shown);
-  ReadOptions options;
   std::error_code error;
   if (fs::is_regular_file(folder / "interactions.tsv", error)) {
     const Detected rows = detect(folder / "interactions.tsv");
@@ -123,12 +122,21 @@ void add_file(std::string& text, const Json& file, const std::string& indent) {
   if (file.contains("header") && file.contains("delimiter")) {
     text += fmt::format("{}header: {}\n", in, file.at("header").get<bool>() ? "yes" : "no");
   }
+  if (file.value("use", "") == "items" && file.contains("columns")) {
+    std::string columns;
+    for (const auto& name : file.at("columns")) {
+      columns += (columns.empty() ? "" : ", ") + name.get<std::string>();
+    }
+    text += fmt::format("{}columns: {}\n", in, columns);
+  }
   if (file.contains("meaning") && !file.at("meaning").empty()) {
     std::string meanings;
     for (const auto& [meaning, column] : file.at("meaning").items()) {
       if (!meanings.empty()) meanings += ", ";
-      meanings += fmt::format("{} = {}{}", meaning, file.value("header", false) ? "" : "column ",
-                              column.get<std::string>());
+      const std::string name = column.get<std::string>();
+      const bool number =
+          std::all_of(name.begin(), name.end(), [](char c) { return c >= '0' && c <= '9'; });
+      meanings += fmt::format("{} = {}{}", meaning, number ? "column " : "", name);
     }
     text += fmt::format("{}meaning: {}\n", in, meanings);
   }
@@ -166,7 +174,7 @@ void add_file(std::string& text, const Json& file, const std::string& indent) {
 }  // namespace
 
 Json inspect(const std::filesystem::path& path, const ReadOptions& options) {
-  const Detected found = detect(path, options);
+  const Detected found = detect_source(path, options);
   Json report = found.json();
   if (!report.contains("notes")) report["notes"] = Json::array();
   switch (found.use) {

@@ -332,12 +332,7 @@ bool is_json_lines(const Detected& file) {
 void read_items(const Detected& file, const ReadOptions& options, ItemTable& into, Json& report) {
   Detected chosen = file;
   if (!options.item_id_col.empty() && file.kind != "Gorse JSONL items") {
-    // A flag may name another column than detection chose.
-    ReadOptions id;
-    id.item_id_col = options.item_id_col;
-    id.delimiter = options.delimiter;
-    chosen = file.bytes ? detect_bytes(file.path.string(), *file.bytes, id) : detect(file.path, id);
-    chosen.images = file.images;
+    chosen.columns = {{"item", chosen_column(file, options.item_id_col, "--item-id")}};
   }
   const std::string name = chosen.path.string();
   if (chosen.use == Use::refused) {

@@ -91,6 +91,13 @@ void read_json_interactions(const Detected& file,
                             const std::function<bool(std::string_view user, std::string_view item,
                                                      int64_t line, int64_t column)>& use);
 
+/// The column that a flag names, by name or 1-based number; -1 when `typed` is empty, exit 2 when
+/// there is none.
+int chosen_column(const Detected& found, const std::string& typed, const std::string& flag);
+
+/// As detect, but flags of interaction columns do not speak of catalogues and users.
+Detected detect_source(const std::filesystem::path& path, const ReadOptions& options);
+
 /// What a folder holds: a folder of ours, or raw files as `parts`.
 Detected detect_folder(Detected found, const ReadOptions& options);
 

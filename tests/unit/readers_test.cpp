@@ -491,6 +491,28 @@ TEST(Errors, OneLineWithPlaceAndRemedy) {
   expect_error("x.tsv", "user\titem\nu\ta\n", "(did you mean 'tab'?)", 2, options);
 }
 
+TEST(Catalogue, FlagsOfInteractionsAndItemsGoTogether) {
+  Folder folder;
+  const fs::path rows = folder.write("rows.csv", "who,what\nu,a\nv,b\n");
+  const fs::path things = folder.write("things.csv", "code,title\na,A\nb,B\n");
+  ReadOptions options;
+  options.user_col = "who";
+  options.item_col = "what";
+  options.item_id_col = "code";
+  const auto sources = detect_sources({rows, things}, options);
+  ASSERT_EQ(sources.size(), 2u);
+  EXPECT_EQ(pairs(read({sources[0]}, options)), (Strings{"u a", "v b"}));
+  ItemTable items;
+  Json report;
+  read_items(sources[1], options, items, report);
+  EXPECT_EQ(items.ids.ids(), (Strings{"a", "b"}));
+  EXPECT_EQ(items.columns, (Strings{"title"}));
+  options.user_col = "whom";
+  const auto [message, code] = error_of([&] { detect_sources({rows}, options); });
+  EXPECT_NE(message.find("did you mean 'who'"), std::string::npos) << message;
+  EXPECT_EQ(code, 2);
+}
+
 TEST(Errors, MissingFileNamesTheNearest) {
   Folder folder;
   folder.write("interactions.tsv", "user\titem\nu\ta\n");
