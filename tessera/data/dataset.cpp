@@ -161,8 +161,12 @@ const std::vector<std::string>* ItemColumns::find(const std::string& name) const
 }
 
 std::string ItemColumns::title(int64_t item) const {
-  const auto* titles = find("title");
-  return titles ? (*titles)[item] : std::string();
+  for (const char* wanted : {"title", "name"}) {
+    for (size_t column = 0; column < names.size(); ++column) {
+      if (squeezed(names[column]) == wanted) return values[column][item];
+    }
+  }
+  return {};
 }
 
 bool ItemColumns::hidden(int64_t item) const {

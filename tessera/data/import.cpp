@@ -52,6 +52,58 @@ void note(Work& work, fmt::format_string<Args...> text, Args&&... args) {
   work.notes.push_back(line);
 }
 
+// ---------------------------------------------------------------- decimal ids
+
+bool is_decimal(std::string_view id) {
+  if (id.starts_with('-')) id.remove_prefix(1);
+  return !id.empty() &&
+         std::all_of(id.begin(), id.end(), [](char c) { return c >= '0' && c <= '9'; });
+}
+
+/// Order of decimal integers of any length.
+bool number_before(std::string_view a, std::string_view b) {
+  const bool minus_a = a.starts_with('-'), minus_b = b.starts_with('-');
+  if (minus_a != minus_b) return minus_a;
+  const auto digits = [](std::string_view text) {
+    if (text.starts_with('-')) text.remove_prefix(1);
+    while (text.size() > 1 && text.front() == '0') text.remove_prefix(1);
+    return text;
+  };
+  std::string_view x = digits(a), y = digits(b);
+  if (minus_a) std::swap(x, y);
+  return x.size() != y.size() ? x.size() < y.size() : x < y;
+}
+
+/// The row number that an id is under --ids dense (no sign, no leading zeros), or -1.
+int64_t row_number(std::string_view id) {
+  const bool plain = is_decimal(id) && id.front() != '-' && (id.size() == 1 || id.front() != '0');
+  if (!plain || id.size() > 10) return -1;
+  const int64_t value = std::stoll(std::string(id));
+  return value < std::numeric_limits<int32_t>::max() ? value : -1;
+}
+
+/// Row numbers so far apart that most of their rows would be gaps.
+bool too_sparse(int64_t n, int64_t n_used) { return n > 1000000 + 64 * n_used; }
+
+int64_t dense_index(std::string_view id, const char* what) {
+  const int64_t value = row_number(id);
+  if (value >= 0) return value;
+  throw data_error(
+      "--ids dense: {} id '{}' is no row number (0, 1, 2, ..); choose --ids sparse, "
+      "and give features their .ids",
+      what, printable(id));
+}
+
+bool fits_dense(const Vocabulary& ids) {
+  int64_t n = 0;
+  for (int64_t i = 0; i < ids.size(); ++i) {
+    const int64_t value = row_number(ids[i]);
+    if (value < 0) return false;
+    n = std::max(n, value + 1);
+  }
+  return !too_sparse(n, ids.size());
+}
+
 // ---------------------------------------------------------------- checks before anything is read
 
 void check_output(const ImportOptions& options) {
@@ -224,7 +276,10 @@ void read_sources(Work& work) {
   const ImportOptions& options = work.options;
   std::vector<Detected> sources = detect_sources(options.paths, options.reading);
   if (!options.items.empty()) {
-    Detected items = detect(options.items, options.reading);
+    ReadOptions plain;  // column flags speak of interactions
+    plain.item_id_col = options.reading.item_id_col;
+    plain.rows = options.reading.rows;
+    Detected items = detect(options.items, plain);
     if (items.use == Use::refused) {
       throw data_error("{}: {}: {}", options.items.string(), items.kind,
                        items.notes.empty() ? "not read" : items.notes.front());
@@ -297,7 +352,8 @@ void read_sources(Work& work) {
       });
   if (options.ids.empty()) {
     work.dense = row_features || dense_format;
-    work.dense_users = dense_format;
+    // Users are no rows of a feature file: their ids are row numbers only where they can be.
+    work.dense_users = dense_format || (row_features && fits_dense(work.table.users));
   } else if (squeezed(options.ids) == "dense") {
     work.dense = work.dense_users = true;
   } else if (squeezed(options.ids) != "sparse") {
@@ -356,39 +412,6 @@ void read_dataset_folder(Work& work) {
 
 // ---------------------------------------------------------------- ids
 
-bool is_decimal(std::string_view id) {
-  if (id.starts_with('-')) id.remove_prefix(1);
-  return !id.empty() &&
-         std::all_of(id.begin(), id.end(), [](char c) { return c >= '0' && c <= '9'; });
-}
-
-/// Order of decimal integers of any length.
-bool number_before(std::string_view a, std::string_view b) {
-  const bool minus_a = a.starts_with('-'), minus_b = b.starts_with('-');
-  if (minus_a != minus_b) return minus_a;
-  const auto digits = [](std::string_view text) {
-    if (text.starts_with('-')) text.remove_prefix(1);
-    while (text.size() > 1 && text.front() == '0') text.remove_prefix(1);
-    return text;
-  };
-  std::string_view x = digits(a), y = digits(b);
-  if (minus_a) std::swap(x, y);
-  return x.size() != y.size() ? x.size() < y.size() : x < y;
-}
-
-/// An id under --ids dense: a number from 0 without sign or leading zeros.
-int64_t dense_index(std::string_view id, const char* what) {
-  const bool plain = is_decimal(id) && id.front() != '-' && (id.size() == 1 || id.front() != '0');
-  if (!plain || id.size() > 10 ||
-      std::stoll(std::string(id)) >= std::numeric_limits<int32_t>::max()) {
-    throw data_error(
-        "--ids dense: {} id '{}' is no row number (0, 1, 2, ..); choose --ids sparse, "
-        "and give features their .ids",
-        what, printable(id));
-  }
-  return std::stoll(std::string(id));
-}
-
 /// The final ids of one column and where each old index goes, -1 for those that leave.
 struct Renumbered {
   Vocabulary ids;
@@ -415,7 +438,7 @@ Renumbered renumber(const Vocabulary& old, const std::vector<int8_t>& stays, con
     out.order = "dense";
     int64_t n = n_rows;
     for (const std::string_view id : ids) n = std::max(n, dense_index(id, what) + 1);
-    if (n > 1000000 + 64 * static_cast<int64_t>(ids.size()) && n > n_rows) {
+    if (n > n_rows && too_sparse(n, static_cast<int64_t>(ids.size()))) {
       throw data_error("--ids dense: {} ids reach {} with only {} in use; choose --ids sparse",
                        what, n - 1, ids.size());
     }
@@ -654,7 +677,7 @@ void write_items(Work& work, const fs::path& folder) {
       ++gone;
     }
   }
-  if (gone > 0) work.drops["catalogue_rows_of_filtered_items"] = gone;
+  if (gone > 0 && !items.columns.empty()) work.drops["catalogue_rows_of_filtered_items"] = gone;
   write_file_with(folder / "items.tsv", [&](std::ostream& out) {
     out << "item_id";
     // The first column is ours; one of the same name in the catalogue gets another.

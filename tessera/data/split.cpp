@@ -295,13 +295,14 @@ SplitSpec parse_split(std::string_view text, std::string_view rounding, uint64_t
         const auto from = date_seconds(parts[0]);
         const auto to = parts.size() == 2 ? date_seconds(parts[1]) : std::nullopt;
         // Whole numbers up to 1 are ratios, not the first second of 1970.
-        if (from && to && *from > 1 && *to > 1) {
+        const bool dated = argument.find('-') != std::string::npos;
+        if (from && to && (dated || (*from > 1 && *to > 1))) {
           if (*from > *to || *to > int64_t{1} << 40) {
             throw usage_error("split dates '{}': wanted the earlier first", printable(argument));
           }
           spec.cuts = {*from, *to};
           spec.has_cuts = true;
-        } else if (argument.find('-') != std::string::npos) {
+        } else if (dated) {
           throw usage_error("split dates '{}': wanted two dates such as 2020-01-01,2020-07-01",
                             printable(argument));
         } else {
