@@ -5,12 +5,12 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
-#include <cstdlib>
 #include <numeric>
 #include <optional>
 
 #include "tessera/base/error.h"
 #include "tessera/base/random.h"
+#include "tessera/data/read_rows.h"
 #include "tessera/data/rows.h"
 
 namespace tessera {
@@ -71,43 +71,14 @@ std::optional<double> number(const std::string& text) {
   return value;
 }
 
-/// Days since 1970-01-01 of a date of the proleptic Gregorian calendar.
-int64_t days_from_civil(int64_t year, int64_t month, int64_t day) {
-  // Years begin in March, so that the leap day is the last of its year.
-  const int64_t y = month <= 2 ? year - 1 : year;
-  const int64_t day_of_year = (153 * (month + (month > 2 ? -3 : 9)) + 2) / 5 + day - 1;
-  return 365 * y + y / 4 - y / 100 + y / 400 + day_of_year - 719468;
-}
-
-/// Unix seconds of "YYYY-MM-DD", of "YYYY-MM-DDTHH:MM:SS" (UTC, Z allowed), or of a whole number.
-std::optional<int64_t> date_seconds(const std::string& text) {
-  int64_t whole = 0;
-  const auto [stop, error] = std::from_chars(text.data(), text.data() + text.size(), whole);
-  if (error == std::errc() && stop == text.data() + text.size()) return whole;
-  const auto digits = [&](size_t at, size_t n) -> int64_t {
-    int64_t value = 0;
-    for (size_t i = at; i < at + n; ++i) {
-      if (i >= text.size() || text[i] < '0' || text[i] > '9') return -1;
-      value = value * 10 + (text[i] - '0');
-    }
-    return value;
-  };
-  if (text.size() < 10 || text[4] != '-' || text[7] != '-') return std::nullopt;
-  const int64_t year = digits(0, 4), month = digits(5, 2), day = digits(8, 2);
-  if (year < 0 || month < 1 || month > 12 || day < 1) return std::nullopt;
-  const int64_t next =
-      month == 12 ? days_from_civil(year + 1, 1, 1) : days_from_civil(year, month + 1, 1);
-  const int64_t days = days_from_civil(year, month, day);
-  if (days >= next) return std::nullopt;
-  if (text.size() == 10) return days * 86400;
-  const std::string tail = text.substr(19 < text.size() ? 19 : text.size());
-  const int64_t hour = digits(11, 2), minute = digits(14, 2), second = digits(17, 2);
-  if (text.size() < 19 || (text[10] != 'T' && text[10] != ' ') || text[13] != ':' ||
-      text[16] != ':' || hour < 0 || hour > 23 || minute < 0 || minute > 59 || second < 0 ||
-      second > 60 || (!tail.empty() && tail != "Z")) {
-    return std::nullopt;
-  }
-  return days * 86400 + hour * 3600 + minute * 60 + second;
+/// Unix seconds of an ISO 8601 date or time (UTC without a zone), or of a whole number.
+bool date_seconds(const std::string& text, int64_t& seconds) {
+  const auto [stop, error] = std::from_chars(text.data(), text.data() + text.size(), seconds);
+  if (error == std::errc() && stop == text.data() + text.size()) return true;
+  const auto time = parse_iso8601(text);
+  if (!time) return false;
+  seconds = time->milliseconds / 1000;
+  return true;
 }
 
 std::array<double, 3> parse_ratios(const std::string& text) {
@@ -292,15 +263,16 @@ SplitSpec parse_split(std::string_view text, std::string_view rounding, uint64_t
         break;
       case SplitKind::temporal_global: {
         const auto parts = split_commas(argument);
-        const auto from = date_seconds(parts[0]);
-        const auto to = parts.size() == 2 ? date_seconds(parts[1]) : std::nullopt;
+        int64_t from = 0, to = 0;
+        const bool times =
+            parts.size() == 2 && date_seconds(parts[0], from) && date_seconds(parts[1], to);
         // Whole numbers up to 1 are ratios, not the first second of 1970.
         const bool dated = argument.find('-') != std::string::npos;
-        if (from && to && (dated || (*from > 1 && *to > 1))) {
-          if (*from > *to || *to > int64_t{1} << 40) {
+        if (times && (dated || (from > 1 && to > 1))) {
+          if (from > to || to > int64_t{1} << 40) {
             throw usage_error("split dates '{}': wanted the earlier first", printable(argument));
           }
-          spec.cuts = {*from, *to};
+          spec.cuts = {from, to};
           spec.has_cuts = true;
         } else if (dated) {
           throw usage_error("split dates '{}': wanted two dates such as 2020-01-01,2020-07-01",
