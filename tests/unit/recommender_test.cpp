@@ -124,8 +124,9 @@ TEST(Recommender, ModelsWithNeitherFallBackToPopularity) {
 
 TEST(Recommender, NamesTheNearestUserAndItem) {
   Recommender from = recommender("PlantedFactors");
-  EXPECT_NE(usage_of([&] { from.recommend({.users = {"anna"}}); }).find("did you mean 'ann'?"),
-            std::string::npos);
+  EXPECT_NE(
+      usage_of([&] { from.recommend({.users = {"anna"}, .n = 1}); }).find("did you mean 'ann'?"),
+      std::string::npos);
   EXPECT_NE(usage_of([&] {
               from.recommend({.history = {"aple"}, .n = 1});
             }).find("did you mean 'apple'?"),
