@@ -10,12 +10,13 @@ void add_demo(CLI::App& app, Common& common) {
            "make a small shop, train six models on it, compare them, recommend", false, [&common] {
              DemoRequest request;
              request.folder = common.output.empty() ? "demo-shop" : common.output;
-             const Json seed = parse_value(common.flag("seed", "999"));
-             int64_t value = 999;
+             int64_t seed = 999;
              Fields fields("demo");
-             fields.add("seed", value, "of everything that is made up or drawn", at_least(0));
-             fields.apply({{"seed", seed, "flag"}});
-             request.seed = static_cast<uint64_t>(value);
+             fields.add("seed", seed, "of everything that is made up or drawn", at_least(0));
+             fields.add("threads", request.threads, "0: all cores", at_least(0));
+             fields.apply(common.flags);
+             refuse_unknown(common.flags, {&fields}, "demo");
+             request.seed = static_cast<uint64_t>(seed);
              request.command = common.command;
              request.log = make_log(common);
              request.stop_requested = interrupted;

@@ -483,6 +483,7 @@ Json run_model(const DemoRequest& request, const std::string& model) {
   run_request.model = model;
   run_request.dataset = request.folder / "dataset";
   run_request.settings = demo_settings(request.seed);
+  run_request.settings.push_back({"threads", request.threads, "demo"});
   run_request.command = request.command;
   run_request.log = request.log;
   run_request.stop_requested = request.stop_requested;

@@ -20,6 +20,7 @@ void make_shop(const std::filesystem::path& folder, uint64_t seed);
 struct DemoRequest {
   std::filesystem::path folder;  ///< gets source/, dataset/ and runs/<model>/
   uint64_t seed = 999;
+  int64_t threads = 0;  ///< 0: all cores
   std::string command;
   Log log;
   std::function<bool()> stop_requested = [] { return false; };
