@@ -167,7 +167,7 @@ class BadTraining(CommandLine):
                      "--embedding_size=2.7")
 
     def test_unknown_metric(self):
-        self.refused(2, r"recal@20.*recall@20", "-m", "Popularity", "--valid-metric", "recal@20")
+        self.refused(2, r"'recal@20' \(did you mean 'recall'", "-m", "Popularity", "--valid-metric", "recal@20")
 
     def test_unknown_protocol(self):
         self.refused(2, r"strikt.*strict", "-m", "Popularity", "--protocol", "strikt")
