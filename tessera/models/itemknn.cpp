@@ -162,8 +162,7 @@ class ItemKnn : public Model {
       auto denominator =
           norms.narrow(0, begin, n).unsqueeze(1) * norms.unsqueeze(0) + config_.shrink;
       const auto s = f.narrow(0, begin, n).matmul(f.t()) / denominator.clamp_min(1e-12);
-      const TopK top =
-          top_k_scores(s, RankMask{torch::arange(n + 1, torch::kInt64), own, {}}, k);
+      const TopK top = top_k_scores(s, RankMask{torch::arange(n + 1, torch::kInt64), own, {}}, k);
       for (int64_t row = 0; row < n; ++row) {
         for (int64_t r = 0; r < k; ++r) {
           const int32_t item = top.items.const_data_ptr<int32_t>()[row * k + r];

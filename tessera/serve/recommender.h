@@ -11,10 +11,11 @@ namespace tessera {
 
 /// Whom to answer, and from what.
 struct Ask {
-  std::vector<std::string> users = {};    ///< raw ids
-  std::vector<std::string> history = {};  ///< item ids, oldest first; with `users`, of that one user
+  std::vector<std::string> users = {};  ///< raw ids
+  std::vector<std::string> history =
+      {};  ///< item ids, oldest first; with `users`, of that one user
   int64_t n = 10;
-  bool filter_seen = true;           ///< leave out what the user has seen, the history included
+  bool filter_seen = true;  ///< leave out what the user has seen, the history included
   std::vector<std::string> exclude = {};  ///< never answered; ids that are no items are counted
   std::vector<std::string> only = {};     ///< where not empty, nothing else is answered
 };

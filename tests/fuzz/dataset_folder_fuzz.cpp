@@ -37,7 +37,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t size) {
   } catch (const InputError&) {
   }
   try {
-    load_dataset(folder.path(), {.fold = 1});
+    DatasetView fold;
+    fold.fold = 1;
+    load_dataset(folder.path(), fold);
   } catch (const InputError&) {
   }
   return 0;

@@ -70,7 +70,8 @@ TEST(Fields, WordsOfErrors) {
 
 TEST(Fields, PresetThenExplicitThenAlias) {
   EXPECT_EQ(applied({{"variant", "released", "flag"}}).align_weight, 2);
-  EXPECT_EQ(applied({{"align_weight", 5, "file"}, {"variant", "released", "flag"}}).align_weight, 5);
+  EXPECT_EQ(applied({{"align_weight", 5, "file"}, {"variant", "released", "flag"}}).align_weight,
+            5);
   const Sample both = applied({{"cl-weight", "3", "flag"}});
   EXPECT_EQ(both.align_weight, 3);
   EXPECT_EQ(both.mask_weight, 3);
