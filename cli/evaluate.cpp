@@ -111,17 +111,24 @@ Subject open_subject(const Common& common, const Flags& flags, const Log& log) {
     return subject;
   }
   if (is_bundle_folder(flags.target)) {
-    apply_settings(subject.settings, given);
     if (common.datasets.empty()) {
       throw usage_error(
           "a bundle holds no held-out rows: add -d DATASET, the one it was trained on");
     }
     subject.bundle = std::make_unique<Bundle>(load_bundle(flags.target, log));
+    const Json& about = subject.bundle->about;
+    const Json& own = about["settings"];
+    Settings stored;
+    for (const char* name :
+         {"protocol", "metrics", "topk", "sparse_max", "tail_ratio", "map_norm"}) {
+      if (own.is_object() && own.contains(name)) stored.push_back({name, own[name], flags.target});
+    }
+    stored.insert(stored.end(), given.begin(), given.end());
+    apply_settings(subject.settings, stored);
     subject.data = open_dataset(common.dataset(), subject.settings);
     check_same_rows(*subject.bundle, *subject.data, common.dataset());
-    const Json& about = subject.bundle->about;
     subject.name = about.value("model", std::string("?"));
-    if (about.contains("seed")) subject.seed = about["seed"];
+    if (own.is_object() && own.contains("seed")) subject.seed = own["seed"];
     subject.model = subject.bundle->model.get();
     return subject;
   }

@@ -42,6 +42,14 @@ const char* mask_name(Protocol::Mask mask) {
   return "";
 }
 
+/// How the dataset was split, "given" or a split's name; empty where nobody wrote it down.
+std::string split_kind(const Dataset& data) {
+  if (!data.about.is_object() || !data.about.contains("split")) return "";
+  const Json& split = data.about["split"];
+  if (!split.is_object() || !split.contains("kind") || !split["kind"].is_string()) return "";
+  return split["kind"];
+}
+
 /// Whom a protocol averages, what each of them has held out, and what is masked.
 class Plan {
  public:
@@ -166,6 +174,11 @@ Json Plan::audit(const std::vector<int64_t>& topk) const {
   if (split == Split::test && mask == Protocol::Mask::train) {
     audit["notes"].push_back(fmt::format(
         "protocol {} masks train rows only: valid items compete with test items", protocol.name));
+  }
+  const std::string kind = split_kind(data);
+  if (protocol.name == "mmrec" && !kind.empty() && kind != "given" && kind != "random") {
+    audit["notes"].push_back(fmt::format(
+        "protocol mmrec is defined for given and random splits, this one is {}", printable(kind)));
   }
   return audit;
 }

@@ -90,8 +90,7 @@ class Runs(CommandLine):
         self.assertEqual(valid["valid"], wanted["valid"])
         self.assertEqual(self.read_json("run", "results.json")["test_looks"], looks + 1)
 
-        bundle = self.succeeds("evaluate", os.path.join("run", "model"), "-d", "data", "--topk", "5,10",
-                               "--json")
+        bundle = self.succeeds("evaluate", os.path.join("run", "model"), "-d", "data", "--json")
         self.assertEqual(json.loads(bundle.stdout)["test"], wanted["test"])
         self.fails(2, r"-d DATASET", "evaluate", os.path.join("run", "model"))
 
