@@ -63,6 +63,7 @@ class ItemKnn : public Model {
   }
 
   torch::Tensor score(const Queries& queries) override {
+    check_lists();
     const int64_t n = queries.size();
     torch::Tensor out = torch::zeros({n, data_.n_items});
     at::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
@@ -91,6 +92,23 @@ class ItemKnn : public Model {
  private:
   using List = std::vector<std::pair<int32_t, double>>;  // other item, similarity
   using Lists = std::vector<List>;
+
+  /// Lists may come from a file: exit 3 unless they name items.
+  void check_lists() {
+    if (checked_) return;
+    const int64_t n = targets_.defined() ? targets_.numel() : 0;
+    bool fits = offsets_[0].item<int64_t>() == 0 && offsets_[-1].item<int64_t>() == n &&
+                offsets_.diff().ge(0).all().item<bool>();
+    if (fits && n > 0) {
+      fits = targets_.scalar_type() == torch::kInt32 && targets_.dim() == 1 &&
+             targets_.ge(0).logical_and(targets_.lt(data_.n_items)).all().item<bool>() &&
+             values_.defined() && values_.scalar_type() == torch::kFloat64 &&
+             values_.sizes() == targets_.sizes();
+    }
+    if (!fits)
+      throw data_error("ItemKNN: the stored neighbours do not fit the {} items", data_.n_items);
+    checked_ = true;
+  }
 
   /// The items that speak for a query: its history, else the user's train items; each once.
   std::vector<int32_t> history_of(const Queries& queries, int64_t row) const {
@@ -200,6 +218,7 @@ class ItemKnn : public Model {
 
   const Config config_;
   const bool content_;
+  bool checked_ = false;
   torch::Tensor offsets_, targets_, values_;  // by consumed item: int64 [I + 1], int32, float64
 };
 

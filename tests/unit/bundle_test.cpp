@@ -232,6 +232,18 @@ TEST_F(BundleTest, RefusesAnUnknownModelWithTheNearest) {
   expect_refused("did you mean 'PlantedFactors'?");
 }
 
+TEST_F(BundleTest, RefusesNeighboursThatAreNoItems) {
+  planted::save("ItemKNN", root());
+  TensorMap weights = read_safetensors(root() / "weights.safetensors");
+  weights["neighbour_items"].fill_(6);
+  write_safetensors(root() / "weights.safetensors", weights);
+  rehash("weights.safetensors");
+  const Bundle bundle = load_bundle(root());
+  const Queries ann{torch::zeros({1}, torch::kInt64), {}};
+  EXPECT_NE(error_of([&] { bundle.model->score(ann); }).find("3: ItemKNN: the stored neighbours"),
+            std::string::npos);
+}
+
 TEST_F(BundleTest, RefusesPathsOutOfTheFolder) {
   Json changed = about();
   changed["files"]["../secret"] = "0";
