@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <openssl/evp.h>
+#include <signal.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -10,6 +11,8 @@
 #include <chrono>
 #include <cstring>
 #include <ctime>
+#include <regex>
+#include <vector>
 
 #include "tessera/base/error.h"
 
@@ -43,6 +46,21 @@ void sync_file_system(const fs::path& path) {
 
 fs::path parent_of(const fs::path& path) {
   return path.parent_path().empty() ? fs::path(".") : path.parent_path();
+}
+
+/// Removes what killed processes left beside `place`, named as beside() names it.
+void remove_leftovers(const fs::path& place) {
+  static const std::regex pattern(R"(\.(.+)\.(\d{1,9})\.tmp)");
+  std::error_code ignored;
+  std::vector<fs::path> found;
+  for (const auto& entry : fs::directory_iterator(parent_of(place), ignored)) {
+    std::smatch match;
+    const std::string file = entry.path().filename().string();
+    if (!std::regex_match(file, match, pattern) || match[1] != place.filename().string()) continue;
+    if (kill(std::stoi(match[2]), 0) == 0 || errno != ESRCH) continue;  // its writer lives
+    found.push_back(entry.path());
+  }
+  for (const auto& path : found) fs::remove_all(path, ignored);
 }
 
 /// Removes the path at the end of the scope unless released.
@@ -119,6 +137,7 @@ void write_folder(const fs::path& path, const std::function<void(const fs::path&
   std::error_code error;
   fs::create_directories(parent_of(place), error);
   if (error) throw write_failed(place, error.value());
+  remove_leftovers(place);
   Cleanup temporary{beside(place)};
   fs::remove_all(temporary.path, error);
   fs::create_directory(temporary.path, error);

@@ -175,6 +175,10 @@ void add_file(std::string& text, const Json& file, const std::string& indent) {
 
 Json inspect(const std::filesystem::path& path, const ReadOptions& options) {
   const Detected found = detect_source(path, options);
+  if (found.use == Use::refused && found.rows.empty()) {  // a table is worth showing all the same
+    throw data_error("{}: {}: {}", path.string(), found.kind,
+                     found.notes.empty() ? "not read" : found.notes.front());
+  }
   Json report = found.json();
   if (!report.contains("notes")) report["notes"] = Json::array();
   switch (found.use) {

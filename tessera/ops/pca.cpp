@@ -129,7 +129,9 @@ Pca fit_pca(const torch::Tensor& rows, int64_t k, const Random& random,
   pca.explained = total > 0 ? squares / total : torch::zeros_like(squares);
   const double deviation =
       kept > 0 ? std::sqrt(squares.sum().item<double>() / static_cast<double>(n * kept)) : 0;
-  if (deviation > 0) pca.scale = deviation;
+  // Below this share of the mean it is rounding: the rows are all equal.
+  const double rounding = width > 0 ? 1e-12 * pca.mean.abs().max().item<double>() : 0;
+  if (deviation > rounding) pca.scale = deviation;
   return pca;
 }
 

@@ -1,7 +1,5 @@
 #include "tessera/study/run.h"
 
-#include <ATen/Parallel.h>
-#include <ATen/Version.h>
 #include <sys/resource.h>
 
 #include <algorithm>

@@ -2,6 +2,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import time
 
@@ -28,7 +29,8 @@ def events(n_users, n_items, each):
 
 def without_times(value):
     if isinstance(value, dict):
-        return {k: without_times(v) for k, v in value.items() if k not in TIMES}
+        return {k: without_times(v) for k, v in value.items()
+                if k not in TIMES and not k.endswith("_s")}
     if isinstance(value, list):
         return [without_times(v) for v in value]
     return value
@@ -66,6 +68,8 @@ class Resume(CommandLine):
             return 0
 
     def stopped_after(self, n, how):
+        for run in ("stopped", "unbroken"):
+            shutil.rmtree(self.path(run), ignore_errors=True)
         process = self.start("train", *self.MODEL, "-o", "stopped")
         self.wait_until(lambda: self.n_epochs("stopped") >= n, process)
         process.send_signal(how)

@@ -62,17 +62,18 @@ TEST(Pca, FewRowsGiveFewAxes) {
     EXPECT_EQ(pca.transform(torch::ones({2, 9})).size(1), 0);
     EXPECT_EQ(pca.scale, 1);
   }
-  const Pca constant = fit_pca(torch::ones({5, 3}), 2, Random(1));
-  EXPECT_EQ(constant.scale, 1);
-  EXPECT_TRUE(torch::equal(constant.explained, torch::zeros({2}, torch::kFloat64)));
+  for (const double value : {1.0, 0.1}) {
+    const Pca constant = fit_pca(torch::full({7, 3}, value, torch::kFloat64), 2, Random(1));
+    EXPECT_EQ(constant.scale, 1);
+  }
 }
 
 // Wider than 2048: planted axes of falling strength, found by the randomised solver.
 TEST(Pca, WideTablesBySubspaceIteration) {
   const torch::Tensor factors =
-      normal(200, 6, 0, 1, Random(1, "f")) * torch::tensor({9.0f, 7.0f, 5.0f, 4.0f, 3.0f, 2.0f});
+      normal(60, 6, 0, 1, Random(1, "f")) * torch::tensor({9.0f, 7.0f, 5.0f, 4.0f, 3.0f, 2.0f});
   const torch::Tensor rows = factors.matmul(normal(6, 2100, 0, 1, Random(1, "m"))) +
-                             normal(200, 2100, 0, 0.5, Random(1, "e"));
+                             normal(60, 2100, 0, 0.5, Random(1, "e"));
   const Pca pca = fit_pca(rows, 6, Random(1));
   const torch::Tensor exact = rows.to(torch::kFloat64) - rows.to(torch::kFloat64).mean(0);
   const auto svd = torch::linalg_svd(exact, false);

@@ -535,6 +535,7 @@ TEST(Errors, RefusedKindsSayHowToConvert) {
     const auto [message, code] = error_of([&] { detect_sources({path}); });
     EXPECT_EQ(code, 3) << name;
     EXPECT_EQ(message.substr(0, path.string().size()), path.string());
+    EXPECT_EQ(error_of([&] { inspect(path); }).first, message);
   }
 }
 
