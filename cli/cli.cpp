@@ -12,6 +12,7 @@
 
 #include "cli/config.h"
 #include "tessera/base/files.h"
+#include "tessera/base/version.h"
 
 namespace tessera::cli {
 namespace {
@@ -198,7 +199,7 @@ std::vector<std::string> with_dashes(int argc, char** argv) {
 
 int run_program(int argc, char** argv) {
   CLI::App app("Tessera: recommendations from pictures, words, sounds and clicks.", "tessera");
-  app.set_version_flag("--version", std::string("tessera 1.0.0"));
+  app.set_version_flag("--version", std::string("tessera ") + kVersion);
   app.option_defaults()->always_capture_default(false);
   app.require_subcommand(0, 1);
   Common common;

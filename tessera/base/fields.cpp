@@ -83,6 +83,22 @@ void require(const Check& check, const std::string& where, double value, const J
   }
 }
 
+/// Takes a list of numbers into `value`, each read by `read` and checked.
+template <typename T>
+std::function<void(const Json&)> set_numbers(const std::string& where, std::vector<T>& value,
+                                             const Check& check, bool (*read)(const Json&, T&)) {
+  return [&value, where, like = Json(value), check, read](const Json& given) {
+    std::vector<T> out;
+    for (const auto& element : as_list(given)) {
+      T number{};
+      if (!read(element, number)) throw wrong_type(where, like, given);
+      require(check, where, static_cast<double>(number), element);
+      out.push_back(number);
+    }
+    value = std::move(out);
+  };
+}
+
 /// Names that users of MMRec and RecBole bring, and what the same thing is called here.
 const std::vector<std::pair<std::string, std::string>>& foreign_names() {
   static const std::vector<std::pair<std::string, std::string>> names = {
@@ -261,39 +277,17 @@ void Fields::list(const std::string& name, std::vector<std::string>& value,
 
 void Fields::list(const std::string& name, std::vector<int64_t>& value, const std::string& help,
                   Check check) {
-  const std::string where = owner_ + "." + name;
-  const Json like = value;
   put(
       name, "list", help, [&value] { return Json(value); },
-      [&value, where, like, check](const Json& given) {
-        std::vector<int64_t> out;
-        for (const auto& element : as_list(given)) {
-          int64_t number = 0;
-          if (!as_int(element, number)) throw wrong_type(where, like, given);
-          require(check, where, static_cast<double>(number), element);
-          out.push_back(number);
-        }
-        value = std::move(out);
-      })
+      set_numbers(owner_ + "." + name, value, check, as_int))
       .check_words = check.words;
 }
 
 void Fields::list(const std::string& name, std::vector<double>& value, const std::string& help,
                   Check check) {
-  const std::string where = owner_ + "." + name;
-  const Json like = value;
   put(
       name, "list", help, [&value] { return Json(value); },
-      [&value, where, like, check](const Json& given) {
-        std::vector<double> out;
-        for (const auto& element : as_list(given)) {
-          double number = 0;
-          if (!as_double(element, number)) throw wrong_type(where, like, given);
-          require(check, where, number, element);
-          out.push_back(number);
-        }
-        value = std::move(out);
-      })
+      set_numbers(owner_ + "." + name, value, check, as_double))
       .check_words = check.words;
 }
 

@@ -11,6 +11,7 @@
 
 #include "tessera/base/error.h"
 #include "tessera/base/files.h"
+#include "tessera/base/version.h"
 #include "tessera/model/bundle.h"
 #include "tessera/train/checkpoint.h"
 
@@ -75,7 +76,7 @@ std::string cpu_name() {
 }
 
 Json environment() {
-  return {{"tessera", "1.0.0"},
+  return {{"tessera", kVersion},
           {"compiler", fmt::format("{}", __VERSION__)},
           {"libtorch", TORCH_VERSION},
           {"cpu", cpu_name()},
@@ -158,21 +159,6 @@ void write_lists(const fs::path& path, Model& model, const Dataset& data, const 
     }
   });
   log.debug("wrote {}", path.string());
-}
-
-void write_per_user(const fs::path& path, const Evaluation& evaluation, const Dataset& data) {
-  write_file_with(path, [&](std::ostream& out) {
-    out << "user\t" << fmt::format("n_{}", evaluation.split);
-    for (size_t c = 1; c < evaluation.per_user_columns.size(); ++c) {
-      out << "\t" << evaluation.per_user_columns[c];
-    }
-    out << "\n";
-    for (size_t row = 0; row < evaluation.per_user.size(); ++row) {
-      out << data.user_ids[evaluation.per_user_users[row]];
-      for (const double value : evaluation.per_user[row]) out << fmt::format("\t{}", value);
-      out << "\n";
-    }
-  });
 }
 
 void write_results_tsv(const fs::path& path, const Json& results) {
@@ -414,7 +400,7 @@ RunOutcome run(const RunRequest& request) {
         {"epoch_median", epoch_s.empty() ? Json() : Json(epoch_s[epoch_s.size() / 2])}};
     results["peak_rss_mb"] = peak_rss_mb();
     results["peak_gpu_mb"] = nullptr;
-    if (reported != nullptr) write_per_user(folder / "per_user.tsv", *reported, data);
+    if (reported != nullptr) write_file(folder / "per_user.tsv", per_user_tsv(*reported, data));
     write_lists(folder / "recs_top50.tsv", *checked.model, data, checked.protocol,
                 result.test.has_value(), log);
     save_bundle(
