@@ -106,8 +106,8 @@ class Training {
     state.add("trainer.train_s", train_s_, Role::training);
     state.add("trainer.eval_s", eval_s_, Role::training);
     state.add("trainer.test_looks", test_looks_, Role::training);
-    state.add("trainer.metrics_bytes", metrics_bytes_, Role::training);
-    state.add("trainer.curve_bytes", curve_bytes_, Role::training);
+    state.add("trainer.metrics_lines", metrics_lines_, Role::training);
+    state.add("trainer.curve_lines", curve_lines_, Role::training);
     return state;
   }
 
@@ -116,8 +116,8 @@ class Training {
 
   void write_last() {
     if (config_.folder.empty()) return;
-    metrics_bytes_ = size_of("metrics.jsonl");
-    curve_bytes_ = size_of("test_curve.jsonl");
+    metrics_lines_ = lines_of("metrics.jsonl");
+    curve_lines_ = lines_of("test_curve.jsonl");
     write_checkpoint(checkpoints() / "last", trainer_state().save(), [&](const fs::path& to) {
       // The best weights as of this checkpoint: best/ may move on before the next one.
       std::error_code error;
@@ -161,8 +161,8 @@ class Training {
     }
     configure();  // tables need their rule before they can replay
     trainer_state().load(read_checkpoint(last));
-    cut("metrics.jsonl", metrics_bytes_);
-    cut("test_curve.jsonl", curve_bytes_);
+    cut("metrics.jsonl", metrics_lines_);
+    cut("test_curve.jsonl", curve_lines_);
     has_checkpoint_ = true;
     if (stopping_.best_epoch() >= 0 && fs::exists(last / "best.safetensors")) {
       State::Saved best = read_checkpoint(checkpoints() / "best");
@@ -177,15 +177,21 @@ class Training {
   }
 
   // --- files -------------------------------------------------------------------------------
-  int64_t size_of(const char* name) const {
-    std::error_code error;
-    const auto size = fs::file_size(config_.folder / name, error);
-    return error ? 0 : static_cast<int64_t>(size);
+  // Lines, not bytes: the times in them differ between runs that are otherwise equal.
+  int64_t lines_of(const char* name) const {
+    std::ifstream in(config_.folder / name);
+    return std::count(std::istreambuf_iterator<char>(in), {}, '\n');
   }
 
-  void cut(const char* name, int64_t bytes) const {
+  void cut(const char* name, int64_t lines) const {
     const fs::path path = config_.folder / name;
-    if (fs::exists(path) && size_of(name) > bytes) fs::resize_file(path, bytes);
+    if (!fs::exists(path)) return;
+    std::string text = read_file(path);
+    size_t end = 0;
+    for (int64_t i = 0; i < lines && end < text.size(); ++i) {
+      end = std::min(text.find('\n', end), text.size() - 1) + 1;
+    }
+    if (end < text.size()) fs::resize_file(path, end);
   }
 
   void append_line(const char* name, const Json& line) const {
@@ -478,7 +484,7 @@ class Training {
   std::vector<double> epoch_s_;
   std::string stopped_by_;
   int64_t max_epochs_ = 0, epoch_ = 0, step_ = 0, prepared_ = 0, test_looks_ = 0;
-  int64_t metrics_bytes_ = 0, curve_bytes_ = 0;
+  int64_t metrics_lines_ = 0, curve_lines_ = 0;
   double train_s_ = 0, eval_s_ = 0, spent_before_ = 0;
   bool has_valid_ = false, has_checkpoint_ = false, timed_out_ = false;
   const Clock::time_point started_ = Clock::now();

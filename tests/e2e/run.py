@@ -26,7 +26,8 @@ def main():
     result = unittest.TextTestRunner(stream=sys.stderr, verbosity=0, descriptions=False).run(suite)
     for test, reason in result.skipped:
         print(f"skipped {test.id()}: {reason}")
-    failed = len({t.id() for t, _ in result.failures + result.errors})
+    # A subtest counts as the test it is part of.
+    failed = len({getattr(t, "test_case", t).id() for t, _ in result.failures + result.errors})
     passed = result.testsRun - failed - len(result.skipped)
     skipped = f", {len(result.skipped)} skipped" if result.skipped else ""
     print(f"{passed} passed, {failed} failed{skipped}")
