@@ -1,10 +1,11 @@
-#include <ATen/Parallel.h>
+
 
 #include <algorithm>
 #include <cmath>
 
 #include "tessera/base/error.h"
 #include "tessera/model/registry.h"
+#include "tessera/ops/parallel.h"
 #include "tessera/ops/topk.h"
 
 namespace tessera {
@@ -66,7 +67,7 @@ class ItemKnn : public Model {
     check_lists();
     const int64_t n = queries.size();
     torch::Tensor out = torch::zeros({n, data_.n_items});
-    at::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
       std::vector<double> sums(data_.n_items);
       for (int64_t row = begin; row < end; ++row) {
         std::fill(sums.begin(), sums.end(), 0.0);
@@ -142,7 +143,7 @@ class ItemKnn : public Model {
   Lists interaction_lists() const {
     const auto users_of = transposed(data_.train_distinct, data_.n_items);
     Lists lists(data_.n_items);
-    at::parallel_for(0, data_.n_items, 16, [&](int64_t begin, int64_t end) {
+    parallel_for(0, data_.n_items, 16, [&](int64_t begin, int64_t end) {
       std::vector<int32_t> common(data_.n_items, 0), touched;
       for (int64_t j = begin; j < end; ++j) {
         touched.clear();
