@@ -1,6 +1,5 @@
 #include "tessera/data/feature.h"
 
-#include <ATen/Parallel.h>
 #include <c10/util/Half.h>
 
 #include <algorithm>
@@ -11,6 +10,7 @@
 #include "tessera/data/mapped_file.h"
 #include "tessera/data/npy.h"
 #include "tessera/data/safetensors.h"
+#include "tessera/ops/parallel.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -76,7 +76,7 @@ void gather_rows(const Feature& feature, const Index* items, int64_t n, float* t
   const int64_t n_items = feature.n_items();
   const int32_t* row_of = feature.row_of_item.const_data_ptr<int32_t>();
   const int64_t grain = std::max<int64_t>(1, 16384 / width);
-  at::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) {
+  parallel_for(0, n, grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t item = items == nullptr ? i : static_cast<int64_t>(items[i]);
       TORCH_CHECK(item >= 0 && item < n_items, "Feature::gather: no item ", item, " of ", n_items);
