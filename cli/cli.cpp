@@ -19,25 +19,39 @@ namespace {
 
 std::atomic<bool> g_interrupted{false};
 
-/// "--name=value", "--name value" and "--name" (true) among the tokens no flag has taken.
-Settings settings_of(const std::vector<std::string>& tokens, const std::string& verb,
-                     const std::vector<std::string>& flags) {
+/// Takes "--name=value", "--name value" and "--name" (true) out of `tokens` where no flag of the
+/// verb has that name: those are settings, and CLI11 would read their values as arguments.
+Settings take_settings(std::vector<std::string>& tokens, const std::vector<std::string>& flags) {
   Settings out;
+  std::vector<std::string> rest;
   for (size_t i = 0; i < tokens.size(); ++i) {
     const std::string& token = tokens[i];
-    if (token.rfind("--", 0) != 0 || token.size() < 3) {
-      throw usage_error("{}: unexpected '{}'{}; see 'tessera {} --help'", verb, printable(token),
-                        did_you_mean(token, flags), verb);
-    }
     const size_t equals = token.find('=');
-    const std::string name = setting_name(token.substr(2, equals - 2));
+    const std::string typed = token.substr(0, equals);
+    if (token == "--") {
+      rest.insert(rest.end(), tokens.begin() + static_cast<std::ptrdiff_t>(i), tokens.end());
+      break;
+    }
+    if (token.rfind("--", 0) != 0 || std::find(flags.begin(), flags.end(), typed) != flags.end()) {
+      rest.push_back(token);
+      continue;
+    }
     std::string value = "true";
     if (equals != std::string::npos) {
       value = token.substr(equals + 1);
     } else if (i + 1 < tokens.size() && tokens[i + 1].rfind("--", 0) != 0) {
       value = tokens[++i];
     }
-    out.push_back({name, parse_value(value), "flag"});
+    out.push_back({setting_name(typed.substr(2)), parse_value(value), "flag"});
+  }
+  tokens = std::move(rest);
+  return out;
+}
+
+std::vector<std::string> flags_of(const CLI::App& verb) {
+  std::vector<std::string> out;
+  for (const auto* option : verb.get_options()) {
+    for (const auto& name : option->get_lnames()) out.push_back("--" + name);
   }
   return out;
 }
@@ -101,18 +115,17 @@ CLI::App* add_verb(CLI::App& app, Common& common, const std::string& name, const
   }
   verb->allow_extras();
   verb->callback([&common, verb, name, settings, run = std::move(run)] {
-    std::vector<std::string> flags;
-    for (const auto* option : verb->get_options()) {
-      for (const auto& long_name : option->get_lnames()) flags.push_back("--" + long_name);
+    const auto flags = flags_of(*verb);
+    for (const auto& token : verb->remaining()) {
+      throw usage_error("{}: unexpected '{}'{}; see 'tessera {} --help'", name, printable(token),
+                        did_you_mean(token, flags), name);
     }
-    const auto extra = verb->remaining();
-    const Settings given = settings_of(extra, name, flags);
-    if (!settings && !given.empty()) {
-      const std::string typed = "--" + given[0].name;
+    if (!settings && !common.typed.empty()) {
+      const std::string typed = "--" + common.typed[0].name;
       throw usage_error("{} has no flag '{}'{}; see 'tessera {} --help'", name, printable(typed),
                         did_you_mean(typed, flags), name);
     }
-    common.flags.insert(common.flags.end(), given.begin(), given.end());
+    common.flags.insert(common.flags.end(), common.typed.begin(), common.typed.end());
     run();
   });
   return verb;
@@ -224,6 +237,9 @@ int run_program(int argc, char** argv) {
   if (args[0].rfind('-', 0) != 0 && std::find(verbs.begin(), verbs.end(), args[0]) == verbs.end()) {
     throw usage_error("no verb '{}'{}; see 'tessera --help'", printable(args[0]),
                       hint_for(args[0], verbs));
+  }
+  if (args[0].rfind('-', 0) != 0) {
+    common.typed = take_settings(args, flags_of(*app.get_subcommand(args[0])));
   }
   std::reverse(args.begin(), args.end());
   try {

@@ -3,7 +3,9 @@
 // Data with known structure for the contract, learning and experiment tests of all models. Every
 // number is a keyed draw, so the same options give the same data everywhere.
 
-#include <torch/torch.h>
+#include <torch/autograd.h>
+#include <torch/types.h>
+#include <torch/utils.h>
 
 #include <algorithm>
 #include <cmath>

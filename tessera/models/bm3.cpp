@@ -3,6 +3,7 @@
 #include "tessera/base/error.h"
 #include "tessera/model/registry.h"
 #include "tessera/ops/fill.h"
+#include "tessera/ops/gather.h"
 #include "tessera/ops/graph.h"
 #include "tessera/ops/losses.h"
 
@@ -116,8 +117,8 @@ class Bm3 : public GraphModel {
 
   Loss loss(const Batch& batch) override {
     const Vectors h = propagate();
-    const auto hu = h.users.index_select(0, batch.distinct_users);
-    const auto hi = h.items.index_select(0, batch.distinct_items);
+    const auto hu = gather_rows(h.users, batch.distinct_users);
+    const auto hi = gather_rows(h.items, batch.distinct_items);
     const auto target_u = target(hu, "user", batch.distinct_users, batch.step);
     const auto target_i = target(hi, "item", batch.distinct_items, batch.step);
     Loss out;
@@ -129,11 +130,11 @@ class Bm3 : public GraphModel {
     if (config_.rec_weight > 0) {
       const auto each = torch::full({batch.size()}, 1.0 / static_cast<double>(batch.size()));
       add("user_to_item", config_.rec_weight,
-          cosine_loss(predict(hu).index_select(0, batch.user_inverse),
-                      target_i.index_select(0, batch.positive_inverse), each));
+          cosine_loss(gather_rows(predict(hu), batch.user_inverse),
+                      gather_rows(target_i, batch.positive_inverse), each));
       add("item_to_user", config_.rec_weight,
-          cosine_loss(predict(hi).index_select(0, batch.positive_inverse),
-                      target_u.index_select(0, batch.user_inverse), each));
+          cosine_loss(gather_rows(predict(hi), batch.positive_inverse),
+                      gather_rows(target_u, batch.user_inverse), each));
     }
     // A term of an item alone is computed once, weighted by how often the item occurs.
     const auto share = torch::bincount(batch.positive_inverse, {}, batch.distinct_items.size(0))
@@ -157,8 +158,8 @@ class Bm3 : public GraphModel {
     if (config_.reg_weight > 0) {
       const auto reg = config_.reg == "norm" ? (frobenius_norm(h.users) + frobenius_norm(h.items)) /
                                                    static_cast<double>(data_.n_items)
-                                             : l2_rows({hu.index_select(0, batch.user_inverse),
-                                                        hi.index_select(0, batch.positive_inverse)},
+                                             : l2_rows({gather_rows(hu, batch.user_inverse),
+                                                        gather_rows(hi, batch.positive_inverse)},
                                                        batch.size());
       add("reg", config_.reg_weight, reg);
     }

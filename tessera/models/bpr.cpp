@@ -1,5 +1,6 @@
 #include "tessera/model/registry.h"
 #include "tessera/ops/fill.h"
+#include "tessera/ops/gather.h"
 #include "tessera/ops/losses.h"
 
 namespace tessera {
@@ -47,9 +48,9 @@ class Bpr : public FactorModel {
   Loss loss(const Batch& batch) override {
     const torch::Tensor user_rows = users_.gather(batch.distinct_users);
     const torch::Tensor item_rows = items_.gather(batch.distinct_items);
-    const auto u = user_rows.index_select(0, batch.user_inverse);
-    const auto p = item_rows.index_select(0, batch.positive_inverse);
-    const auto n = item_rows.index_select(0, batch.negative_inverse.flatten());
+    const auto u = gather_rows(user_rows, batch.user_inverse);
+    const auto p = gather_rows(item_rows, batch.positive_inverse);
+    const auto n = gather_rows(item_rows, batch.negative_inverse.flatten());
     const auto bpr = config_.log_sigmoid == "exact"
                          ? bpr_loss(u, p, n)
                          : -(bpr_margins(u, p, n).sigmoid() + 1e-10).log().mean();

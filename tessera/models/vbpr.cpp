@@ -1,6 +1,7 @@
 #include "tessera/base/error.h"
 #include "tessera/model/registry.h"
 #include "tessera/ops/fill.h"
+#include "tessera/ops/gather.h"
 #include "tessera/ops/losses.h"
 
 namespace tessera {
@@ -81,15 +82,15 @@ class Vbpr : public FactorModel {
     const auto ids = items_->gather(batch.distinct_items);
     const auto f = features_.index_select(0, batch.distinct_items);
     const auto negatives = batch.negative_inverse.flatten();
-    const auto u = users.index_select(0, batch.user_inverse);
+    const auto u = gather_rows(users, batch.user_inverse);
     // Items as [ID ; E f ; offset], users as [g ; t ; 1]: the score is one inner product.
     torch::Tensor rows = torch::cat({ids, content(f)}, 1), bias;
     if (linear_) {
       bias = item_bias_->gather(batch.distinct_items);
       rows = torch::cat({rows, bias + f.matmul(visual_bias_->t())}, 1);
     }
-    const auto p = rows.index_select(0, batch.positive_inverse);
-    const auto n = rows.index_select(0, negatives);
+    const auto p = gather_rows(rows, batch.positive_inverse);
+    const auto n = gather_rows(rows, negatives);
     const auto wide_u = linear_ ? torch::cat({u, torch::ones({u.size(0), 1})}, 1) : u;
     const auto bpr = bpr_loss(wide_u, p, n);
     const int64_t d = config_.embedding_size;
@@ -104,7 +105,7 @@ class Vbpr : public FactorModel {
     out.parts.emplace_back("reg", reg);
     if (linear_ && config_.reg_bias > 0) {
       const auto reg_bias =
-          l2_rows({bias.index_select(0, batch.positive_inverse), bias.index_select(0, negatives)},
+          l2_rows({gather_rows(bias, batch.positive_inverse), gather_rows(bias, negatives)},
                   batch.size());
       out.total = out.total + config_.reg_bias * reg_bias;
       out.parts.emplace_back("reg_bias", reg_bias);

@@ -1,6 +1,7 @@
 #include "tessera/study/run.h"
 
 #include <sys/resource.h>
+#include <torch/version.h>
 
 #include <algorithm>
 #include <cmath>

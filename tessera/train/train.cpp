@@ -60,6 +60,7 @@ class Training {
           options_.metrics.push_back(fmt::format("{}@{}", name, k));
       }
     }
+    asked_ = options_.metrics;
     options_.metrics.push_back(metric_);
     watch_.log = [this](const Json& line) { append_line("metrics.jsonl", line); };
     watch_.progress = config.progress;
@@ -448,6 +449,7 @@ class Training {
     out.best_score = stopping_.best_score();
     out.valid_metric = metric_;
     EvalOptions full = options_;
+    full.metrics = asked_;
     full.slices = true;
     full.per_user = true;
     if (has_valid_) {
@@ -475,7 +477,8 @@ class Training {
   const TrainConfig& config_;
   const TrainSettings& settings_;
   const std::string metric_;
-  EvalOptions options_;
+  EvalOptions options_;                ///< with the metric that selects
+  std::vector<std::string> asked_;     ///< metrics of the result
   EarlyStopping stopping_;
   Watch watch_;
   DenseAdam adam_;

@@ -1,7 +1,9 @@
 // The trainer's joints, with small models made for the purpose: prepare() that checkpoints, inner
 // optimisers, divergence, interruption, time limit, no validation rows.
 #include <gtest/gtest.h>
-#include <torch/torch.h>
+#include <torch/autograd.h>
+#include <torch/types.h>
+#include <torch/utils.h>
 
 #include <cmath>
 

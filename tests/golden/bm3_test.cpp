@@ -1,7 +1,9 @@
 // Golden instances of BM3: specs bm3 section 12, "computed by an independent double-precision
 // script" and, for the settings of section 4a, by automatic differentiation in double.
 #include <gtest/gtest.h>
-#include <torch/torch.h>
+#include <torch/autograd.h>
+#include <torch/types.h>
+#include <torch/utils.h>
 
 #include <cmath>
 #include <map>

@@ -2,7 +2,9 @@
 #include "tessera/ops/losses.h"
 
 #include <gtest/gtest.h>
-#include <torch/torch.h>
+#include <torch/autograd.h>
+#include <torch/types.h>
+#include <torch/utils.h>
 
 namespace tessera {
 namespace {
