@@ -52,35 +52,47 @@ template <typename T>
   }
 }
 
-// `kWidth` columns of one output row, kept in registers over the row's non-zeros.
-template <typename T, int kWidth>
+// `kParts` vectors of `kBytes` bytes of one output row, kept in registers over the row's non-zeros;
+// a plain array of that many sums is spilled.
+template <typename T, int kBytes, int kParts>
 [[gnu::always_inline]] inline void spmm_strip(const Spmm& s, const T* __restrict x, const T* base,
                                               T* out, int64_t row, int64_t column) {
-  T sum[kWidth] = {};
+  using Lanes [[gnu::vector_size(kBytes)]] = T;
+  using Loose [[gnu::vector_size(kBytes), gnu::aligned(alignof(T)), gnu::may_alias]] = T;
+  constexpr int64_t kLanes = kBytes / sizeof(T);
+  Lanes sum[kParts] = {};
   const T row_root = static_cast<T>(s.row_root[row]);
   for (int64_t e = s.offsets[row]; e < s.offsets[row + 1]; ++e) {
     const T weight = row_root * static_cast<T>(s.col_root[s.columns[e]]);
-    const T* __restrict from = x + s.columns[e] * s.width + column;
-    for (int j = 0; j < kWidth; ++j) sum[j] += weight * from[j];
+    const T* from = x + s.columns[e] * s.width + column;
+#pragma GCC unroll 8
+    for (int j = 0; j < kParts; ++j) {
+      sum[j] += weight * *reinterpret_cast<const Loose*>(from + j * kLanes);
+    }
   }
   const T scale = static_cast<T>(s.scale);
   T* to = out + row * s.width + column;
-  if (base) {
-    const T* add = base + row * s.width + column;
-    for (int j = 0; j < kWidth; ++j) to[j] = scale * (add[j] + sum[j]);
-  } else {
-    for (int j = 0; j < kWidth; ++j) to[j] = scale * sum[j];
+  const T* add = base ? base + row * s.width + column : nullptr;
+#pragma GCC unroll 8
+  for (int j = 0; j < kParts; ++j) {
+    if (add) sum[j] += *reinterpret_cast<const Loose*>(add + j * kLanes);
+    *reinterpret_cast<Loose*>(to + j * kLanes) = scale * sum[j];
   }
 }
 
-template <typename T>
+template <typename T, int kBytes>
 [[gnu::always_inline]] inline void spmm_any(const Spmm& s, const T* x, const T* base, T* out,
                                             int64_t begin, int64_t end) {
+  constexpr int64_t kLanes = kBytes / sizeof(T);
   for (int64_t row = begin; row < end; ++row) {
-    int64_t column = 0;
-    for (; column + 64 <= s.width; column += 64) spmm_strip<T, 64>(s, x, base, out, row, column);
-    for (; column + 16 <= s.width; column += 16) spmm_strip<T, 16>(s, x, base, out, row, column);
-    for (; column < s.width; ++column) spmm_strip<T, 1>(s, x, base, out, row, column);
+    int64_t c = 0;
+    for (; c + 8 * kLanes <= s.width; c += 8 * kLanes) {
+      spmm_strip<T, kBytes, 8>(s, x, base, out, row, c);
+    }
+    for (; c + 2 * kLanes <= s.width; c += 2 * kLanes) {
+      spmm_strip<T, kBytes, 2>(s, x, base, out, row, c);
+    }
+    for (; c < s.width; ++c) spmm_strip<T, sizeof(T), 1>(s, x, base, out, row, c);
   }
 }
 
@@ -148,35 +160,43 @@ void adam(double* p, double* m, double* v, const double* gradient, int64_t n,
 }
 
 #if defined(__x86_64__)
-[[gnu::target_clones("avx512f", "avx2", "default")]]
-#endif
-void spmm(const Spmm& s, const float* x, const float* base, float* out, int64_t begin,
-          int64_t end) {
-  spmm_any(s, x, base, out, begin, end);
-}
-
-#if defined(__x86_64__)
-[[gnu::target_clones("avx512f", "avx2", "default")]]
-#endif
-void spmm(const Spmm& s, const double* x, const double* base, double* out, int64_t begin,
-          int64_t end) {
-  spmm_any(s, x, base, out, begin, end);
-}
-
-#if defined(__x86_64__)
 namespace {
+template <typename T>
+[[gnu::target("avx2")]] void spmm_avx2(const Spmm& s, const T* x, const T* base, T* out,
+                                       int64_t begin, int64_t end) {
+  spmm_any<T, 32>(s, x, base, out, begin, end);
+}
 [[gnu::target("avx2")]] void product_tile_avx2(const float* a, const float* b, int64_t depth,
                                                float* out, int64_t stride) {
   tile<32>(a, b, depth, out, stride);
 }
+bool has_avx2() {
+  static const bool has = __builtin_cpu_supports("avx2");
+  return has;
+}
 }  // namespace
 #endif
 
-// Chosen by hand: the width of the lanes depends on the instruction set.
+// These two are chosen by hand: the width of the lanes depends on the instruction set.
+template <typename T>
+void spmm_best(const Spmm& s, const T* x, const T* base, T* out, int64_t begin, int64_t end) {
+#if defined(__x86_64__)
+  if (has_avx2()) return spmm_avx2(s, x, base, out, begin, end);
+#endif
+  spmm_any<T, 16>(s, x, base, out, begin, end);
+}
+void spmm(const Spmm& s, const float* x, const float* base, float* out, int64_t begin,
+          int64_t end) {
+  spmm_best(s, x, base, out, begin, end);
+}
+void spmm(const Spmm& s, const double* x, const double* base, double* out, int64_t begin,
+          int64_t end) {
+  spmm_best(s, x, base, out, begin, end);
+}
+
 void product_tile(const float* a, const float* b, int64_t depth, float* out, int64_t stride) {
 #if defined(__x86_64__)
-  static const bool wide = __builtin_cpu_supports("avx2");
-  if (wide) return product_tile_avx2(a, b, depth, out, stride);
+  if (has_avx2()) return product_tile_avx2(a, b, depth, out, stride);
 #endif
   tile<16>(a, b, depth, out, stride);
 }
