@@ -4,8 +4,10 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <csignal>
 #include <cstdio>
+#include <cstring>
 #include <fstream>
 #include <memory>
 #include <mutex>
@@ -18,6 +20,7 @@ namespace tessera::cli {
 namespace {
 
 std::atomic<bool> g_interrupted{false};
+int g_print_error = 0;  // errno of the first write to stdout that failed
 
 /// Takes "--name=value", "--name value" and "--name" (true) out of `tokens` where no flag of the
 /// verb has that name: those are settings, and CLI11 would read their values as arguments.
@@ -168,7 +171,10 @@ Log make_log(const Common& common) {
 }
 
 void print(const std::string& text) {
-  std::fwrite(text.data(), 1, text.size(), stdout);
+  const auto size = text.size();
+  if (std::fwrite(text.data(), 1, size, stdout) != size && g_print_error == 0) {
+    g_print_error = errno;
+  }
   if (text.empty() || text.back() != '\n') std::fputc('\n', stdout);
 }
 
@@ -279,7 +285,12 @@ int main_program(int argc, char** argv) {
     const std::string text = e.what();
     code = fail(Exit::failed, "unexpected: " + text.substr(0, text.find('\n')));
   }
-  std::fflush(stdout);
+  // A reader that went away (head) is no failure, a full disk is.
+  if (std::fflush(stdout) != 0 && g_print_error == 0) g_print_error = errno;
+  if (g_print_error != 0 && g_print_error != EPIPE && code == 0) {
+    code = fail(Exit::failed,
+                fmt::format("cannot write the result: {}", std::strerror(g_print_error)));
+  }
   return code;
 }
 

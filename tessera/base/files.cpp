@@ -20,8 +20,11 @@ namespace tessera {
 namespace {
 
 RunError write_failed(const fs::path& path, int error) {
-  return {Exit::failed, fmt::format("cannot write {}: {}; the file there before is unchanged",
-                                    path.string(), std::strerror(error))};
+  // The name that the reader knows, not that of the folder it was being written in.
+  static const std::regex temporary(R"((^|/)\.([^/]+)\.\d+\.tmp(?=/|$))");
+  return {Exit::failed,
+          fmt::format("cannot write {}: {}; the file there before is unchanged",
+                      std::regex_replace(path.string(), temporary, "$1$2"), std::strerror(error))};
 }
 
 fs::path beside(const fs::path& path) {
