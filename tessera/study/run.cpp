@@ -1,7 +1,6 @@
 #include "tessera/study/run.h"
 
 #include <sys/resource.h>
-#include <torch/version.h>
 
 #include <algorithm>
 #include <cmath>
@@ -14,6 +13,7 @@
 #include "tessera/base/files.h"
 #include "tessera/base/version.h"
 #include "tessera/model/bundle.h"
+#include "tessera/ops/torch_version.h"
 #include "tessera/train/checkpoint.h"
 
 namespace tessera {
@@ -79,7 +79,7 @@ std::string cpu_name() {
 Json environment() {
   return {{"tessera", kVersion},
           {"compiler", fmt::format("{}", __VERSION__)},
-          {"libtorch", TORCH_VERSION},
+          {"libtorch", torch_version()},
           {"cpu", cpu_name()},
           {"gpu", nullptr},
           {"threads", at::get_num_threads()}};
