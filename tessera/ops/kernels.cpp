@@ -1,5 +1,9 @@
 #include "tessera/ops/kernels.h"
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include <cmath>
 
 namespace tessera::kernels {
@@ -111,33 +115,18 @@ template <typename T>
   return lane[0] + rest;
 }
 
-// One tile of the product, its sums in registers as lanes of `kBytes` bytes.
-template <int kBytes>
-[[gnu::always_inline]] inline void tile(const float* a, const float* b, int64_t depth, float* out,
-                                        int64_t stride) {
-  using Lanes [[gnu::vector_size(kBytes)]] = float;
-  using Loose [[gnu::vector_size(kBytes), gnu::aligned(4), gnu::may_alias]] = float;
-  constexpr int64_t kLanes = kBytes / sizeof(float), kParts = kTileColumns / kLanes;
-  Lanes sum[kTileRows][kParts] = {};
+// One tile of the product in any instruction set.
+void product_tile_plain(const float* a, const float* b, int64_t depth, float* out, int64_t stride) {
+  float sum[kTileRows][kTileColumns] = {};
   for (int64_t k = 0; k < depth; ++k) {
-    Lanes right[kParts];
-#pragma GCC unroll 4
-    for (int64_t j = 0; j < kParts; ++j) {
-      right[j] = *reinterpret_cast<const Loose*>(b + k * kTileColumns + j * kLanes);
-    }
-#pragma GCC unroll 6
     for (int64_t r = 0; r < kTileRows; ++r) {
-      const float left = a[r * depth + k];
-#pragma GCC unroll 4
-      for (int64_t j = 0; j < kParts; ++j) sum[r][j] += left * right[j];
+      for (int64_t c = 0; c < kTileColumns; ++c) {
+        sum[r][c] += a[r * depth + k] * b[k * kTileColumns + c];
+      }
     }
   }
-#pragma GCC unroll 6
   for (int64_t r = 0; r < kTileRows; ++r) {
-#pragma GCC unroll 4
-    for (int64_t j = 0; j < kParts; ++j) {
-      *reinterpret_cast<Loose*>(out + r * stride + j * kLanes) = sum[r][j];
-    }
+    for (int64_t c = 0; c < kTileColumns; ++c) out[r * stride + c] = sum[r][c];
   }
 }
 
@@ -166,12 +155,33 @@ template <typename T>
                                        int64_t begin, int64_t end) {
   spmm_any<T, 32>(s, x, base, out, begin, end);
 }
-[[gnu::target("avx2")]] void product_tile_avx2(const float* a, const float* b, int64_t depth,
-                                               float* out, int64_t stride) {
-  tile<32>(a, b, depth, out, stride);
+// The sums of the tile stay in twelve registers.
+[[gnu::target("avx2,fma")]] void product_tile_fma(const float* a, const float* b, int64_t depth,
+                                                  float* out, int64_t stride) {
+  static_assert(kTileColumns == 16);
+  __m256 sum[kTileRows][2] = {};
+  for (int64_t k = 0; k < depth; ++k) {
+    const __m256 left_half = _mm256_loadu_ps(b + k * 16),
+                 right_half = _mm256_loadu_ps(b + k * 16 + 8);
+#pragma GCC unroll 6
+    for (int64_t r = 0; r < kTileRows; ++r) {
+      const __m256 x = _mm256_set1_ps(a[r * depth + k]);
+      sum[r][0] = _mm256_fmadd_ps(x, left_half, sum[r][0]);
+      sum[r][1] = _mm256_fmadd_ps(x, right_half, sum[r][1]);
+    }
+  }
+#pragma GCC unroll 6
+  for (int64_t r = 0; r < kTileRows; ++r) {
+    _mm256_storeu_ps(out + r * stride, sum[r][0]);
+    _mm256_storeu_ps(out + r * stride + 8, sum[r][1]);
+  }
 }
 bool has_avx2() {
   static const bool has = __builtin_cpu_supports("avx2");
+  return has;
+}
+bool has_fma() {
+  static const bool has = has_avx2() && __builtin_cpu_supports("fma");
   return has;
 }
 }  // namespace
@@ -196,9 +206,9 @@ void spmm(const Spmm& s, const double* x, const double* base, double* out, int64
 
 void product_tile(const float* a, const float* b, int64_t depth, float* out, int64_t stride) {
 #if defined(__x86_64__)
-  if (has_avx2()) return product_tile_avx2(a, b, depth, out, stride);
+  if (has_fma()) return product_tile_fma(a, b, depth, out, stride);
 #endif
-  tile<16>(a, b, depth, out, stride);
+  product_tile_plain(a, b, depth, out, stride);
 }
 
 #if defined(__x86_64__)
