@@ -61,8 +61,7 @@ class LightGcn : public GraphModel {
     const auto u = gather_rows(h.users, batch.users), i = gather_rows(h.items, ranked);
     const auto bpr = bpr_loss(u, i.narrow(0, 0, n), i.narrow(0, n, ranked.numel() - n));
     const auto i0 = gather_rows(items_, ranked);
-    const std::vector<torch::Tensor> layer0 = {gather_rows(users_, batch.users),
-                                               i0.narrow(0, 0, n),
+    const std::vector<torch::Tensor> layer0 = {gather_rows(users_, batch.users), i0.narrow(0, 0, n),
                                                i0.narrow(0, n, ranked.numel() - n)};
     const auto reg =
         config_.reg == "squared" ? l2_rows(layer0, batch.size()) : norm_rows(layer0, batch.size());

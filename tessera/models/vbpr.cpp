@@ -104,9 +104,8 @@ class Vbpr : public FactorModel {
     out.total = out.total + config_.reg_weight * reg;
     out.parts.emplace_back("reg", reg);
     if (linear_ && config_.reg_bias > 0) {
-      const auto reg_bias =
-          l2_rows({gather_rows(bias, batch.positive_inverse), gather_rows(bias, negatives)},
-                  batch.size());
+      const auto reg_bias = l2_rows(
+          {gather_rows(bias, batch.positive_inverse), gather_rows(bias, negatives)}, batch.size());
       out.total = out.total + config_.reg_bias * reg_bias;
       out.parts.emplace_back("reg_bias", reg_bias);
     }

@@ -477,8 +477,8 @@ class Training {
   const TrainConfig& config_;
   const TrainSettings& settings_;
   const std::string metric_;
-  EvalOptions options_;                ///< with the metric that selects
-  std::vector<std::string> asked_;     ///< metrics of the result
+  EvalOptions options_;             ///< with the metric that selects
+  std::vector<std::string> asked_;  ///< metrics of the result
   EarlyStopping stopping_;
   Watch watch_;
   DenseAdam adam_;
