@@ -124,7 +124,11 @@ void load_features(const fs::path& folder, const DatasetView& view, Dataset& dat
     data.features.push_back(
         open_feature(folder, name, manifest[name], data.item_ids, view.verify_hashes));
   }
-  for (const std::string& typed : view.permute) {
+  std::vector<std::string> permuted = view.permute;
+  if (permuted.size() == 1 && squeezed(permuted[0]) == "all" && !manifest.contains("all")) {
+    permuted = chosen;
+  }
+  for (const std::string& typed : permuted) {
     const std::string name = find(typed);
     const auto place = std::find_if(data.features.begin(), data.features.end(),
                                     [&](const Feature& each) { return each.name == name; });
