@@ -40,7 +40,7 @@ class Spy : public Model {
     if (batch.negatives.defined()) seen[k + "negatives"] = batch.negatives;
     if (dropout_ > 0) {
       const auto mask = [&](const std::string& name, const torch::Tensor& rows, int64_t width) {
-        seen[k + "kept." + name] =
+        seen[k + "kept." + name.substr(name.find('.') + 1)] =
             dropout_mask(rows, width, dropout_, random_.stream("drop." + name), batch.step) > 0;
       };
       const int64_t d = inner_.parameter_groups()[0].tensors[0].second->size(1);
@@ -48,7 +48,7 @@ class Spy : public Model {
       seen[k + "distinct_items"] = batch.distinct_items;
       mask("user", batch.distinct_users, d);
       mask("item", batch.distinct_items, d);
-      for (const auto& feature : data_.features) mask(feature.name, batch.distinct_items, d);
+      for (const auto& feature : data_.features) mask("modality." + feature.name, batch.distinct_items, d);
     }
     Loss loss = inner_.loss(batch);
     losses.push_back(loss.total.item<double>());
@@ -95,7 +95,9 @@ int run(int argc, char** argv) {
   for (const auto* tensors : {&start.weights, &start.optimizer}) {
     for (const auto& [name, tensor] : *tensors) spy.seen["init." + name] = tensor.detach().clone();
   }
-  TrainConfig config{settings.train_settings, find_protocol("mmrec")};
+  TrainConfig config;
+  config.settings = settings.train_settings;
+  config.protocol = find_protocol("mmrec");
   config.stop_requested = [&] { return spy.losses.size() >= kSteps; };
   try {
     train_model(spy, data, config);

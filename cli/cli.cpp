@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cctype>
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
@@ -21,6 +22,12 @@ namespace {
 
 std::atomic<bool> g_interrupted{false};
 int g_print_error = 0;  // errno of the first write to stdout that failed
+
+/// "--name" and "-j", not "-1" and "-".
+bool is_flag(const std::string& token) {
+  return token.size() > 1 && token[0] == '-' &&
+         (token[1] == '-' || std::isalpha(static_cast<unsigned char>(token[1])) != 0);
+}
 
 /// Takes "--name=value", "--name value" and "--name" (true) out of `tokens` where no flag of the
 /// verb has that name: those are settings, and CLI11 would read their values as arguments.
@@ -42,7 +49,7 @@ Settings take_settings(std::vector<std::string>& tokens, const std::vector<std::
     std::string value = "true";
     if (equals != std::string::npos) {
       value = token.substr(equals + 1);
-    } else if (i + 1 < tokens.size() && tokens[i + 1].rfind("--", 0) != 0) {
+    } else if (i + 1 < tokens.size() && !is_flag(tokens[i + 1])) {
       value = tokens[++i];
     }
     out.push_back({setting_name(typed.substr(2)), parse_value(value), "flag"});

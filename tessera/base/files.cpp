@@ -109,6 +109,7 @@ Json parse_json(std::string_view text, const std::string& what) {
 Json read_json(const fs::path& path) { return parse_json(read_file(path), path.string()); }
 
 void write_file_with(const fs::path& path, const std::function<void(std::ostream&)>& write) {
+  remove_leftovers(path);
   Cleanup temporary{beside(path)};
   {
     std::ofstream out(temporary.path, std::ios::binary | std::ios::trunc);

@@ -35,7 +35,10 @@ class EarlyStopping {
       : protocol_(&protocol), patience_(patience) {}
   /// Takes the score of `epoch`; true when it is the best so far.
   bool add(int64_t epoch, double score);
-  bool stop() const { return misses_ >= patience_ + (protocol_->patience_plus_one ? 1 : 0); }
+  /// Never before a score was taken, and with a patience of 0 at the first miss.
+  bool stop() const {
+    return misses_ > 0 && misses_ >= patience_ + (protocol_->patience_plus_one ? 1 : 0);
+  }
   int64_t best_epoch() const { return best_epoch_; }
   double best_score() const { return best_score_; }  ///< unrounded score of the best epoch
   int64_t misses() const { return misses_; }

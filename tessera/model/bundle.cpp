@@ -101,6 +101,8 @@ std::string model_card(Model& model, const ModelInfo& info, const RunSettings& s
       "{}. A recommendation model written by Tessera {} on {}; `tessera recommend`, `similar` and "
       "`serve` load this folder.\n\n",
       info.title, kVersion, json_get<std::string>(about, "created", "model.json"));
+  const std::string label = info.label ? info.label(settings.given) : "";
+  if (!label.empty()) card += label + ".\n\n";
   card += "## Data\n\n";
   card += fmt::format(
       "{} users, {} items, {} train rows of the data set {}. Trained on the train rows alone; "

@@ -5,7 +5,7 @@
 namespace tessera {
 
 void TrainSettings::describe(Fields& f) {
-  f.add("epochs", epochs, "epochs at most", at_least(0));
+  f.add("epochs", epochs, "epochs at most", at_least(1));
   f.add("train_batch_size", train_batch_size, "examples a step", at_least(1));
   f.add("eval_batch_size", eval_batch_size, "users ranked at once", at_least(1));
   f.add("learning_rate", learning_rate, "Adam's learning rate", at_least(0));

@@ -49,15 +49,16 @@ class Training {
         config_(config),
         settings_(config.settings),
         metric_(selecting_metric(config.settings, config.protocol, data.n_items)),
-        options_(eval_options(config.settings, config.protocol, data.n_items)),
+        options_(eval_options(config.settings, config.protocol)),
         stopping_(config.protocol, config.settings.stopping_step >= 0
                                        ? config.settings.stopping_step
                                        : config.protocol.patience) {
     if (options_.metrics.empty()) {
       // With K in their names: "map" and "mrr" alone mean the whole list.
       for (const auto& name : default_metrics()) {
-        for (const int64_t k : options_.topk)
-          options_.metrics.push_back(fmt::format("{}@{}", name, k));
+        for (const int64_t k : options_.topk) {
+          options_.metrics.push_back(fmt::format("{}@{}", name, std::min(k, data.n_items)));
+        }
       }
     }
     asked_ = options_.metrics;
@@ -83,7 +84,6 @@ class Training {
       if (!config_.folder.empty()) write_last();
     }
     if (model_.trainable()) {
-      check_valid();
       epochs();
     } else if (epoch_ == 0) {
       closed_form();
@@ -155,15 +155,22 @@ class Training {
     const fs::path last = checkpoints() / "last";
     if (!fs::exists(last / "state.json")) {
       config_.log.info("no checkpoint yet: starting again from epoch 0");
-      for (const char* name : {"metrics.jsonl", "test_curve.jsonl"}) {
-        fs::remove(config_.folder / name);
-      }
+      cut("metrics.jsonl", 1);  // what the run is, written before the training
+      cut("test_curve.jsonl", 0);
       return;
     }
     configure();  // tables need their rule before they can replay
     trainer_state().load(read_checkpoint(last));
     cut("metrics.jsonl", metrics_lines_);
     cut("test_curve.jsonl", curve_lines_);
+    // Looks since the checkpoint: at its end, and by `evaluate`.
+    const fs::path results = config_.folder / "results.json";
+    if (fs::exists(results)) {
+      const Json json = read_json(results);
+      if (json.is_object() && json.contains("test_looks") && json["test_looks"].is_number_integer()) {
+        test_looks_ = std::max(test_looks_, json["test_looks"].get<int64_t>());
+      }
+    }
     has_checkpoint_ = true;
     if (stopping_.best_epoch() >= 0 && fs::exists(last / "best.safetensors")) {
       State::Saved best = read_checkpoint(checkpoints() / "best");
@@ -263,15 +270,6 @@ class Training {
   }
 
   // --- epochs ------------------------------------------------------------------------------
-  void check_valid() const {
-    if (!has_valid_ && !settings_.epochs_given) {
-      throw usage_error(
-          "'{}' has no validation rows to choose an epoch by: give --epochs N (all N run, the last "
-          "is kept) or import another split",
-          data_.name);
-    }
-  }
-
   bool time_is_up() const {
     return settings_.time_limit > 0 &&
            spent_before_ + seconds_since(started_) >= settings_.time_limit * 60;
@@ -347,7 +345,9 @@ class Training {
     log_epoch(time_s, mean, sums, n, n_examples);
     model_.train(false);
     const bool last = epoch_ + 1 == max_epochs_ || timed_out_;
-    if (has_valid_ && ((epoch_ + 1) % settings_.eval_step == 0 || last) && n > 0) validate();
+    // Without a step there is nothing new to rank, but a result must have a best epoch.
+    const bool worth = n > 0 || stopping_.best_epoch() < 0;
+    if (has_valid_ && ((epoch_ + 1) % settings_.eval_step == 0 || last) && worth) validate();
     if (settings_.test_curve && has_rows(data_, Split::test)) test_curve();
     ++epoch_;
     if (!config_.folder.empty() && (epoch_ % settings_.checkpoint == 0 || last)) write_last();
@@ -395,7 +395,17 @@ class Training {
   }
 
   void validate() {
-    const Evaluation result = evaluate(model_, data_, config_.protocol, Split::valid, options_);
+    const Evaluation result = [&] {
+      try {
+        return evaluate(model_, data_, config_.protocol, Split::valid, options_);
+      } catch (const RunError& e) {
+        if (e.code() != Exit::diverged) throw;
+        throw RunError(Exit::diverged,
+                       fmt::format("diverged in epoch {}: ranking after it: {}; try a smaller "
+                                   "learning_rate",
+                                   epoch_, e.what()));
+      }
+    }();
     eval_s_ += result.time_s;
     const double score = result.value(metric_);
     const bool best = stopping_.add(epoch_, score);
@@ -504,15 +514,11 @@ std::string selecting_metric(const TrainSettings& settings, const Protocol& prot
   return k > n_items ? fmt::format("{}@{}", name.substr(0, at), n_items) : name;
 }
 
-EvalOptions eval_options(const TrainSettings& settings, const Protocol& protocol, int64_t n_items) {
+EvalOptions eval_options(const TrainSettings& settings, const Protocol& protocol) {
   EvalOptions options;
   options.metrics = settings.metrics;
   options.topk = settings.topk.empty() ? protocol.topk : settings.topk;
   options.topk_given = !settings.topk.empty();
-  if (!options.topk_given) {
-    for (int64_t& k : options.topk) k = std::min(k, n_items);
-    options.topk.erase(std::unique(options.topk.begin(), options.topk.end()), options.topk.end());
-  }
   options.sparse_max = settings.sparse_max;
   options.tail_ratio = settings.tail_ratio;
   options.map_norm = settings.map_norm;
@@ -520,7 +526,23 @@ EvalOptions eval_options(const TrainSettings& settings, const Protocol& protocol
   return options;
 }
 
+void check_training(Model& model, const Dataset& data, const TrainSettings& settings,
+                    const Protocol& protocol) {
+  EvalOptions options = eval_options(settings, protocol);
+  options.metrics.push_back(selecting_metric(settings, protocol, data.n_items));
+  for (const Split split : {Split::valid, Split::test}) {
+    if (has_rows(data, split)) check_evaluation(data, protocol, split, options);
+  }
+  if (model.trainable() && !has_rows(data, Split::valid) && !settings.epochs_given) {
+    throw usage_error(
+        "'{}' has no validation rows to choose an epoch by: give --epochs N (all N run, the last "
+        "is kept) or import another split",
+        data.name);
+  }
+}
+
 TrainResult train_model(Model& model, const Dataset& data, const TrainConfig& config) {
+  check_training(model, data, config.settings, config.protocol);
   return Training(model, data, config).run();
 }
 
