@@ -48,7 +48,8 @@ class Spy : public Model {
       seen[k + "distinct_items"] = batch.distinct_items;
       mask("user", batch.distinct_users, d);
       mask("item", batch.distinct_items, d);
-      for (const auto& feature : data_.features) mask("modality." + feature.name, batch.distinct_items, d);
+      for (const auto& feature : data_.features)
+        mask("modality." + feature.name, batch.distinct_items, d);
     }
     Loss loss = inner_.loss(batch);
     losses.push_back(loss.total.item<double>());

@@ -109,10 +109,7 @@ class Plan {
 };
 
 Plan::Plan(const Dataset& data, const Protocol& protocol, Split split)
-    : data(data),
-      protocol(protocol),
-      split(split),
-      mask(data, protocol, split) {
+    : data(data), protocol(protocol), split(split), mask(data, protocol, split) {
   const Interactions& rows = rows_of(data, split);
   const std::vector<bool> trained = [&] {
     std::vector<bool> some(data.n_items, false);
@@ -576,9 +573,9 @@ void check_evaluation(const Dataset& data, const Protocol& protocol, Split split
   const Plan plan(data, protocol, split);
 }
 
-void all_lists(Model& model, const Dataset& data, const Protocol& protocol, Split split, int64_t k,
-               const std::function<void(int64_t, std::span<const int32_t>,
-                                        std::span<const float>)>& take) {
+void all_lists(
+    Model& model, const Dataset& data, const Protocol& protocol, Split split, int64_t k,
+    const std::function<void(int64_t, std::span<const int32_t>, std::span<const float>)>& take) {
   const torch::NoGradGuard no_gradients;
   const UserMask mask(data, protocol, split);
   const int64_t block_size = ranking_block(model, 2048);
@@ -633,7 +630,8 @@ Evaluation evaluate(Model& model, const Dataset& data, const Protocol& protocol,
   for (int64_t first = 0; first < plan.n_users(); first += block_size) {
     const int64_t last = std::min(first + block_size, plan.n_users());
     const Block block(plan, first, last);
-    const std::span<const int64_t> users(plan.users.data() + first, static_cast<size_t>(last - first));
+    const std::span<const int64_t> users(plan.users.data() + first,
+                                         static_cast<size_t>(last - first));
     const BlockScores scores(model, make_queries(model, data, protocol, split, users));
     block.rank(scores, {}, wanted, [&](const auto& answers) { report.add(first, answers); });
     if (report.wants_cold_only()) {

@@ -64,7 +64,8 @@ class Bm3 : public GraphModel {
     }
 
     std::string label() const {
-      return variant == "paper" ? "BM3 variant = paper: from summaries, paper body not checked" : "";
+      return variant == "paper" ? "BM3 variant = paper: from summaries, paper body not checked"
+                                : "";
     }
 
     static std::vector<Ablation> ablations(const std::vector<std::string>& modalities) {
@@ -157,7 +158,8 @@ class Bm3 : public GraphModel {
       }
       if (config_.mask_weight > 0) {
         add("mask_" + m.name, config_.mask_weight,
-            cosine_loss(online, target(projected, "modality." + m.name, batch.distinct_items, batch.step),
+            cosine_loss(online,
+                        target(projected, "modality." + m.name, batch.distinct_items, batch.step),
                         share));
       }
     }

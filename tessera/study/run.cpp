@@ -218,8 +218,8 @@ Checked check(const std::string& model, const fs::path& dataset, const Settings&
 
 /// Everything that a run writes into its folder; other files there are somebody's own.
 constexpr const char* kRunFiles[] = {
-    "config.resolved.json", "status.json", "results.json",   "results.tsv",    "metrics.jsonl",
-    "test_curve.jsonl",     "train.log",   "command.txt",    "env.json",       "data.json",
+    "config.resolved.json", "status.json", "results.json",   "results.tsv", "metrics.jsonl",
+    "test_curve.jsonl",     "train.log",   "command.txt",    "env.json",    "data.json",
     "per_user.tsv",         "model",       "recs_top50.tsv", "checkpoints"};
 
 void prepare_output(const fs::path& folder) {

@@ -39,8 +39,9 @@ State::Saved read_checkpoint(const fs::path& folder) {
   if (state.contains("sha256") && state["sha256"].is_object()) {
     for (const auto& [file, hash] : state["sha256"].items()) {
       if (!fs::path(file).has_parent_path() && hash != sha256_of_file(folder / file)) {
-        throw data_error("{}: its sha256 is not the one in state.json: the file was changed or damaged",
-                         (folder / file).string());
+        throw data_error(
+            "{}: its sha256 is not the one in state.json: the file was changed or damaged",
+            (folder / file).string());
       }
     }
   }

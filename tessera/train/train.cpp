@@ -167,7 +167,8 @@ class Training {
     const fs::path results = config_.folder / "results.json";
     if (fs::exists(results)) {
       const Json json = read_json(results);
-      if (json.is_object() && json.contains("test_looks") && json["test_looks"].is_number_integer()) {
+      if (json.is_object() && json.contains("test_looks") &&
+          json["test_looks"].is_number_integer()) {
         test_looks_ = std::max(test_looks_, json["test_looks"].get<int64_t>());
       }
     }
