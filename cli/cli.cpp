@@ -1,6 +1,7 @@
 #include "cli/cli.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -189,6 +190,40 @@ void print_json(const Json& value) {
   print(value.dump(2, ' ', false, Json::error_handler_t::replace));
 }
 
+void print_or_write(const Common& common, const std::string& text) {
+  if (common.output.empty()) {
+    print(text);
+  } else {
+    write_file(common.output, text);
+    print(common.output);
+  }
+}
+
+std::vector<std::string> split_list(const std::string& text, char separator) {
+  std::vector<std::string> out;
+  for (size_t begin = 0; begin <= text.size();) {
+    const size_t end = std::min(text.find(separator, begin), text.size());
+    if (end > begin) out.push_back(text.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  return out;
+}
+
+std::function<Progress(std::string, int64_t)> progress_bar(const Common& common) {
+  if (common.no_progress || common.quiet || isatty(2) == 0) {
+    return [](const std::string&, int64_t) { return Progress{}; };
+  }
+  return [](const std::string& what, int64_t total) {
+    auto done = std::make_shared<int64_t>(0);
+    return Progress{[what, total, done](int64_t n) {
+      *done += n;
+      const auto percent = total > 0 ? 100 * *done / total : 100;
+      std::fprintf(stderr, "\r%s %3ld %%", what.c_str(), static_cast<long>(percent));
+      if (*done >= total) std::fputs("\r\033[K", stderr);
+    }};
+  };
+}
+
 bool interrupted() { return g_interrupted.load(); }
 
 namespace {
@@ -223,18 +258,38 @@ std::vector<std::string> with_dashes(int argc, char** argv) {
   return out;
 }
 
+/// An argument as a shell takes it back.
+std::string quoted(const std::string& argument) {
+  const bool plain = !argument.empty() && std::all_of(argument.begin(), argument.end(), [](char c) {
+    return std::isalnum(static_cast<unsigned char>(c)) != 0 ||
+           std::string_view("_@%+=:,./-").find(c) != std::string_view::npos;
+  });
+  if (plain) return argument;
+  std::string out = "'";
+  for (const char c : argument) {
+    if (c == '\'') {
+      out += "'\\''";
+    } else {
+      out += c;
+    }
+  }
+  return out + "'";
+}
+
 int run_program(int argc, char** argv) {
   CLI::App app("Tessera: recommendations from pictures, words, sounds and clicks.", "tessera");
   app.set_version_flag("--version", std::string("tessera ") + kVersion);
   app.option_defaults()->always_capture_default(false);
   app.require_subcommand(0, 1);
   Common common;
-  for (int i = 0; i < argc; ++i)
-    common.command += (i == 0 ? "tessera" : std::string(" ") + argv[i]);
+  common.command = "tessera";
+  for (int i = 1; i < argc; ++i) common.command += " " + quoted(argv[i]);
   add_inspect(app, common);
   add_import(app, common);
   add_train(app, common);
   add_evaluate(app, common);
+  add_compare(app, common);
+  add_tune(app, common);
   add_recommend(app, common);
   add_similar(app, common);
   add_models(app, common);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -8,6 +9,7 @@
 #include "tessera/base/fields.h"
 #include "tessera/base/json.h"
 #include "tessera/base/log.h"
+#include "tessera/model/model.h"
 
 namespace tessera::cli {
 
@@ -45,6 +47,15 @@ Log make_log(const Common& common);
 void print(const std::string& text);
 void print_json(const Json& value);
 
+/// A result that goes to -o, whose path is then printed, or else to stdout.
+void print_or_write(const Common& common, const std::string& text);
+
+/// A bar on stderr, only where a person looks at it.
+std::function<Progress(std::string, int64_t)> progress_bar(const Common& common);
+
+/// "a,b" as its parts, empty ones left out.
+std::vector<std::string> split_list(const std::string& text, char separator = ',');
+
 /// True after SIGINT or SIGTERM.
 bool interrupted();
 
@@ -52,6 +63,8 @@ void add_inspect(CLI::App& app, Common& common);
 void add_import(CLI::App& app, Common& common);
 void add_train(CLI::App& app, Common& common);
 void add_evaluate(CLI::App& app, Common& common);
+void add_compare(CLI::App& app, Common& common);
+void add_tune(CLI::App& app, Common& common);
 void add_recommend(CLI::App& app, Common& common);
 void add_similar(CLI::App& app, Common& common);
 void add_models(CLI::App& app, Common& common);

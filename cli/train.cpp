@@ -1,24 +1,8 @@
-#include <unistd.h>
-
-#include <cmath>
-#include <cstdio>
-
 #include "cli/cli.h"
 #include "tessera/study/run.h"
 
 namespace tessera::cli {
 namespace {
-
-/// A bar on stderr, only where a person looks at it.
-Progress bar(const std::string& what, int64_t total) {
-  auto done = std::make_shared<int64_t>(0);
-  return {[what, total, done](int64_t n) {
-    *done += n;
-    const auto percent = total > 0 ? 100 * *done / total : 100;
-    std::fprintf(stderr, "\r%s %3ld %%", what.c_str(), static_cast<long>(percent));
-    if (*done >= total) std::fputs("\r\033[K", stderr);
-  }};
-}
 
 std::string table(const Json& results) {
   const bool has_test = !results["test"].is_null();
@@ -71,7 +55,7 @@ void add_train(CLI::App& app, Common& common) {
         request.command = common.command;
         request.log = make_log(common);
         request.stop_requested = interrupted;
-        if (!common.no_progress && !common.quiet && isatty(2) != 0) request.progress = bar;
+        request.progress = progress_bar(common);
         const RunOutcome outcome = run(request);
         if (common.json) {
           Json out = outcome.results;

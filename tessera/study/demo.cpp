@@ -449,10 +449,6 @@ Settings demo_settings(uint64_t seed) {
           {"train_batch_size", 1024, origin}};
 }
 
-/// Asks the kernel to forget the largest resident size so far, so that each run reports its own.
-/// Where it refuses, a later run reports at least what an earlier one used.
-void reset_peak_memory() { std::ofstream("/proc/self/clear_refs") << "5"; }
-
 /// The folder is new, empty, or holds this same demonstration; anything else is exit 2.
 void claim(const fs::path& folder, const Json& identity) {
   const fs::path mark = folder / "demo.json";

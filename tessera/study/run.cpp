@@ -1,5 +1,6 @@
 #include "tessera/study/run.h"
 
+#include <malloc.h>
 #include <sys/resource.h>
 
 #include <algorithm>
@@ -253,6 +254,15 @@ void check_same_rows(const fs::path& folder, const fs::path& dataset, const Data
 
 }  // namespace
 
+void check_run(const RunRequest& request) {
+  check(request.model, request.dataset, request.settings, request.log);
+}
+
+void reset_peak_memory() {
+  malloc_trim(0);
+  std::ofstream("/proc/self/clear_refs") << "5";
+}
+
 int64_t peak_rss_mb() {
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
@@ -283,6 +293,7 @@ RunOutcome run(const RunRequest& request) {
   std::string model = request.model;
   fs::path dataset = request.dataset, folder = request.output;
   Settings given = request.settings;
+  bool look_at_test = request.look_at_test;
   if (resuming) {
     folder = request.resume;
     const fs::path path = folder / "config.resolved.json";
@@ -290,6 +301,7 @@ RunOutcome run(const RunRequest& request) {
     const Json config = read_json(path);
     model = text_of(config, "model", path);
     dataset = text_of(config, "dataset", path);
+    look_at_test = json_get<bool>(config, "looks_at_test", path.string(), true);
     Settings stored = settings_from(config, path);
     stored.insert(stored.end(), request.settings.begin(), request.settings.end());
     given = std::move(stored);
@@ -303,16 +315,18 @@ RunOutcome run(const RunRequest& request) {
   auto checked = check(model, dataset, given, request.log);
   Dataset& data = *checked.data;
   const TrainSettings& train = checked.settings.train_settings;
+  if (!look_at_test) data.test = {};
   if (resuming) {
     check_same_rows(folder, dataset, data);
   } else {
     if (folder.empty()) folder = default_folder(checked.info->name, data.name, train.seed);
     prepare_output(folder);
   }
-  write_json(folder / "config.resolved.json",
-             {{"model", checked.info->name},
-              {"dataset", fs::absolute(dataset).lexically_normal().string()},
-              {"settings", settings_json(checked.settings)}});
+  Json resolved = {{"model", checked.info->name},
+                   {"dataset", fs::absolute(dataset).lexically_normal().string()},
+                   {"settings", settings_json(checked.settings)}};
+  if (!look_at_test) resolved["looks_at_test"] = false;
+  write_json(folder / "config.resolved.json", resolved);
   Status status(folder);
   status.write("running", 0, -1);
   // The run's own log beside the caller's.
@@ -393,6 +407,7 @@ RunOutcome run(const RunRequest& request) {
       for (const Json& note : results["audit"]["notes"]) log.warn("{}", note.get<std::string>());
     }
     results["n_epochs"] = result.n_epochs;
+    results["n_steps"] = result.n_steps;
     results["stopped_by"] = result.stopped_by;
     std::vector<double> epoch_s = result.epoch_s;
     std::sort(epoch_s.begin(), epoch_s.end());

@@ -17,6 +17,7 @@ struct RunRequest {
   std::filesystem::path output;  ///< empty: runs/<time>_<model>_<dataset>_s<seed>
   std::filesystem::path resume;  ///< a run folder to go on with; model and dataset come from it
   Settings settings;             ///< in rising precedence
+  bool look_at_test = true;      ///< false: the run never sees the test rows, nor when resumed
   std::string command;
   Log log;
   std::function<bool()> stop_requested = [] { return false; };
@@ -33,6 +34,9 @@ struct RunOutcome {
 /// Trains, evaluates and writes the run folder of conventions section 3. Inputs are checked before
 /// anything is replaced; a failure leaves status.json with its exit code.
 RunOutcome run(const RunRequest& request);
+
+/// Builds the model of a run and drops it: what run() would refuse is refused, nothing is written.
+void check_run(const RunRequest& request);
 
 /// A run folder opened again, its best weights loaded.
 struct OpenRun {
@@ -56,5 +60,9 @@ Json metrics_json(const MetricValues& metrics);
 
 /// The largest resident size of this process so far, MiB.
 int64_t peak_rss_mb();
+/// Gives unused memory back and asks the kernel to forget the largest resident size so far, so that
+/// each of several runs in one process reports its own. Where the kernel refuses, a later run
+/// reports at least what an earlier one used.
+void reset_peak_memory();
 
 }  // namespace tessera

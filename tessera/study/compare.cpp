@@ -1,0 +1,1003 @@
+#include "tessera/study/compare.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <optional>
+#include <set>
+
+#include "tessera/base/error.h"
+#include "tessera/base/files.h"
+#include "tessera/base/version.h"
+#include "tessera/eval/statistics.h"
+
+namespace tessera {
+namespace {
+
+constexpr const char* kTests[] = {"t", "wilcoxon"};
+constexpr uint64_t kBootstrapSeed = 999;
+constexpr size_t kSeedsForTest = 5;
+
+// What decides how a run is measured must be the same in all rows of a table.
+const std::vector<std::string>& shared_only() {
+  static const std::vector<std::string> names = {
+      "protocol",   "metrics",  "topk", "valid_metric", "sparse_max",
+      "tail_ratio", "map_norm", "fold", "seed",         "test_curve"};
+  return names;
+}
+
+// ---------------------------------------------------------------- rows
+
+std::string trimmed(const std::string& text) {
+  const size_t begin = text.find_first_not_of(" \t\n");
+  if (begin == std::string::npos) return "";
+  return text.substr(begin, text.find_last_not_of(" \t\n") - begin + 1);
+}
+
+/// `text` cut at each of `separators` that stands outside brackets.
+std::vector<std::string> cut(const std::string& text, const std::string& separators) {
+  std::vector<std::string> out(1);
+  int depth = 0;
+  for (const char c : text) {
+    if (c == '[') ++depth;
+    if (c == ']' && --depth < 0) {
+      throw usage_error("row '{}': ']' without '['", printable(text));
+    }
+    if (depth == 0 && separators.find(c) != std::string::npos) {
+      out.emplace_back();
+    } else {
+      out.back() += c;
+    }
+  }
+  if (depth > 0) throw usage_error("row '{}': '[' without ']'", printable(text));
+  std::vector<std::string> kept;
+  for (const auto& part : out) {
+    if (const auto inner = trimmed(part); !inner.empty()) kept.push_back(inner);
+  }
+  return kept;
+}
+
+/// The registered spelling of a model's name or of one of its aliases.
+std::string spelled(const std::string& typed) {
+  const ModelInfo& info = find_model(typed);
+  for (const auto& [alias, settings] : info.aliases) {
+    if (squeezed(alias) == squeezed(typed)) return alias;
+  }
+  return info.name;
+}
+
+CompareRow parse_row(const std::string& text) {
+  CompareRow row;
+  std::string rest = text;
+  const size_t equals = text.find('='), bracket = text.find('[');
+  if (equals != std::string::npos && equals < bracket) {
+    row.label = trimmed(text.substr(0, equals));
+    rest = trimmed(text.substr(equals + 1));
+    if (row.label.empty()) throw usage_error("row '{}': nothing before '='", printable(text));
+  }
+  if (rest.rfind("recs:", 0) == 0) {
+    row.lists = cut(rest.substr(5), "+");
+    if (row.lists.empty()) throw usage_error("row '{}': no file after recs:", printable(text));
+    if (row.label.empty()) row.label = fs::path(row.lists[0]).stem().string();
+    return row;
+  }
+  const size_t open = rest.find('[');
+  const std::string name = trimmed(rest.substr(0, open));
+  row.model = spelled(name);
+  row.bare = row.label.empty() && open == std::string::npos;
+  std::string shown;
+  if (open != std::string::npos) {
+    if (rest.back() != ']') {
+      throw usage_error("row '{}': '{}' after ']'", printable(text),
+                        printable(rest.substr(rest.rfind(']') + 1)));
+    }
+    for (const auto& part : cut(rest.substr(open + 1, rest.size() - open - 2), ",")) {
+      const size_t at = part.find('=');
+      if (at == std::string::npos || at == 0) {
+        throw usage_error("row '{}': wanted name=value in the brackets, got '{}' (a list is a+b)",
+                          printable(text), printable(part));
+      }
+      const std::string key = setting_name(trimmed(part.substr(0, at)));
+      row.settings.push_back({key, parse_value(trimmed(part.substr(at + 1))), "row"});
+      shown += (shown.empty() ? "" : ",") + key + "=" + trimmed(part.substr(at + 1));
+    }
+  }
+  if (row.label.empty()) row.label = row.model + (shown.empty() ? "" : "[" + shown + "]");
+  return row;
+}
+
+void check_labels(const std::vector<CompareRow>& rows) {
+  std::set<std::string> labels, files;
+  for (const auto& row : rows) {
+    if (!labels.insert(row.label).second) {
+      throw usage_error("two rows are called '{}': give one another label, x={}",
+                        printable(row.label), row.model.empty() ? "recs:FILE" : row.model);
+    }
+    if (!files.insert(file_name(row.label)).second) {
+      throw usage_error("row '{}' would share its folder with another one: give it another label",
+                        printable(row.label));
+    }
+    if (row.label == "all") throw usage_error("a row may not be called 'all'");
+  }
+}
+
+/// The settings of `shared` that the row's model or the training knows, then the row's own.
+Settings settings_of(const CompareRow& row, const Settings& shared) {
+  const ModelInfo& info = find_model(row.model);
+  Fields own(info.name), training("train");
+  info.describe(own);
+  TrainSettings defaults;
+  defaults.describe(training);
+  Settings out;
+  for (const auto& setting : shared) {
+    if (own.knows(setting.name) || training.knows(setting.name)) out.push_back(setting);
+  }
+  out.insert(out.end(), row.settings.begin(), row.settings.end());
+  return out;
+}
+
+/// Refuses wrong settings of rows and shared ones that no row's model knows.
+void check_settings(const std::vector<CompareRow>& rows, const Settings& shared, const Log& log) {
+  for (const auto& row : rows) {
+    if (!row.lists.empty()) continue;
+    for (const auto& setting : row.settings) {
+      const auto name = setting_name(setting.name);
+      if (std::find(shared_only().begin(), shared_only().end(), name) != shared_only().end()) {
+        throw usage_error(
+            "row '{}': {} is the same for all rows of a table; give --{} for the whole comparison",
+            printable(row.label), name, name);
+      }
+    }
+    resolve_settings(find_model(row.model), settings_of(row, shared));
+  }
+  for (const auto& setting : shared) {
+    std::vector<std::string> without;
+    std::optional<CompareRow> refused;
+    bool known = false;
+    for (const auto& row : rows) {
+      if (!row.lists.empty()) continue;
+      const Settings one = settings_of({row.label, row.model, {}, {}}, {setting});
+      known = known || !one.empty();
+      if (!one.empty()) continue;
+      without.push_back(row.label);
+      refused = row;
+    }
+    if (refused && !known) resolve_settings(find_model(refused->model), {setting});
+    if (!without.empty()) {
+      log.info("{} does not concern {}: no such setting", setting.name, fmt::join(without, ", "));
+    }
+  }
+}
+
+/// The training settings that all rows share.
+TrainSettings shared_train(const Settings& shared) {
+  TrainSettings out;
+  Fields fields("compare");
+  out.describe(fields);
+  fields.apply(shared);
+  return out;
+}
+
+// ---------------------------------------------------------------- the plan
+
+struct DatasetPlan {
+  std::string name, path, split_kind, split_sha256;
+  std::string reported;  ///< test or valid
+  std::vector<std::string> metrics;
+  std::string valid_metric, test_metric;
+  std::vector<CompareRow> rows;
+};
+
+std::string text_at(const Json& object, const char* key) {
+  return object.is_object() && object.contains(key) && object[key].is_string()
+             ? object[key].get<std::string>()
+             : "";
+}
+
+std::string split_words(const Json& about) {
+  if (!about.is_object() || !about.contains("split")) return "";
+  const Json& split = about["split"];
+  std::string out = text_at(split, "kind");
+  if (split.is_object() && split.contains("rounding") && split["rounding"].is_string()) {
+    out += " (" + split["rounding"].get<std::string>() + ")";
+  }
+  if (out.rfind("given", 0) != 0 && about.contains("seed")) out += ", seed " + about["seed"].dump();
+  return out;
+}
+
+/// The per-user metric that the tests are about.
+std::string choose_test_metric(const std::string& typed, const std::string& selecting,
+                               const std::vector<Metric>& measured) {
+  std::vector<std::string> names;
+  for (const auto& metric : measured) {
+    if (metric.per_user()) names.push_back(metric.name());
+  }
+  if (names.empty()) {
+    throw usage_error(
+        "none of the metrics is a mean over users, so nothing can be tested: add one "
+        "such as recall@20 to --metrics");
+  }
+  const std::string wanted = typed.empty() ? selecting : canonical_metric(typed);
+  if (std::find(names.begin(), names.end(), wanted) != names.end()) return wanted;
+  if (typed.empty()) return names.front();
+  throw usage_error("--test-metric '{}' is not measured for each user{}: there are {}",
+                    printable(typed), did_you_mean(wanted, names), fmt::join(names, ", "));
+}
+
+DatasetPlan plan_dataset(const CompareRequest& request, const std::string& path,
+                         const std::vector<CompareRow>& typed) {
+  const TrainSettings train = shared_train(request.settings);
+  DatasetView view;
+  view.modalities = train.modalities;
+  view.fold = train.fold;
+  const Dataset data = load_dataset(path, view);
+  const Protocol& protocol = find_protocol(train.protocol);
+  DatasetPlan out;
+  out.path = fs::absolute(path).lexically_normal().string();
+  if (out.path.size() > 1 && out.path.back() == '/') out.path.pop_back();
+  out.name = data.name;
+  out.split_kind = split_words(data.about);
+  out.split_sha256 = text_at(data.about, "split_sha256");
+  out.reported = has_rows(data, Split::test) ? "test" : "valid";
+  if (out.reported == "valid" && !has_rows(data, Split::valid)) {
+    throw data_error("{}: neither test nor valid rows, nothing to compare by", path);
+  }
+  const EvalOptions options = eval_options(train, protocol, data.n_items);
+  for (const int64_t k : options.topk) {
+    if (k > data.n_items) {
+      throw usage_error("topk {} is larger than the catalogue of {} items in '{}'", k, data.n_items,
+                        data.name);
+    }
+  }
+  const bool chosen = !options.metrics.empty();
+  const std::vector<std::string> main = {"recall", "ndcg"};
+  for (const Metric& metric : expand_metrics(chosen ? options.metrics : main, options.topk)) {
+    out.metrics.push_back(metric.name());
+  }
+  out.valid_metric = selecting_metric(train, protocol, data.n_items);
+  out.test_metric = choose_test_metric(
+      request.test_metric, out.valid_metric,
+      expand_metrics(chosen ? options.metrics : default_metrics(), options.topk));
+  std::vector<std::string> modalities;
+  for (const auto& feature : data.features) modalities.push_back(feature.name);
+  for (const auto& row : typed) {
+    if (request.ablations && row.bare) {
+      const auto more = with_ablations(row, modalities);
+      out.rows.insert(out.rows.end(), more.begin(), more.end());
+    } else {
+      out.rows.push_back(row);
+    }
+  }
+  check_labels(out.rows);
+  for (auto& row : out.rows) {
+    for (auto& list : row.lists) {
+      if (const size_t at = list.find("{dataset}"); at != std::string::npos) {
+        list.replace(at, 9, data.name);
+      } else if (request.datasets.size() > 1) {
+        throw usage_error(
+            "row '{}': lists belong to one dataset, {} are given: write {{dataset}} "
+            "where its name stands in the path",
+            printable(row.label), request.datasets.size());
+      }
+      if (!fs::exists(list)) throw data_error("{}: no such file of lists", printable(list, 200));
+    }
+    if (row.lists.size() > 1 && row.lists.size() != request.seeds.size()) {
+      throw usage_error("row '{}': {} files of lists for {} seeds: give one a seed, or one in all",
+                        printable(row.label), row.lists.size(), request.seeds.size());
+    }
+  }
+  return out;
+}
+
+Json identity_of(const CompareRequest& request, const std::vector<DatasetPlan>& plans) {
+  Json datasets = Json::array(), lists = Json::object(), paths = Json::array();
+  for (const auto& plan : plans) {
+    paths.push_back(plan.path);
+    datasets.push_back({{"name", plan.name}, {"split_sha256", plan.split_sha256}});
+    for (const auto& row : plan.rows) {
+      for (const auto& list : row.lists) lists[list] = sha256_of_file(list);
+    }
+  }
+  return {{"rows", request.rows},
+          {"ablations", request.ablations},
+          {"seeds", request.seeds},
+          {"settings", settings_object(request.settings)},
+          {"dataset folders", paths},
+          {"datasets", datasets},
+          {"lists", lists}};
+}
+
+/// The request that a study folder was made by.
+CompareRequest resumed(const CompareRequest& request) {
+  if (!request.rows.empty() || !request.datasets.empty() || !request.runs.empty() ||
+      !request.settings.empty()) {
+    throw usage_error(
+        "--resume {} takes models, datasets and settings from the study: leave them "
+        "out",
+        request.resume.string());
+  }
+  const Json identity = study_identity(request.resume, "compare");
+  const std::string what = (request.resume / "study.json").string();
+  CompareRequest out = request;
+  out.output = request.resume;
+  out.rows = json_get<std::string>(identity, "rows", what);
+  out.ablations = json_get<bool>(identity, "ablations", what);
+  try {
+    out.seeds = identity.at("seeds").get<std::vector<int64_t>>();
+    out.datasets = identity.at("dataset folders").get<std::vector<std::string>>();
+    for (const auto& [name, value] : identity.at("settings").items()) {
+      out.settings.push_back({name, value, "study.json"});
+    }
+  } catch (const nlohmann::json::exception&) {
+    throw data_error("{}: damaged, its identity is not one of compare's", what);
+  }
+  return out;
+}
+
+// ---------------------------------------------------------------- one row's runs
+
+/// The lists of one file, measured like a run's: results.json and per_user.tsv in a folder.
+Json measure_lists(const fs::path& folder, const std::string& file, const DatasetPlan& plan,
+                   int64_t seed, const TrainSettings& train) {
+  if (fs::exists(folder / "results.json")) return read_json(folder / "results.json");
+  DatasetView view;
+  view.modalities = train.modalities;
+  view.fold = train.fold;
+  const Dataset data = load_dataset(plan.path, view);
+  const Protocol& protocol = find_protocol(train.protocol);
+  EvalOptions options = eval_options(train, protocol, data.n_items);
+  if (options.metrics.empty()) {
+    for (const auto& name : default_metrics()) {
+      for (const int64_t k : options.topk) options.metrics.push_back(fmt::format("{}@{}", name, k));
+    }
+  }
+  options.slices = options.per_user = true;
+  const bool test = plan.reported == "test";
+  const Evaluation result = evaluate_lists(read_recommendations(file, data), data, protocol,
+                                           test ? Split::test : Split::valid, options);
+  Json slices = Json::object();
+  for (const auto& slice : result.slices) {
+    slices[slice.name] = {{"n_users", slice.n_users},
+                          {"n_pairs", slice.n_pairs},
+                          {"metrics", metrics_json(slice.metrics)}};
+  }
+  Json results = {{"recs", file},
+                  {"sha256", sha256_of_file(file)},
+                  {"dataset", data.name},
+                  {"seed", seed},
+                  {"protocol", protocol.name},
+                  {"valid", test ? Json() : metrics_json(result.metrics)},
+                  {"test", test ? metrics_json(result.metrics) : Json()},
+                  {"slices", slices},
+                  {"n_users", result.n_users},
+                  {"test_looks", test ? 1 : 0},
+                  {"audit", result.audit},
+                  {"time_s", {{"eval", result.time_s}}}};
+  std::error_code error;
+  fs::create_directories(folder, error);
+  write_file(folder / "per_user.tsv", per_user_tsv(result, data));
+  write_json(folder / "data.json", data.about);
+  write_json(folder / "results.json", results);
+  return results;
+}
+
+/// A run that counts in a table.
+struct Member {
+  fs::path folder;
+  int64_t seed = 0;
+  Json results;
+};
+
+struct RowRuns {
+  CompareRow row;
+  std::vector<Member> members;
+  Json failures = Json::array();
+};
+
+double value_at(const Json& object, std::initializer_list<std::string> keys) {
+  const Json* at = &object;
+  for (const auto& key : keys) {
+    if (!at->is_object() || !at->contains(key)) return std::numeric_limits<double>::quiet_NaN();
+    at = &(*at)[key];
+  }
+  return at->is_number() ? at->get<double>() : std::numeric_limits<double>::quiet_NaN();
+}
+
+std::vector<double> finite(std::vector<double> values) {
+  std::erase_if(values, [](double x) { return !std::isfinite(x); });
+  return values;
+}
+
+/// The cold slice's recall at 20, or at the largest K that was measured.
+std::string cold_metric(const std::vector<RowRuns>& rows) {
+  std::string best;
+  int64_t best_k = 0;
+  for (const auto& row : rows) {
+    for (const auto& member : row.members) {
+      if (!member.results.contains("slices") || !member.results["slices"].contains("cold"))
+        continue;
+      for (const auto& [name, value] : member.results["slices"]["cold"]["metrics"].items()) {
+        const Metric metric = parse_metric(name);
+        if (metric.kind != Metric::Kind::recall) continue;
+        if (metric.k == 20) return name;
+        if (metric.k > best_k) {
+          best_k = metric.k;
+          best = name;
+        }
+      }
+    }
+  }
+  return best;
+}
+
+Json row_json(const RowRuns& runs, const DatasetPlan& plan, const std::string& cold) {
+  Json out = {{"label", runs.row.label}};
+  if (runs.row.lists.empty()) {
+    out["model"] = runs.row.model;
+    out["settings"] = settings_object(runs.row.settings);
+  } else {
+    out["recs"] = runs.row.lists;
+  }
+  Json seeds = Json::array(), folders = Json::array();
+  int64_t looks = 0;
+  for (const auto& member : runs.members) {
+    seeds.push_back(member.seed);
+    folders.push_back(member.folder.string());
+    if (const double n = value_at(member.results, {"test_looks"}); std::isfinite(n)) {
+      looks += static_cast<int64_t>(n);
+    }
+  }
+  out["seeds"] = seeds;
+  const auto over_members = [&](std::initializer_list<std::string> keys) {
+    std::vector<double> values;
+    for (const auto& member : runs.members) values.push_back(value_at(member.results, keys));
+    return summary_of(values);
+  };
+  for (const char* split : {"valid", "test"}) {
+    out[split] = Json::object();
+    for (const auto& metric : plan.metrics) {
+      out[split][metric] = over_members({std::string(split), metric});
+    }
+  }
+  out["selection"] = {{"metric", plan.valid_metric}};
+  out["selection"].update(over_members({"selection", "value"}));
+  out["best_epochs"] = over_members({"selection", "epoch"})["values"];
+  for (const char* slice : {"cold", "cold_only"}) {
+    if (!cold.empty()) out[slice] = over_members({"slices", slice, "metrics", cold});
+  }
+  Json cost = Json::object();
+  for (const char* key : {"n_parameters", "epoch_s", "step_ms", "eval_s", "best_s", "train_s"}) {
+    cost[key] = nullptr;
+  }
+  cost["peak_rss_mb"] = nullptr;
+  std::vector<Json> costs;
+  for (const auto& member : runs.members) costs.push_back(run_cost(member.folder, member.results));
+  for (auto& [key, value] : cost.items()) {
+    std::vector<double> values;
+    for (const auto& one : costs) values.push_back(value_at(one, {key}));
+    values = finite(values);
+    if (values.empty()) continue;
+    value =
+        key == "peak_rss_mb" ? *std::max_element(values.begin(), values.end()) : mean_of(values);
+  }
+  out["cost"] = cost;
+  out["test_looks"] = looks;
+  out["failures"] = runs.failures;
+  out["runs"] = folders;
+  return out;
+}
+
+// ---------------------------------------------------------------- tests
+
+/// Each user's value, averaged over the seeds; users of all seeds.
+std::map<std::string, double> user_means(const RowRuns& runs, const std::string& metric) {
+  std::map<std::string, double> sums;
+  bool first = true;
+  for (const auto& member : runs.members) {
+    const auto values = per_user_values(member.folder, metric);
+    if (first) {
+      sums = values;
+      first = false;
+      continue;
+    }
+    std::erase_if(sums, [&](const auto& entry) { return !values.contains(entry.first); });
+    for (auto& [user, sum] : sums) sum += values.at(user);
+  }
+  for (auto& [user, sum] : sums) sum /= static_cast<double>(runs.members.size());
+  return sums;
+}
+
+Json or_null(double value) { return std::isfinite(value) ? Json(value) : Json(); }
+
+Json compare_two(const RowRuns& a, const RowRuns& b, const std::map<std::string, double>& of_a,
+                 const std::map<std::string, double>& of_b, const DatasetPlan& plan,
+                 const CompareRequest& request) {
+  std::vector<double> differences;
+  for (const auto& [user, value] : of_a) {
+    const auto other = of_b.find(user);
+    if (other == of_b.end() || !std::isfinite(value - other->second)) continue;
+    differences.push_back(value - other->second);
+  }
+  Json out = {{"dataset", plan.name},
+              {"a", a.row.label},
+              {"b", b.row.label},
+              {"metric", plan.test_metric},
+              {"n_users", differences.size()},
+              {"mean_difference", or_null(mean_of(differences))}};
+  const Interval interval = bootstrap_mean(differences, kBootstrapSeed);
+  out["bootstrap_95"] = {or_null(interval.low), or_null(interval.high)};
+  out["p"] = Json::object();
+  for (const auto& test : request.tests) {
+    out["p"][test] = test == "t" ? or_null(paired_t(differences).p) : Json(wilcoxon(differences).p);
+  }
+  std::vector<double> by_seed;
+  for (const auto& one : a.members) {
+    for (const auto& other : b.members) {
+      if (one.seed != other.seed) continue;
+      by_seed.push_back(value_at(one.results, {plan.reported, plan.test_metric}) -
+                        value_at(other.results, {plan.reported, plan.test_metric}));
+    }
+  }
+  by_seed = finite(by_seed);
+  if (by_seed.size() >= kSeedsForTest) {
+    out["p"]["t over seeds"] = or_null(paired_t(by_seed).p);
+    out["n_seeds"] = by_seed.size();
+  }
+  return out;
+}
+
+Json comparisons_of(const std::vector<RowRuns>& rows, const DatasetPlan& plan,
+                    const CompareRequest& request) {
+  std::vector<const RowRuns*> usable;
+  for (const auto& row : rows) {
+    if (!row.members.empty()) usable.push_back(&row);
+  }
+  Json out = Json::array();
+  if (usable.size() < 2) return out;
+  std::map<const RowRuns*, std::map<std::string, double>> values;
+  for (const auto* row : usable) values[row] = user_means(*row, plan.test_metric);
+  const RowRuns* reference = usable.front();
+  for (const auto* row : usable) {
+    if (row->row.label == request.against) reference = row;
+  }
+  for (size_t i = 0; i < usable.size(); ++i) {
+    for (size_t j = i + 1; j < usable.size(); ++j) {
+      const bool all = request.against == "all";
+      if (!all && usable[i] != reference && usable[j] != reference) continue;
+      const RowRuns* a = !all && usable[j] == reference ? usable[j] : usable[i];
+      const RowRuns* b = a == usable[i] ? usable[j] : usable[i];
+      out.push_back(compare_two(*a, *b, values[a], values[b], plan, request));
+    }
+  }
+  return out;
+}
+
+/// Corrects each test over all comparisons of the result.
+void correct(Json& comparisons, const std::string& method) {
+  std::set<std::string> tests;
+  for (const auto& one : comparisons) {
+    for (const auto& [test, p] : one["p"].items()) tests.insert(test);
+  }
+  for (const auto& test : tests) {
+    std::vector<double> p;
+    for (const auto& one : comparisons) p.push_back(value_at(one, {"p", test}));
+    const auto better = adjusted(p, method);
+    for (size_t i = 0; i < better.size(); ++i) {
+      if (comparisons[i]["p"].contains(test))
+        comparisons[i]["p_adjusted"][test] = or_null(better[i]);
+    }
+  }
+}
+
+// ---------------------------------------------------------------- the result
+
+struct Compared {
+  DatasetPlan plan;
+  std::vector<RowRuns> rows;
+};
+
+Json result_json(const CompareRequest& request, const std::string& protocol,
+                 const std::vector<Compared>& all) {
+  Json out = {{"kind", "compare"},
+              {"tessera", kVersion},
+              {"command", request.around.command},
+              {"folder", request.output.string()},
+              {"protocol", protocol},
+              {"seeds", request.seeds},
+              {"settings", settings_object(request.settings)},
+              {"tests", request.tests},
+              {"correction", request.correct}};
+  Json comparisons = Json::array();
+  out["tables"] = Json::array();
+  int64_t looks = 0;
+  for (const auto& [plan, rows] : all) {
+    const std::string cold = cold_metric(rows);
+    Json table = {{"dataset", plan.name},
+                  {"split", plan.split_kind},
+                  {"split_sha256", plan.split_sha256},
+                  {"reported", plan.reported},
+                  {"metrics", plan.metrics},
+                  {"cold_metric", cold},
+                  {"test_metric", plan.test_metric},
+                  {"valid_metric", plan.valid_metric}};
+    std::set<int64_t> users;
+    std::set<std::string> notes;
+    table["rows"] = Json::array();
+    for (const auto& row : rows) {
+      for (const auto& member : row.members) {
+        if (const double n = value_at(member.results, {"n_users"}); std::isfinite(n)) {
+          users.insert(static_cast<int64_t>(n));
+        }
+        const Json& audit = member.results["audit"];
+        if (!audit.is_object() || !audit.contains("notes")) continue;
+        for (const auto& note : audit["notes"]) notes.insert(note.get<std::string>());
+        if (const double n = value_at(audit, {"lists", "averaged_users_without_a_list"}); n > 0) {
+          notes.insert(fmt::format("{}: {:.0f} users without a list", row.row.label, n));
+        }
+        if (const double n = value_at(audit, {"lists", "masked_items_removed"}); n > 0) {
+          notes.insert(
+              fmt::format("{}: {:.0f} masked items taken out of the lists, which are "
+                          "shorter for it",
+                          row.row.label, n));
+        }
+      }
+      for (const auto& failure : row.failures) {
+        notes.insert(fmt::format("{}, seed {}: {}", row.row.label, failure["seed"].dump(),
+                                 failure["what"].get<std::string>()));
+      }
+      table["rows"].push_back(row_json(row, plan, cold));
+      looks += table["rows"].back()["test_looks"].get<int64_t>();
+    }
+    table["n_users"] = users;
+    table["notes"] = notes;
+    for (auto& one : comparisons_of(rows, plan, request)) comparisons.push_back(std::move(one));
+    out["tables"].push_back(std::move(table));
+  }
+  correct(comparisons, request.correct);
+  out["n_comparisons"] = comparisons.size();
+  out["comparisons"] = comparisons;
+  out["test_looks"] = looks;
+  return out;
+}
+
+void write_tables(const fs::path& folder, const Json& result) {
+  write_file(folder / "table.md", compare_markdown(result));
+  write_file(folder / "table.tex", compare_latex(result));
+  write_file(folder / "table.tsv", compare_tsv(result));
+  write_file(folder / "comparisons.tsv", comparisons_tsv(result));
+}
+
+void check_options(const CompareRequest& request) {
+  const std::vector<std::string> tests(std::begin(kTests), std::end(kTests));
+  for (const auto& test : request.tests) {
+    if (std::find(tests.begin(), tests.end(), test) == tests.end()) {
+      throw usage_error("no test '{}'{}: tests are {}", printable(test), did_you_mean(test, tests),
+                        fmt::join(tests, ", "));
+    }
+  }
+  adjusted({}, request.correct);
+}
+
+void check_against(const CompareRequest& request, const std::vector<std::string>& labels) {
+  if (request.against.empty() || request.against == "all") return;
+  if (std::find(labels.begin(), labels.end(), request.against) != labels.end()) return;
+  throw usage_error("--against '{}' is no row{}: rows are {}", printable(request.against),
+                    did_you_mean(request.against, labels), fmt::join(labels, ", "));
+}
+
+// ---------------------------------------------------------------- runs that are there already
+
+/// Runs in rows by label, else by model and settings.
+std::vector<Compared> gather_runs(const CompareRequest& request, std::string& protocol) {
+  std::vector<Compared> out;
+  std::map<std::string, std::string> settings_of_label;
+  std::string protocol_of;
+  for (const auto& typed : request.runs) {
+    const size_t equals = typed.find('=');
+    const bool labelled = equals != std::string::npos && !fs::exists(typed);
+    const fs::path folder = labelled ? typed.substr(equals + 1) : typed;
+    if (!fs::exists(folder)) {
+      throw data_error("{}: expected a run folder, found nothing", printable(folder.string(), 200));
+    }
+    if (!is_run_folder(folder)) throw data_error("{} is no run folder", folder.string());
+    if (!fs::exists(folder / "results.json")) {
+      throw data_error("{} has not ended: go on with it, tessera train --resume {}",
+                       folder.string(), folder.string());
+    }
+    Member member;
+    member.folder = folder;
+    member.results = read_json(folder / "results.json");
+    const std::string what = (folder / "results.json").string();
+    member.seed = json_get<int64_t>(member.results, "seed", what, 0);
+    const auto own = json_get<std::string>(member.results, "protocol", what);
+    if (protocol.empty()) {
+      protocol = own;
+      protocol_of = folder.string();
+    } else if (own != protocol) {
+      throw usage_error("{} has protocol {}, {} has {}: they never share a table", folder.string(),
+                        own, protocol_of, protocol);
+    }
+    const Json about = read_json(folder / "data.json");
+    const std::string split = text_at(about, "split_sha256");
+    const Json config = read_json(folder / "config.resolved.json");
+    CompareRow row;
+    row.model = json_get<std::string>(config, "model", folder.string());
+    Settings given;
+    if (config.contains("settings") && config["settings"].is_object()) {
+      for (const auto& [name, entry] : config["settings"].items()) {
+        if (name == "seed" || name == "threads" || !entry.is_object() || !entry.contains("value")) {
+          continue;
+        }
+        if (text_at(entry, "origin") != "default")
+          row.settings.push_back({name, entry["value"], ""});
+      }
+    }
+    const std::string key = row.model + settings_object(row.settings).dump();
+    row.label = labelled ? trimmed(typed.substr(0, equals)) : row.model;
+    if (!labelled) {
+      // Two settings of one model: the second is known by what its folder is called.
+      auto& first = settings_of_label[row.label];
+      if (first.empty()) first = key;
+      if (first != key) {
+        row.label = folder.lexically_normal().filename().string();
+        if (row.label.empty()) row.label = folder.lexically_normal().parent_path().filename();
+      }
+    }
+    auto table = std::find_if(out.begin(), out.end(), [&](const Compared& one) {
+      return one.plan.split_sha256 == split && one.plan.name == text_at(about, "name");
+    });
+    if (table == out.end()) {
+      Compared one;
+      one.plan.name = text_at(about, "name");
+      one.plan.split_kind = split_words(about);
+      one.plan.split_sha256 = split;
+      one.plan.reported = member.results["test"].is_null() ? "valid" : "test";
+      one.plan.valid_metric = text_at(member.results["selection"], "metric");
+      out.push_back(std::move(one));
+      table = out.end() - 1;
+    }
+    auto place = std::find_if(table->rows.begin(), table->rows.end(),
+                              [&](const RowRuns& one) { return one.row.label == row.label; });
+    if (place == table->rows.end()) {
+      table->rows.push_back({row, {}, Json::array()});
+      place = table->rows.end() - 1;
+    }
+    if (place->row.model + settings_object(place->row.settings).dump() != key) {
+      throw usage_error(
+          "{}: its model or settings differ from the other runs of row '{}': give it "
+          "another label, x={}",
+          folder.string(), printable(row.label), folder.string());
+    }
+    for (const auto& other : place->members) {
+      if (other.seed == member.seed) {
+        throw usage_error("{} and {} are two runs of row '{}' with seed {}", other.folder.string(),
+                          folder.string(), printable(row.label), member.seed);
+      }
+    }
+    place->members.push_back(std::move(member));
+  }
+  return out;
+}
+
+void plan_metrics(Compared& one, const CompareRequest& request) {
+  const TrainSettings train = shared_train(request.settings);
+  std::vector<std::string> common;
+  bool first = true;
+  for (const auto& row : one.rows) {
+    for (const auto& member : row.members) {
+      std::vector<std::string> names;
+      for (const auto& [name, value] : member.results[one.plan.reported].items()) {
+        names.push_back(name);
+      }
+      if (first) common = names;
+      first = false;
+      std::erase_if(common, [&](const std::string& name) {
+        return std::find(names.begin(), names.end(), name) == names.end();
+      });
+    }
+  }
+  if (common.empty()) throw usage_error("the runs on '{}' share no metric", one.plan.name);
+  std::vector<Metric> measured;
+  for (const auto& name : common) measured.push_back(parse_metric(name));
+  if (train.metrics.empty() && train.topk.empty()) {
+    for (const auto& metric : measured) {
+      if (metric.kind == Metric::Kind::recall || metric.kind == Metric::Kind::ndcg) {
+        one.plan.metrics.push_back(metric.name());
+      }
+    }
+    if (one.plan.metrics.empty()) one.plan.metrics = common;
+  } else {
+    std::vector<int64_t> topk = train.topk;
+    if (topk.empty()) {
+      for (const auto& metric : measured) {
+        if (metric.k > 0 && std::find(topk.begin(), topk.end(), metric.k) == topk.end()) {
+          topk.push_back(metric.k);
+        }
+      }
+    }
+    const std::vector<std::string> main = {"recall", "ndcg"};
+    for (const auto& metric : expand_metrics(train.metrics.empty() ? main : train.metrics, topk)) {
+      if (std::find(common.begin(), common.end(), metric.name()) == common.end()) {
+        throw usage_error("not all runs measured '{}'{}: they share {}", metric.name(),
+                          did_you_mean(metric.name(), common), fmt::join(common, ", "));
+      }
+      one.plan.metrics.push_back(metric.name());
+    }
+  }
+  one.plan.test_metric = choose_test_metric(request.test_metric, one.plan.valid_metric, measured);
+}
+
+Json compare_runs(const CompareRequest& request) {
+  if (!request.rows.empty() || !request.datasets.empty()) {
+    throw usage_error("compare takes run folders, or -m and -d to make them, not both");
+  }
+  static const std::vector<std::string> known = {"metrics", "topk"};
+  for (const auto& setting : request.settings) {
+    if (std::find(known.begin(), known.end(), setting_name(setting.name)) == known.end()) {
+      throw usage_error("run folders keep their own {}: leave the flag out",
+                        printable(setting.name));
+    }
+  }
+  std::string protocol;
+  auto all = gather_runs(request, protocol);
+  std::vector<std::string> labels;
+  std::set<int64_t> seeds;
+  for (auto& one : all) {
+    plan_metrics(one, request);
+    for (const auto& row : one.rows) {
+      labels.push_back(row.row.label);
+      for (const auto& member : row.members) seeds.insert(member.seed);
+    }
+  }
+  check_against(request, labels);
+  CompareRequest shown = request;
+  shown.seeds.assign(seeds.begin(), seeds.end());
+  shown.settings.clear();
+  if (!request.output.empty()) {
+    Json runs = Json::array();
+    for (const auto& run : request.runs) runs.push_back(run);
+    claim_study(request.output, "compare", request.around.command, {{"runs", runs}});
+  }
+  const Json result = result_json(shown, protocol, all);
+  if (!request.output.empty()) write_tables(request.output, result);
+  return result;
+}
+
+}  // namespace
+
+std::vector<CompareRow> parse_rows(const std::string& text) {
+  std::vector<CompareRow> out;
+  for (const auto& part : cut(text, ",\n")) out.push_back(parse_row(part));
+  if (out.empty()) {
+    throw usage_error("no rows given: add -m NAME,.. or label=recs:FILE, or give run folders");
+  }
+  check_labels(out);
+  return out;
+}
+
+std::vector<CompareRow> with_ablations(const CompareRow& row,
+                                       const std::vector<std::string>& modalities) {
+  const ModelInfo& info = find_model(row.model);
+  std::vector<CompareRow> out = {row};
+  if (!info.ablations) return out;
+  for (const auto& ablation : info.ablations(modalities)) {
+    if (ablation.settings.empty()) continue;  // the model as it is
+    CompareRow more = row;
+    more.bare = false;
+    more.label = row.label + ", " + ablation.label;
+    for (const auto& [name, value] : ablation.settings) {
+      more.settings.push_back({name, value, "ablation '" + ablation.label + "'"});
+    }
+    out.push_back(std::move(more));
+  }
+  return out;
+}
+
+Json compare(const CompareRequest& typed) {
+  check_options(typed);
+  if (!typed.runs.empty() && typed.resume.empty()) return compare_runs(typed);
+  CompareRequest request = typed.resume.empty() ? typed : resumed(typed);
+  const Log& log = request.around.log;
+  if (request.datasets.empty()) {
+    throw usage_error("no dataset given: add -d FOLDER (made by 'tessera import')");
+  }
+  const auto rows = parse_rows(request.rows);
+  if (request.ablations && std::none_of(rows.begin(), rows.end(), [](const CompareRow& row) {
+        return row.bare && find_model(row.model).ablations;
+      })) {
+    throw usage_error(
+        "--ablations: none of the rows is a bare model with an ablation set; "
+        "'tessera models NAME' shows a model's");
+  }
+  const std::string protocol = find_protocol(shared_train(request.settings).protocol).name;
+  std::vector<DatasetPlan> plans;
+  std::vector<std::string> labels;
+  check_settings(rows, request.settings, log);
+  for (const auto& path : request.datasets) {
+    plans.push_back(plan_dataset(request, path, rows));
+    for (size_t i = 0; i + 1 < plans.size(); ++i) {
+      if (plans[i].name == plans.back().name) {
+        throw usage_error("two datasets are called '{}': {} and {}", plans[i].name, plans[i].path,
+                          plans.back().path);
+      }
+    }
+    check_settings(plans.back().rows, request.settings, Log());
+    for (const auto& row : plans.back().rows) labels.push_back(row.label);
+    if (plans.back().reported == "valid") {
+      log.warn("dataset '{}' has no test rows: its table shows valid", plans.back().name);
+    }
+  }
+  check_against(request, labels);
+  if (request.output.empty()) {
+    std::string time = now_rfc3339();
+    time.pop_back();
+    std::replace(time.begin(), time.end(), ':', '-');
+    request.output = fmt::format("runs/{}_compare", time);
+  }
+  claim_study(request.output, "compare", request.around.command, identity_of(request, plans));
+
+  const auto child_of = [&](const DatasetPlan& plan, const CompareRow& row, int64_t seed) {
+    Child child;
+    child.folder = request.output / "runs" /
+                   fmt::format("{}_{}_s{}", file_name(row.label), file_name(plan.name), seed);
+    child.model = row.model;
+    child.dataset = plan.path;
+    if (!row.model.empty()) child.settings = settings_of(row, request.settings);
+    child.settings.push_back({"seed", seed, "compare"});
+    return child;
+  };
+  // A model that cannot be built is said now rather than in the middle of the night.
+  for (const auto& plan : plans) {
+    for (const auto& row : plan.rows) {
+      if (!row.lists.empty()) continue;
+      const Child child = child_of(plan, row, request.seeds.front());
+      if (fs::exists(child.folder)) continue;
+      RunRequest wanted;
+      wanted.model = child.model;
+      wanted.dataset = child.dataset;
+      wanted.settings = child.settings;
+      try {
+        check_run(wanted);
+      } catch (const InputError& e) {
+        throw InputError(e.code(),
+                         fmt::format("row '{}' on '{}': {}", row.label, plan.name, e.what()));
+      }
+    }
+  }
+  const TrainSettings train = shared_train(request.settings);
+  std::vector<Compared> all;
+  size_t n_runs = 0, at = 0;
+  for (const auto& plan : plans) n_runs += plan.rows.size() * request.seeds.size();
+  for (const auto& plan : plans) {
+    Compared one{plan, {}};
+    for (const auto& row : plan.rows) one.rows.push_back({row, {}, Json::array()});
+    for (size_t s = 0; s < request.seeds.size(); ++s) {
+      const int64_t seed = request.seeds[s];
+      for (auto& runs : one.rows) {
+        ++at;
+        const Child child = child_of(plan, runs.row, seed);
+        if (!runs.row.lists.empty()) {
+          if (s >= runs.row.lists.size()) continue;
+          const Json results = measure_lists(child.folder, runs.row.lists[s], plan, seed, train);
+          runs.members.push_back({child.folder, seed, results});
+          continue;
+        }
+        log.info("run {} of {}: {} on {}, seed {}{}", at, n_runs, runs.row.label, plan.name, seed,
+                 child.finished() ? ", finished before" : "");
+        const ChildResult done = run_child(child, request.output, "compare", request.around);
+        if (done.failure.empty()) {
+          runs.members.push_back({child.folder, seed, done.results});
+        } else {
+          log.warn("{} on {}, seed {}: {}", runs.row.label, plan.name, seed, done.failure);
+          runs.failures.push_back({{"seed", seed}, {"what", done.failure}});
+        }
+      }
+    }
+    all.push_back(std::move(one));
+  }
+  const Json result = result_json(request, protocol, all);
+  write_tables(request.output, result);
+  return result;
+}
+
+}  // namespace tessera

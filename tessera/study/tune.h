@@ -1,0 +1,53 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "tessera/study/study.h"
+
+namespace tessera {
+
+/// What a setting is searched over: a list of values, or a range to draw from.
+struct Dimension {
+  enum class Kind { list, uniform, loguniform, whole } kind = Kind::list;
+  std::string name;
+  std::vector<Json> values;  ///< of a list
+  double low = 0, high = 0;  ///< of a range; whole numbers: both ends count
+};
+
+/// "1,2", "[1, 2]", a JSON list, "uniform(0, .5)", "loguniform(1e-5, 1e-2)", "int(1, 4)". Exit 2
+/// naming the forms for anything else.
+Dimension parse_dimension(const std::string& name, const Json& value);
+
+struct TuneRequest {
+  std::string model, dataset;
+  Settings settings;                ///< of every run; "search.x" entries and, where
+                                    ///< `hyper_parameters` names them (MMRec), lists are searched
+  std::vector<std::string> search;  ///< more of it, "name=values"
+  std::string sampler;              ///< grid or random; empty: grid where all is listed
+  int64_t trials = 0;               ///< of random (default 20); of a grid, its size
+  std::vector<int64_t> seeds = {999, 1000, 1001};  ///< of the winner's runs; may be empty
+  int64_t trial_seed = 999;
+  std::filesystem::path output, resume;
+  Surroundings around;
+};
+
+/// One trial's settings.
+struct Trial {
+  Settings settings;
+};
+/// The trials of a space: all of a grid, the last setting fastest; or `n` draws keyed by `seed`,
+/// each point of a space of lists at most once.
+std::vector<Trial> make_trials(const std::vector<Dimension>& space, const std::string& sampler,
+                               int64_t n, uint64_t seed);
+
+/// Runs the trials without their test rows, picks the best by the valid metric alone, under the
+/// protocol's own rule for "better", then runs the winner for each of the seeds and ranks test once
+/// in each. Writes trials.tsv, sensitivity.tsv and table.{md,tsv}.
+Json tune(const TuneRequest& request);
+
+std::string tune_markdown(const Json& result);
+
+}  // namespace tessera
