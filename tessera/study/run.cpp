@@ -122,6 +122,23 @@ void write_lists(const fs::path& path, Model& model, const Dataset& data, const 
                  bool test, const Log& log) {
   const auto mask_kind = test ? protocol.mask_test : protocol.mask_valid;
   const int64_t k = std::min(kListLength, data.n_items);
+  const bool sequential =
+      model.abilities().takes_histories && model.batch_spec().unit == BatchSpec::Unit::sequence_row;
+  // What the evaluation of that split gave the model.
+  const auto histories = [&](int64_t begin, int64_t n) {
+    std::vector<int32_t> items;
+    std::vector<int64_t> offsets = {0};
+    for (int64_t u = begin; u < begin + n; ++u) {
+      for (const Interactions* rows : {&data.history, &data.train, &data.valid}) {
+        if (rows == &data.valid && !(test && protocol.sequential_sees_valid)) continue;
+        if (u >= rows->n_users()) continue;
+        const auto row = rows->of(u);
+        items.insert(items.end(), row.begin(), row.end());
+      }
+      offsets.push_back(static_cast<int64_t>(items.size()));
+    }
+    return Ragged{torch::tensor(items, torch::kInt32), torch::tensor(offsets, torch::kInt64)};
+  };
   write_file_with(path, [&](std::ostream& out) {
     out << "user\titem\trank\tscore\n";
     constexpr int64_t kBlock = 2048;
@@ -145,7 +162,8 @@ void write_lists(const fs::path& path, Model& model, const Dataset& data, const 
         masked.erase(std::unique(masked.begin() + from, masked.end()), masked.end());
         offsets.push_back(static_cast<int64_t>(masked.size()));
       }
-      const Queries queries{torch::arange(begin, begin + n, torch::kInt64), {}};
+      Queries queries{torch::arange(begin, begin + n, torch::kInt64), {}};
+      if (sequential) queries.histories = histories(begin, n);
       const Ragged mask{torch::tensor(masked, torch::kInt32),
                         torch::tensor(offsets, torch::kInt64)};
       const TopLists lists = top_lists(model, queries, mask, {}, k);
