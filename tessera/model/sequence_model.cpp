@@ -73,7 +73,7 @@ Loss SequenceModel::loss(const Batch& batch) {
   const int64_t n_rows = batch.rows.n_rows();
   const auto rows = torch::arange(n_rows, torch::kInt64);
   torch::Tensor vectors, row_of;
-  if (batch.targets.size(0) == items.size(0)) {
+  if (sequence_.rows != "prefix") {  // a target at every slot
     vectors = encode(items, pass);
     row_of = rows.repeat_interleave(batch.rows.offsets.diff());
   } else {
