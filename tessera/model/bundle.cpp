@@ -10,6 +10,7 @@
 #include "tessera/data/folder.h"
 #include "tessera/data/manifest.h"
 #include "tessera/data/npy.h"
+#include "tessera/model/sequence_model.h"
 
 namespace tessera {
 namespace {
@@ -17,21 +18,6 @@ namespace {
 constexpr int64_t kFormat = 1;
 
 // ---- writing ----
-
-/// The train, valid, history and read rows of each user, oldest first.
-Interactions known_rows(const Dataset& data) {
-  if (data.known.offsets.defined()) return data.known;
-  std::vector<int32_t> users, items;
-  for (int64_t user = 0; user < data.n_users; ++user) {
-    for (const Interactions* rows : {&data.train, &data.valid, &data.history, &data.seen}) {
-      if (user >= rows->n_users()) continue;
-      const auto row = rows->of(user);
-      items.insert(items.end(), row.begin(), row.end());
-      users.insert(users.end(), row.size(), static_cast<int32_t>(user));
-    }
-  }
-  return make_interactions(data.n_users, users, items);
-}
 
 /// Text without the two characters that end a cell or a line.
 std::string cell(std::string text) {

@@ -83,7 +83,8 @@ class CommandLine(unittest.TestCase):
         self.assertEqual(len(lines), 1, f"wanted one line 'error: ...'\n{done}")
         message = lines[0][len("error: "):]
         self.assertRegex(message, words, str(done))
-        names = "|".join(("Popularity", "ItemKNN", "BPR", "LightGCN", "VBPR", "BM3"))
+        names = "|".join(("Popularity", "ItemKNN", "BPR", "LightGCN", "VBPR", "BM3",
+                          "SASRec", "GRU4Rec", "MC1", "BERT4Rec", "FDSA", "KDSR"))
         self.assertRegex(message, rf"^({names}|[^A-Z])", f"starts upper case: {message}")
         return done
 
