@@ -2,6 +2,8 @@
 
 #include <cmath>
 
+#include "tessera/ops/spmm.h"
+
 namespace tessera::kernels {
 namespace {
 
@@ -52,14 +54,33 @@ template <typename T>
   }
 }
 
+// What the non-zeros of one row weigh.
+template <typename T>
+struct RootWeights {
+  T row_root;
+  const double* col_root;
+  const int32_t* columns;
+  RootWeights(const Spmm& s, int64_t row)
+      : row_root(static_cast<T>(s.row_root[row])), col_root(s.col_root), columns(s.columns) {}
+  [[gnu::always_inline]] T at(int64_t e) const {
+    return row_root * static_cast<T>(col_root[columns[e]]);
+  }
+};
+template <typename T>
+struct GivenWeights {
+  const float* weights;
+  GivenWeights(const WeightedSpmm& s, int64_t) : weights(s.weights) {}
+  [[gnu::always_inline]] T at(int64_t e) const { return static_cast<T>(weights[e]); }
+};
+
 // `kWidth` columns of one output row, kept in registers over the row's non-zeros.
-template <typename T, int kWidth>
-[[gnu::always_inline]] inline void spmm_strip(const Spmm& s, const T* __restrict x, const T* base,
+template <typename T, int kWidth, typename Weights, typename Matrix>
+[[gnu::always_inline]] inline void spmm_strip(const Matrix& s, const T* __restrict x, const T* base,
                                               T* out, int64_t row, int64_t column) {
   T sum[kWidth] = {};
-  const T row_root = static_cast<T>(s.row_root[row]);
+  const Weights weights(s, row);
   for (int64_t e = s.offsets[row]; e < s.offsets[row + 1]; ++e) {
-    const T weight = row_root * static_cast<T>(s.col_root[s.columns[e]]);
+    const T weight = weights.at(e);
     const T* __restrict from = x + s.columns[e] * s.width + column;
     for (int j = 0; j < kWidth; ++j) sum[j] += weight * from[j];
   }
@@ -73,14 +94,14 @@ template <typename T, int kWidth>
   }
 }
 
-template <typename T>
-[[gnu::always_inline]] inline void spmm_any(const Spmm& s, const T* x, const T* base, T* out,
+template <typename T, typename Weights, typename Matrix>
+[[gnu::always_inline]] inline void spmm_any(const Matrix& s, const T* x, const T* base, T* out,
                                             int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
-    int64_t column = 0;
-    for (; column + 64 <= s.width; column += 64) spmm_strip<T, 64>(s, x, base, out, row, column);
-    for (; column + 16 <= s.width; column += 16) spmm_strip<T, 16>(s, x, base, out, row, column);
-    for (; column < s.width; ++column) spmm_strip<T, 1>(s, x, base, out, row, column);
+    int64_t at = 0;
+    for (; at + 64 <= s.width; at += 64) spmm_strip<T, 64, Weights>(s, x, base, out, row, at);
+    for (; at + 16 <= s.width; at += 16) spmm_strip<T, 16, Weights>(s, x, base, out, row, at);
+    for (; at < s.width; ++at) spmm_strip<T, 1, Weights>(s, x, base, out, row, at);
   }
 }
 
@@ -152,7 +173,14 @@ void adam(double* p, double* m, double* v, const double* gradient, int64_t n,
 #endif
 void spmm(const Spmm& s, const float* x, const float* base, float* out, int64_t begin,
           int64_t end) {
-  spmm_any(s, x, base, out, begin, end);
+  spmm_any<float, RootWeights<float>>(s, x, base, out, begin, end);
+}
+
+#if defined(__x86_64__)
+[[gnu::target_clones("avx512f", "avx2", "default")]]
+#endif
+void spmm(const WeightedSpmm& s, const float* x, float* out, int64_t begin, int64_t end) {
+  spmm_any<float, GivenWeights<float>>(s, x, nullptr, out, begin, end);
 }
 
 #if defined(__x86_64__)
@@ -160,7 +188,14 @@ void spmm(const Spmm& s, const float* x, const float* base, float* out, int64_t 
 #endif
 void spmm(const Spmm& s, const double* x, const double* base, double* out, int64_t begin,
           int64_t end) {
-  spmm_any(s, x, base, out, begin, end);
+  spmm_any<double, RootWeights<double>>(s, x, base, out, begin, end);
+}
+
+#if defined(__x86_64__)
+[[gnu::target_clones("avx512f", "avx2", "default")]]
+#endif
+void spmm(const WeightedSpmm& s, const double* x, double* out, int64_t begin, int64_t end) {
+  spmm_any<double, GivenWeights<double>>(s, x, nullptr, out, begin, end);
 }
 
 #if defined(__x86_64__)
