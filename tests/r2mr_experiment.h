@@ -39,6 +39,11 @@ struct Damage {
   }
 };
 
+inline Settings with(Settings settings, const Settings& more) {
+  settings.insert(settings.end(), more.begin(), more.end());
+  return settings;
+}
+
 /// An R2MR that stands alone, with its faces.
 struct MadeR2mr {
   RunSettings settings;

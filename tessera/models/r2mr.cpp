@@ -2,12 +2,12 @@
 #include <array>
 #include <chrono>
 #include <cmath>
-#include <map>
 #include <numeric>
 #include <optional>
 #include <set>
 
 #include "tessera/base/error.h"
+#include "tessera/model/quality.h"
 #include "tessera/model/registry.h"
 #include "tessera/nn/review.h"
 #include "tessera/nn/vector_gan.h"
@@ -919,16 +919,7 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter {
   }
 
   // --- report --------------------------------------------------------------------------------
-  struct Rewritten {
-    int64_t item, modality, round, source;
-    double before, after;
-  };
-  /// The rewrites that the tables hold: the last of each row, as of the epoch that was kept.
-  std::vector<Rewritten> rewritten() const;
-  std::string quality_tsv(const Areas& now, const std::vector<Rewritten>& changed);
-  Json view_of(int64_t m, const Areas& now);
-  Json neighbours_of(int64_t m, const torch::Tensor& table, int64_t item);
-  Json item_json(int64_t item) const;
+  Quality quality();
   Json options_json() const;
 
   const Config config_;
@@ -1074,126 +1065,26 @@ Json R2mr::options_json() const {
 }
 
 // --- report ----------------------------------------------------------------------------------
-std::vector<R2mr::Rewritten> R2mr::rewritten() const {
-  std::vector<Rewritten> out;
+Quality R2mr::quality() {
+  Quality out;
+  const Areas now = areas();
+  for (int64_t m = 0; m < n_modalities(); ++m) {
+    const Modality& of = at(m);
+    out.modalities.push_back({of.name, eta_[m].item<double>(), of.consensus, of.present, exists(m),
+                              scores_.select(1, m), null_scores_.select(1, m),
+                              now.high.select(1, m), round_of_.select(1, m), of.original,
+                              of.rows->detach()});
+  }
+  out.scored = scored();
+  out.area = now.area;
+  out.n_users = degrees_;
   if (!records_.contains("rewritten")) return out;
   for (const auto& record : records_["rewritten"]) {
-    const Rewritten r{record[0].get<int64_t>(), record[1].get<int64_t>(), record[2].get<int64_t>(),
-                      record[3].get<int64_t>(), record[4].get<double>(),  record[5].get<double>()};
-    if (round_of_[r.item][r.modality].item<int64_t>() == r.round) out.push_back(r);
-  }
-  return out;
-}
-
-Json R2mr::item_json(int64_t item) const {
-  Json out = {{"item", std::string(data_.item_ids[item])},
-              {"title", data_.item_columns.title(item)}};
-  for (const char* column : {"image", "picture", "image_path"}) {
-    const auto* values = data_.item_columns.find(column);
-    if (values != nullptr && !(*values)[static_cast<size_t>(item)].empty()) {
-      out["picture"] = (*values)[static_cast<size_t>(item)];
-      break;
-    }
-  }
-  return out;
-}
-
-Json R2mr::neighbours_of(int64_t m, const torch::Tensor& table, int64_t item) {
-  const auto index = torch::tensor({item}, torch::kInt64);
-  const TopK top =
-      nearest_rows(table.index_select(0, index), table, std::min<int64_t>(5, data_.n_items), index);
-  Json out = Json::array();
-  for (int64_t j = 0; j < top.items.size(1); ++j) {
-    const int64_t other = top.items[0][j].item<int64_t>();
-    if (other < 0 || !exists(m)[other].item<bool>()) continue;
-    Json entry = item_json(other);
-    entry["cosine"] = top.scores[0][j].item<float>();
-    out.push_back(std::move(entry));
-  }
-  return out;
-}
-
-Json R2mr::view_of(int64_t m, const Areas& now) {
-  const Modality& of = at(m);
-  const auto there = exists(m).logical_and(scored());
-  const auto index = there.nonzero().flatten();
-  const auto s = scores_.select(1, m).index_select(0, index).to(torch::kFloat64);
-  const auto null = null_scores_.select(1, m).index_select(0, index).to(torch::kFloat64);
-  Json out = {
-      {"modality", of.name},
-      {"eta", eta_[m].item<double>()},
-      {"consensus", of.consensus},
-      {"present", of.present.sum().item<int64_t>()},
-      {"missing", data_.n_items - of.present.sum().item<int64_t>()},
-      {"filled",
-       (round_of_.select(1, m) > 0).logical_and(of.present.logical_not()).sum().item<int64_t>()},
-      {"rewritten", (round_of_.select(1, m) > 0).sum().item<int64_t>()},
-      {"scored", index.numel()},
-      {"high", now.high.select(1, m).sum().item<int64_t>()}};
-  if (index.numel() == 0) return out;
-  out["mean"] = s.mean().item<double>();
-  out["null_mean"] = null.mean().item<double>();
-  const auto sorted = std::get<0>(s.sort());
-  out["deciles"] = Json::array();
-  for (int64_t decile = 1; decile < 10; ++decile) {
-    out["deciles"].push_back(sorted[(sorted.numel() - 1) * decile / 10].item<double>());
-  }
-  constexpr int64_t kBins = 40;
-  const double low = std::min(s.min().item<double>(), null.min().item<double>());
-  const double high = std::max(s.max().item<double>(), null.max().item<double>());
-  const auto bins = [&](const torch::Tensor& values) {
-    std::vector<int64_t> n(kBins, 0);
-    for (int64_t i = 0; i < values.numel(); ++i) {
-      const double share = high > low ? (values[i].item<double>() - low) / (high - low) : 0;
-      ++n[static_cast<size_t>(std::min(kBins - 1, static_cast<int64_t>(share * kBins)))];
-    }
-    return n;
-  };
-  out["histogram"] = {{"low", low}, {"high", high}, {"scores", bins(s)}, {"null", bins(null)}};
-  out["by_users"] = Json::array();
-  const auto users = degrees_.index_select(0, index);
-  for (const auto& [from, to] : std::vector<std::pair<int64_t, int64_t>>{
-           {1, 2}, {3, 5}, {6, 10}, {11, 20}, {21, 50}, {51, data_.n_users}}) {
-    const auto inside = (users >= from).logical_and(users <= to);
-    const auto n = inside.sum().item<int64_t>();
-    if (n == 0) continue;
-    const auto part = s.masked_select(inside);
-    out["by_users"].push_back({{"users_from", from},
-                               {"users_to", to},
-                               {"items", n},
-                               {"mean", part.mean().item<double>()},
-                               {"std", part.std(/*unbiased=*/false).item<double>()}});
-  }
-  return out;
-}
-
-std::string R2mr::quality_tsv(const Areas& now, const std::vector<Rewritten>& changed) {
-  static constexpr std::array<const char*, 4> kAreas = {"unscored", "low", "disparity", "high"};
-  std::map<std::pair<int64_t, int64_t>, const Rewritten*> by_row;
-  for (const auto& r : changed) by_row[{r.item, r.modality}] = &r;
-  std::string out =
-      "item\tmodality\tpresent\tscore\tnull_score\tarea\tstatus\tround\tsource\tscore_before\n";
-  const auto seen = scored();
-  for (int64_t i = 0; i < data_.n_items; ++i) {
-    for (int64_t m = 0; m < n_modalities(); ++m) {
-      const auto found = by_row.find({i, m});
-      const bool present = at(m).present[i].item<bool>();
-      const bool has_score = seen[i].item<bool>() && exists(m)[i].item<bool>();
-      out +=
-          fmt::format("{}\t{}\t{}\t{}\t{}\t{}\t{}", data_.item_ids[i], at(m).name, present ? 1 : 0,
-                      has_score ? fmt::format("{:.6f}", scores_[i][m].item<float>()) : "",
-                      has_score ? fmt::format("{:.6f}", null_scores_[i][m].item<float>()) : "",
-                      kAreas[static_cast<size_t>(now.area[i].item<int64_t>())],
-                      found != by_row.end() ? "rewritten"
-                      : present             ? "original"
-                                            : "missing");
-      if (found == by_row.end()) {
-        out += "\t\t\t\n";
-      } else {
-        const Rewritten& r = *found->second;
-        out += fmt::format("\t{}\t{}\t{:.6f}\n", r.round, at(r.source).name, r.before);
-      }
-    }
+    const Quality::Rewrite r{record[0].get<int64_t>(), record[1].get<int64_t>(),
+                             record[2].get<int64_t>(), record[3].get<int64_t>(),
+                             record[4].get<double>(),  record[5].get<double>()};
+    // The tables are those of the epoch that was kept; later rewrites are not in them.
+    if (round_of_[r.item][r.modality].item<int64_t>() == r.round) out.rewrites.push_back(r);
   }
   return out;
 }
@@ -1205,72 +1096,11 @@ Json R2mr::report() {
   }
   if (!cross_) score_rows();
   find_consensus();
-  const Areas now = areas();
-  const auto changed = rewritten();
+  const Quality found = quality();
   Json out = {{"model", "R2MR"}, {"dataset", data_.name}, {"seed", random_.seed()}};
-  out["note"] =
-      "a score compares an item's features with its users' taste: niche items score low without "
-      "being broken, and an item with few users has a noisy score";
-  out["areas"] = counts_of(now);
-  out["modalities"] = Json::array();
-  for (int64_t m = 0; m < n_modalities(); ++m) out["modalities"].push_back(view_of(m, now));
+  out.update(quality_report(found, data_, random_));
   out["rounds"] = records_.contains("rounds") ? records_["rounds"] : Json::array();
-
-  std::vector<size_t> order(changed.size());
-  std::iota(order.begin(), order.end(), size_t{0});
-  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) {
-    return changed[a].after - changed[a].before > changed[b].after - changed[b].before;
-  });
-  const auto rows = [&](const std::vector<size_t>& chosen) {
-    Json list = Json::array();
-    for (const size_t j : chosen) {
-      const Rewritten& r = changed[j];
-      Json entry = item_json(r.item);
-      entry["modality"] = at(r.modality).name;
-      entry["source"] = at(r.source).name;
-      entry["round"] = r.round;
-      entry["filled"] = !at(r.modality).present[r.item].item<bool>();
-      entry["before"] = r.before;
-      entry["after"] = r.after;
-      entry["neighbours_before"] = neighbours_of(r.modality, at(r.modality).original, r.item);
-      entry["neighbours_after"] = neighbours_of(r.modality, at(r.modality).rows->detach(), r.item);
-      list.push_back(std::move(entry));
-    }
-    return list;
-  };
-  const size_t few = std::min<size_t>(5, order.size());
-  std::vector<size_t> drawn = order;
-  random_.stream("report.random").shuffle(drawn, 0);
-  out["rewritten"] = {
-      {"n", changed.size()},
-      {"largest_gain", rows({order.begin(), order.begin() + static_cast<std::ptrdiff_t>(few)})},
-      {"smallest_gain", rows({order.end() - static_cast<std::ptrdiff_t>(few), order.end()})},
-      {"random", rows({drawn.begin(), drawn.begin() + static_cast<std::ptrdiff_t>(few)})}};
-
-  out["worst"] = Json::object();
-  for (int64_t m = 0; m < n_modalities(); ++m) {
-    std::vector<std::pair<float, int64_t>> low;
-    const auto ask = at(m)
-                         .present.logical_and(scored())
-                         .logical_and(round_of_.select(1, m) == 0)
-                         .logical_and(now.high.select(1, m).logical_not());
-    const auto items = ask.nonzero().flatten();
-    for (int64_t j = 0; j < items.numel(); ++j) {
-      const int64_t item = items[j].item<int64_t>();
-      low.emplace_back(scores_[item][m].item<float>(), item);
-    }
-    std::sort(low.begin(), low.end());
-    Json list = Json::array();
-    for (size_t j = 0; j < std::min<size_t>(100, low.size()); ++j) {
-      Json entry = item_json(low[j].second);
-      entry["score"] = low[j].first;
-      entry["null_score"] = null_scores_[low[j].second][m].item<float>();
-      entry["users"] = degrees_[low[j].second].item<int64_t>();
-      list.push_back(std::move(entry));
-    }
-    out["worst"][at(m).name] = std::move(list);
-  }
-  out["files"] = {{"quality.tsv", quality_tsv(now, changed)}};
+  out["files"] = {{"quality.tsv", quality_tsv(found, data_)}};
   return out;
 }
 

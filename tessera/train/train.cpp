@@ -331,7 +331,8 @@ class Training {
     epoch_s_.push_back(time_s);
     const auto n = done["steps"].get<int64_t>();
     std::vector<std::pair<std::string, double>> sums;
-    for (const auto& [name, sum] : done["parts"].items()) sums.emplace_back(name, sum.get<double>());
+    for (const auto& [name, sum] : done["parts"].items())
+      sums.emplace_back(name, sum.get<double>());
     const double mean = n > 0 ? done["total"].get<double>() / static_cast<double>(n) : 0;
     log_epoch(time_s, mean, sums, n, done["examples"].get<int64_t>());
     model_.train(false);
@@ -501,8 +502,8 @@ class Training {
   const TrainConfig& config_;
   const TrainSettings& settings_;
   const std::string metric_;
-  EvalOptions options_;                ///< with the metric that selects
-  std::vector<std::string> asked_;     ///< metrics of the result
+  EvalOptions options_;             ///< with the metric that selects
+  std::vector<std::string> asked_;  ///< metrics of the result
   EarlyStopping stopping_;
   Watch watch_;
   DenseAdam adam_;

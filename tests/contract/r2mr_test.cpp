@@ -14,11 +14,6 @@ namespace {
 
 const Settings kTiny = {{"preset", "tiny", "test"}, {"feature_scale", "none", "test"}};
 
-Settings with(Settings settings, const Settings& more) {
-  settings.insert(settings.end(), more.begin(), more.end());
-  return settings;
-}
-
 TEST(R2mrPlanted, FindsAndRepairsSwappedRows) {
   const Damage damage("swap", 1);
   const Repair repair = repaired(damage, kTiny);
