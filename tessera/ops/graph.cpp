@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "tessera/ops/kernels.h"
-#include "tessera/ops/parallel.h"
+#include "tessera/ops/spmm.h"
 
 namespace tessera {
 namespace {
@@ -20,27 +20,11 @@ torch::Tensor inverse_roots(const torch::Tensor& offsets, double eps) {
   return (offsets.diff().to(torch::kFloat64) + eps).rsqrt();
 }
 
-// scale * (base + S x) by rows, shared out by non-zeros (and rows, where most are empty).
+// scale * (base + S x).
 template <typename T>
-void product(kernels::Spmm spmm, int64_t n_rows, const T* x, const T* base, T* out) {
-  const int64_t* offsets = spmm.offsets;
-  const auto work = [&](int64_t row) { return offsets[row] + row; };
-  const auto row_at = [&](int64_t amount) {  // the first row that begins at or after `amount`
-    int64_t low = 0, high = n_rows;
-    while (low < high) {
-      const int64_t middle = (low + high) / 2;
-      if (work(middle) < amount) {
-        low = middle + 1;
-      } else {
-        high = middle;
-      }
-    }
-    return low;
-  };
-  const int64_t grain = std::max<int64_t>(1, 131072 / std::max<int64_t>(1, spmm.width));
-  parallel_for(0, work(n_rows), grain, [&](int64_t begin, int64_t end) {
-    kernels::spmm(spmm, x, base, out, row_at(begin), row_at(end));
-  });
+void product(const kernels::Spmm& spmm, int64_t n_rows, const T* x, const T* base, T* out) {
+  for_rows(spmm.offsets, n_rows, spmm.width,
+           [&](int64_t begin, int64_t end) { kernels::spmm(spmm, x, base, out, begin, end); });
 }
 
 struct Pair {
@@ -114,6 +98,57 @@ class GraphOp : public torch::autograd::Function<GraphOp> {
   }
 };
 
+// One block alone: users' rows from items', or items' from users'.
+torch::Tensor one_side(const BipartiteGraph::Parts& graph, const torch::Tensor& x, bool to_users) {
+  const torch::Tensor from = x.contiguous();
+  const torch::Tensor& offsets = to_users ? graph.user_offsets : graph.item_offsets;
+  const torch::Tensor& columns = to_users ? graph.user_items : graph.item_users;
+  const torch::Tensor& row_root = to_users ? graph.user_root : graph.item_root;
+  const torch::Tensor& col_root = to_users ? graph.item_root : graph.user_root;
+  const torch::Tensor out = torch::empty({row_root.size(0), x.size(1)}, from.options());
+  const kernels::Spmm spmm{offsets.const_data_ptr<int64_t>(),
+                           columns.const_data_ptr<int32_t>(),
+                           row_root.const_data_ptr<double>(),
+                           col_root.const_data_ptr<double>(),
+                           x.size(1),
+                           1};
+  const auto run = [&](auto type) {
+    using T = decltype(type);
+    product<T>(spmm, out.size(0), from.const_data_ptr<T>(), nullptr, out.mutable_data_ptr<T>());
+  };
+  if (from.scalar_type() == torch::kFloat32) {
+    run(float{});
+  } else {
+    run(double{});
+  }
+  return out;
+}
+
+class SideOp : public torch::autograd::Function<SideOp> {
+ public:
+  static torch::Tensor forward(AutogradContext* context, const torch::Tensor& x,
+                               const BipartiteGraph& graph, bool to_users) {
+    context->saved_data["graph"] = c10::IValue::make_capsule(c10::make_intrusive<Holder>(graph));
+    context->saved_data["to_users"] = to_users;
+    return one_side(graph.parts(), x, to_users);
+  }
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    const auto capsule = context->saved_data["graph"].toCapsule();
+    const auto& graph = static_cast<Holder*>(capsule.get())->graph;
+    return {one_side(graph.parts(), gradients[0], !context->saved_data["to_users"].toBool()),
+            torch::Tensor(), torch::Tensor()};
+  }
+};
+
+torch::Tensor side(const BipartiteGraph& graph, const torch::Tensor& x, bool to_users) {
+  TORCH_CHECK(graph.defined(), "propagation needs a graph");
+  const int64_t n = to_users ? graph.n_items() : graph.n_users();
+  TORCH_CHECK(x.dim() == 2 && x.size(0) == n, "propagation needs [", n, ", d], got ", x.sizes());
+  TORCH_CHECK(x.scalar_type() == torch::kFloat32 || x.scalar_type() == torch::kFloat64,
+              "propagation needs float32 or float64, got ", x.scalar_type());
+  return SideOp::apply(x, graph, to_users);
+}
+
 void check(const BipartiteGraph& graph, const torch::Tensor& users, const torch::Tensor& items) {
   TORCH_CHECK(graph.defined(), "propagation needs a graph");
   TORCH_CHECK(users.dim() == 2 && items.dim() == 2 && users.size(0) == graph.n_users() &&
@@ -185,6 +220,13 @@ std::pair<torch::Tensor, torch::Tensor> propagate(const BipartiteGraph& graph,
   check(graph, users, items);
   const variable_list out = GraphOp::apply(users, items, graph, -1);
   return {out[0], out[1]};
+}
+
+torch::Tensor to_users(const BipartiteGraph& graph, const torch::Tensor& items) {
+  return side(graph, items, true);
+}
+torch::Tensor to_items(const BipartiteGraph& graph, const torch::Tensor& users) {
+  return side(graph, users, false);
 }
 
 std::pair<torch::Tensor, torch::Tensor> layer_mean(const BipartiteGraph& graph,

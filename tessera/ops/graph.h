@@ -43,6 +43,11 @@ std::pair<torch::Tensor, torch::Tensor> propagate(const BipartiteGraph& graph,
                                                   const torch::Tensor& users,
                                                   const torch::Tensor& items);
 
+/// One block alone: A X, users' rows from items [I, d], and A^T Y, items' rows from users [U, d].
+/// Backward of each is the other.
+torch::Tensor to_users(const BipartiteGraph& graph, const torch::Tensor& items);
+torch::Tensor to_items(const BipartiteGraph& graph, const torch::Tensor& users);
+
 /// LGCN(n_layers) of baselines section 0: the mean of A_hat^l X over l = 0..n_layers, computed as
 /// Y <- X + A_hat Y, n_layers times, divided at the end. Its own adjoint: backward is the same.
 std::pair<torch::Tensor, torch::Tensor> layer_mean(const BipartiteGraph& graph,

@@ -6,6 +6,8 @@
 
 #include <cmath>
 
+#include "tessera/ops/spmm.h"
+
 namespace tessera::kernels {
 namespace {
 
@@ -56,18 +58,37 @@ template <typename T>
   }
 }
 
+// What the non-zeros of one row weigh.
+template <typename T>
+struct RootWeights {
+  T row_root;
+  const double* col_root;
+  const int32_t* columns;
+  RootWeights(const Spmm& s, int64_t row)
+      : row_root(static_cast<T>(s.row_root[row])), col_root(s.col_root), columns(s.columns) {}
+  [[gnu::always_inline]] T at(int64_t e) const {
+    return row_root * static_cast<T>(col_root[columns[e]]);
+  }
+};
+template <typename T>
+struct GivenWeights {
+  const float* weights;
+  GivenWeights(const WeightedSpmm& s, int64_t) : weights(s.weights) {}
+  [[gnu::always_inline]] T at(int64_t e) const { return static_cast<T>(weights[e]); }
+};
+
 // `kParts` vectors of `kBytes` bytes of one output row, kept in registers over the row's non-zeros;
 // a plain array of that many sums is spilled.
-template <typename T, int kBytes, int kParts>
-[[gnu::always_inline]] inline void spmm_strip(const Spmm& s, const T* __restrict x, const T* base,
+template <typename T, int kBytes, int kParts, typename Weights, typename Matrix>
+[[gnu::always_inline]] inline void spmm_strip(const Matrix& s, const T* __restrict x, const T* base,
                                               T* out, int64_t row, int64_t column) {
   using Lanes [[gnu::vector_size(kBytes)]] = T;
   using Loose [[gnu::vector_size(kBytes), gnu::aligned(alignof(T)), gnu::may_alias]] = T;
   constexpr int64_t kLanes = kBytes / sizeof(T);
   Lanes sum[kParts] = {};
-  const T row_root = static_cast<T>(s.row_root[row]);
+  const Weights weights(s, row);
   for (int64_t e = s.offsets[row]; e < s.offsets[row + 1]; ++e) {
-    const T weight = row_root * static_cast<T>(s.col_root[s.columns[e]]);
+    const T weight = weights.at(e);
     const T* from = x + s.columns[e] * s.width + column;
 #pragma GCC unroll 8
     for (int j = 0; j < kParts; ++j) {
@@ -84,19 +105,19 @@ template <typename T, int kBytes, int kParts>
   }
 }
 
-template <typename T, int kBytes>
-[[gnu::always_inline]] inline void spmm_any(const Spmm& s, const T* x, const T* base, T* out,
+template <typename T, int kBytes, typename Weights, typename Matrix>
+[[gnu::always_inline]] inline void spmm_any(const Matrix& s, const T* x, const T* base, T* out,
                                             int64_t begin, int64_t end) {
   constexpr int64_t kLanes = kBytes / sizeof(T);
   for (int64_t row = begin; row < end; ++row) {
     int64_t c = 0;
     for (; c + 8 * kLanes <= s.width; c += 8 * kLanes) {
-      spmm_strip<T, kBytes, 8>(s, x, base, out, row, c);
+      spmm_strip<T, kBytes, 8, Weights>(s, x, base, out, row, c);
     }
     for (; c + 2 * kLanes <= s.width; c += 2 * kLanes) {
-      spmm_strip<T, kBytes, 2>(s, x, base, out, row, c);
+      spmm_strip<T, kBytes, 2, Weights>(s, x, base, out, row, c);
     }
-    for (; c < s.width; ++c) spmm_strip<T, sizeof(T), 1>(s, x, base, out, row, c);
+    for (; c < s.width; ++c) spmm_strip<T, sizeof(T), 1, Weights>(s, x, base, out, row, c);
   }
 }
 
@@ -150,10 +171,10 @@ void adam(double* p, double* m, double* v, const double* gradient, int64_t n,
 
 #if defined(__x86_64__)
 namespace {
-template <typename T>
-[[gnu::target("avx2")]] void spmm_avx2(const Spmm& s, const T* x, const T* base, T* out,
+template <typename T, typename Weights, typename Matrix>
+[[gnu::target("avx2")]] void spmm_avx2(const Matrix& s, const T* x, const T* base, T* out,
                                        int64_t begin, int64_t end) {
-  spmm_any<T, 32>(s, x, base, out, begin, end);
+  spmm_any<T, 32, Weights>(s, x, base, out, begin, end);
 }
 // The sums of the tile stay in twelve registers.
 [[gnu::target("avx2,fma")]] void product_tile_fma(const float* a, const float* b, int64_t depth,
@@ -188,20 +209,26 @@ bool has_fma() {
 #endif
 
 // These two are chosen by hand: the width of the lanes depends on the instruction set.
-template <typename T>
-void spmm_best(const Spmm& s, const T* x, const T* base, T* out, int64_t begin, int64_t end) {
+template <typename T, typename Weights, typename Matrix>
+void spmm_best(const Matrix& s, const T* x, const T* base, T* out, int64_t begin, int64_t end) {
 #if defined(__x86_64__)
-  if (has_avx2()) return spmm_avx2(s, x, base, out, begin, end);
+  if (has_avx2()) return spmm_avx2<T, Weights>(s, x, base, out, begin, end);
 #endif
-  spmm_any<T, 16>(s, x, base, out, begin, end);
+  spmm_any<T, 16, Weights>(s, x, base, out, begin, end);
 }
 void spmm(const Spmm& s, const float* x, const float* base, float* out, int64_t begin,
           int64_t end) {
-  spmm_best(s, x, base, out, begin, end);
+  spmm_best<float, RootWeights<float>>(s, x, base, out, begin, end);
 }
 void spmm(const Spmm& s, const double* x, const double* base, double* out, int64_t begin,
           int64_t end) {
-  spmm_best(s, x, base, out, begin, end);
+  spmm_best<double, RootWeights<double>>(s, x, base, out, begin, end);
+}
+void spmm(const WeightedSpmm& s, const float* x, float* out, int64_t begin, int64_t end) {
+  spmm_best<float, GivenWeights<float>>(s, x, nullptr, out, begin, end);
+}
+void spmm(const WeightedSpmm& s, const double* x, double* out, int64_t begin, int64_t end) {
+  spmm_best<double, GivenWeights<double>>(s, x, nullptr, out, begin, end);
 }
 
 void product_tile(const float* a, const float* b, int64_t depth, float* out, int64_t stride) {

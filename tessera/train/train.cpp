@@ -66,7 +66,10 @@ class Training {
     watch_.log = [this](const Json& line) { append_line("metrics.jsonl", line); };
     watch_.progress = config.progress;
     watch_.stop_requested = config.stop_requested;
-    watch_.checkpoint = [this] { write_last(); };
+    watch_.checkpoint = [this] {
+      hook_checkpoint_ = true;
+      write_last();
+    };
     watch_.text = config.log;
     const bool own_epochs = settings_.epochs_given || settings_.epochs != TrainSettings{}.epochs;
     max_epochs_ = own_epochs ? settings_.epochs : config.protocol.epochs;
@@ -107,6 +110,7 @@ class Training {
     state.add("trainer.train_s", train_s_, Role::training);
     state.add("trainer.eval_s", eval_s_, Role::training);
     state.add("trainer.test_looks", test_looks_, Role::training);
+    state.add("trainer.epoch_done", epoch_done_, Role::training);
     state.add("trainer.metrics_lines", metrics_lines_, Role::training);
     state.add("trainer.curve_lines", curve_lines_, Role::training);
     return state;
@@ -309,8 +313,41 @@ class Training {
   void one_epoch(Sampler& sampler) {
     const auto start = Clock::now();
     model_.train(true);
-    model_.begin_epoch(epoch_, watch_);
-    configure();
+    if (epoch_done_.is_null()) {
+      model_.begin_epoch(epoch_, watch_);
+      configure();
+      steps(sampler);
+    } else {
+      configure();  // a checkpoint that end_epoch wrote: the steps are behind it
+    }
+    const Json done = epoch_done_;
+    hook_checkpoint_ = false;
+    model_.end_epoch(epoch_, watch_);
+    if (hook_checkpoint_) throw_if_stopped();
+    epoch_done_ = nullptr;
+    const double time_s = seconds_since(start);
+    train_s_ += time_s;
+    epoch_s_.push_back(time_s);
+    const auto n = done["steps"].get<int64_t>();
+    std::vector<std::pair<std::string, double>> sums;
+    for (const auto& [name, sum] : done["parts"].items())
+      sums.emplace_back(name, sum.get<double>());
+    const double mean = n > 0 ? done["total"].get<double>() / static_cast<double>(n) : 0;
+    log_epoch(time_s, mean, sums, n, done["examples"].get<int64_t>());
+    model_.train(false);
+    const bool last = epoch_ + 1 == max_epochs_ || timed_out_;
+    // Without a step there is nothing new to rank, but a result must have a best epoch.
+    const bool worth = n > 0 || stopping_.best_epoch() < 0;
+    if (has_valid_ && ((epoch_ + 1) % settings_.eval_step == 0 || last) && worth) validate();
+    if (settings_.test_curve && has_rows(data_, Split::test)) test_curve();
+    ++epoch_;
+    if (!config_.folder.empty() && (epoch_ % settings_.checkpoint == 0 || last)) write_last();
+    config_.on_epoch(epoch_ - 1);
+  }
+
+  /// The epoch's steps; their sums go to epoch_done_, for the log and for checkpoints that
+  /// end_epoch writes.
+  void steps(Sampler& sampler) {
     sampler.begin_epoch(epoch_);
     std::vector<std::pair<std::string, double>> sums;
     double total = 0;
@@ -338,21 +375,9 @@ class Training {
       n_examples += batch.size();
       bar.advance(1);
     }
-    model_.end_epoch(epoch_, watch_);
-    const double time_s = seconds_since(start);
-    train_s_ += time_s;
-    epoch_s_.push_back(time_s);
-    const double mean = n > 0 ? total / static_cast<double>(n) : 0;
-    log_epoch(time_s, mean, sums, n, n_examples);
-    model_.train(false);
-    const bool last = epoch_ + 1 == max_epochs_ || timed_out_;
-    // Without a step there is nothing new to rank, but a result must have a best epoch.
-    const bool worth = n > 0 || stopping_.best_epoch() < 0;
-    if (has_valid_ && ((epoch_ + 1) % settings_.eval_step == 0 || last) && worth) validate();
-    if (settings_.test_curve && has_rows(data_, Split::test)) test_curve();
-    ++epoch_;
-    if (!config_.folder.empty() && (epoch_ % settings_.checkpoint == 0 || last)) write_last();
-    config_.on_epoch(epoch_ - 1);
+    epoch_done_ = {{"total", total}, {"steps", n}, {"examples", n_examples}};
+    epoch_done_["parts"] = Json::object();
+    for (const auto& [name, sum] : sums) epoch_done_["parts"][name] = sum;
   }
 
   void check_finite(const Loss& loss) const {
@@ -500,7 +525,8 @@ class Training {
   int64_t max_epochs_ = 0, epoch_ = 0, step_ = 0, prepared_ = 0, test_looks_ = 0;
   int64_t metrics_lines_ = 0, curve_lines_ = 0;
   double train_s_ = 0, eval_s_ = 0, spent_before_ = 0;
-  bool has_valid_ = false, has_checkpoint_ = false, timed_out_ = false;
+  Json epoch_done_;  ///< sums of the epoch's steps while end_epoch has not ended, else null
+  bool has_valid_ = false, has_checkpoint_ = false, timed_out_ = false, hook_checkpoint_ = false;
   const Clock::time_point started_ = Clock::now();
 };
 
