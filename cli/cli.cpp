@@ -220,6 +220,7 @@ int run_program(int argc, char** argv) {
     common.command += (i == 0 ? "tessera" : std::string(" ") + argv[i]);
   add_inspect(app, common);
   add_import(app, common);
+  add_features(app, common);
   add_train(app, common);
   add_evaluate(app, common);
   add_recommend(app, common);

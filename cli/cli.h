@@ -20,7 +20,7 @@ struct Common {
   std::string output, log_file;
   bool json = false, quiet = false, verbose = false, no_progress = false;
   Settings flags;
-  Settings typed;  ///< --name value of names that are no flags of the verb
+  Settings typed;       ///< --name value of names that are no flags of the verb
   std::string command;  ///< the whole command line, for command.txt
 
   /// The one dataset folder; exit 2 when -d is missing or repeated.
@@ -57,5 +57,6 @@ void add_similar(CLI::App& app, Common& common);
 void add_models(CLI::App& app, Common& common);
 void add_doctor(CLI::App& app, Common& common);
 void add_demo(CLI::App& app, Common& common);
+void add_features(CLI::App& app, Common& common);
 
 }  // namespace tessera::cli

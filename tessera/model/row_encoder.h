@@ -11,6 +11,7 @@ namespace tessera {
 class RowEncoder {
  public:
   virtual ~RowEncoder() = default;
+  /// The model as it stands after its training; cards say whether interactions changed it.
   /// `features` hold rows of `n_items` items and go by name; a modality of the model that is not
   /// among them is missing everywhere. Exit 3 where none is there or a width differs.
   virtual std::vector<NamedRows> encode(const std::vector<Feature>& features, int64_t n_items) = 0;

@@ -296,9 +296,11 @@ class Pamd : public Model, public FeatureSupplier, public RowEncoder, public Tra
   void fit(const Watch& watch) override;
   bool needs_training() const override { return config_.export_stage == "finetuned"; }
   std::vector<NamedRows> export_features(const Json&) override {
-    return encode(data_.features, data_.n_items);
+    return parts_of(data_.features, data_.n_items, config_.export_stage);
   }
-  std::vector<NamedRows> encode(const std::vector<Feature>& features, int64_t n_items) override;
+  std::vector<NamedRows> encode(const std::vector<Feature>& features, int64_t n_items) override {
+    return parts_of(features, n_items, config_.freeze_pretrained ? "pretrained" : "finetuned");
+  }
 
  protected:
   void forget() override { all_tokens_ = torch::Tensor(); }
@@ -457,6 +459,8 @@ class Pamd : public Model, public FeatureSupplier, public RowEncoder, public Tra
   Json check(const torch::Tensor& held, const Watch& watch);
   PartNet::Loss net_loss(const torch::Tensor& items) const;
   void fill_by_decoding();
+  std::vector<NamedRows> parts_of(const std::vector<Feature>& features, int64_t n_items,
+                                  const std::string& stage);
 
   const Config config_;
   const torch::Tensor counts_;  // float32 [n_items], train rows
@@ -665,7 +669,9 @@ void Pamd::fill_by_decoding() {
   }
 }
 
-std::vector<NamedRows> Pamd::encode(const std::vector<Feature>& features, int64_t n_items) {
+/// Section 6; `stage` says whether the encoders have seen interactions.
+std::vector<NamedRows> Pamd::parts_of(const std::vector<Feature>& features, int64_t n_items,
+                                      const std::string& stage) {
   const torch::NoGradGuard no_grad;
   const int64_t d = config_.embedding_size;
   auto sum = torch::zeros({n_items, d});
@@ -712,9 +718,9 @@ std::vector<NamedRows> Pamd::encode(const std::vector<Feature>& features, int64_
   for (auto& rows : out) {
     rows.card = {{"name", "PAMD"},
                  {"part", rows.modality},
-                 {"stage", config_.export_stage},
+                 {"stage", stage},
                  {"norm", config_.export_norm},
-                 {"uses_interactions", config_.export_stage == "finetuned"},
+                 {"uses_interactions", stage == "finetuned"},
                  {"pretraining_epochs", pre_epoch_},
                  {"matched", last.value("matched", Json())},
                  {"unmatched", last.value("unmatched", Json())},

@@ -76,7 +76,7 @@ class CommandLine(unittest.TestCase):
         self.assertEqual(len(lines), 1, f"wanted one line 'error: ...'\n{done}")
         message = lines[0][len("error: "):]
         self.assertRegex(message, words, str(done))
-        names = "|".join(("Popularity", "ItemKNN", "BPR", "LightGCN", "VBPR", "BM3"))
+        names = "|".join(("Popularity", "ItemKNN", "BPR", "LightGCN", "VBPR", "BM3", "PAMD"))
         self.assertRegex(message, rf"^({names}|[^A-Z])", f"starts upper case: {message}")
         return done
 
