@@ -286,6 +286,7 @@ int run_program(int argc, char** argv) {
   for (int i = 1; i < argc; ++i) common.command += " " + quoted(argv[i]);
   add_inspect(app, common);
   add_import(app, common);
+  add_features(app, common);
   add_train(app, common);
   add_evaluate(app, common);
   add_compare(app, common);

@@ -83,8 +83,9 @@ class CommandLine(unittest.TestCase):
         self.assertEqual(len(lines), 1, f"wanted one line 'error: ...'\n{done}")
         message = lines[0][len("error: "):]
         self.assertRegex(message, words, str(done))
-        names = "|".join(("Popularity", "ItemKNN", "BPR", "LightGCN", "VBPR", "BM3",
-                          "SASRec", "GRU4Rec", "MC1", "BERT4Rec", "FDSA", "KDSR"))
+        names = "|".join(("Popularity", "ItemKNN", "BPR", "LightGCN", "VBPR", "BM3", "FREEDOM", "MGCN",
+                          "MMSSL", "PAMD", "R2MR", "SASRec", "GRU4Rec", "MC1", "BERT4Rec", "FDSA",
+                          "KDSR"))
         self.assertRegex(message, rf"^({names}|[^A-Z])", f"starts upper case: {message}")
         return done
 
