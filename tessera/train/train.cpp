@@ -56,8 +56,8 @@ class Training {
     if (options_.metrics.empty()) {
       // With K in their names: "map" and "mrr" alone mean the whole list.
       for (const auto& name : default_metrics()) {
-        for (const int64_t k : options_.topk) {
-          options_.metrics.push_back(fmt::format("{}@{}", name, std::min(k, data.n_items)));
+        for (const int64_t k : cut_topk(options_, data.n_items)) {
+          options_.metrics.push_back(fmt::format("{}@{}", name, k));
         }
       }
     }
@@ -551,6 +551,14 @@ EvalOptions eval_options(const TrainSettings& settings, const Protocol& protocol
   options.map_norm = settings.map_norm;
   options.eval_batch_size = settings.eval_batch_size;
   return options;
+}
+
+std::vector<int64_t> cut_topk(const EvalOptions& options, int64_t n_items) {
+  std::vector<int64_t> out = options.topk;
+  if (options.topk_given) return out;
+  for (int64_t& k : out) k = std::min(k, n_items);
+  out.erase(std::unique(out.begin(), out.end()), out.end());
+  return out;
 }
 
 void check_training(Model& model, const Dataset& data, const TrainSettings& settings,

@@ -52,6 +52,9 @@ void check_training(Model& model, const Dataset& data, const TrainSettings& sett
 /// The options that evaluation takes from a run's settings.
 EvalOptions eval_options(const TrainSettings& settings, const Protocol& protocol);
 
+/// The cutoffs of `options`; a protocol's own are cut to the catalogue.
+std::vector<int64_t> cut_topk(const EvalOptions& options, int64_t n_items);
+
 /// The canonical name of the metric that selects: valid_metric, or the protocol's, its K cut.
 std::string selecting_metric(const TrainSettings& settings, const Protocol& protocol,
                              int64_t n_items);
