@@ -52,7 +52,7 @@ void add_features(CLI::App& app, Common& common) {
                });
   verb->add_option("folder", flags->folder, "dataset folder");
   verb->add_option("--encoder", flags->encoder,
-                   "a model that makes features (pamd, ..), or a run or bundle of one");
+                   "a model that makes features (pamd, ..) or a run of one; tfidf; 'exec:COMMAND'");
 }
 
 }  // namespace tessera::cli

@@ -63,7 +63,11 @@ torch::Tensor cosine_table(const torch::Tensor& a, const torch::Tensor& b) {
 /// by attention of the user. The paper's body was not available: section numbers are those of the
 /// specification, which follows the published code. With linear maps, common and specific carry
 /// the same information with another emphasis; preset = separate makes them differ.
-class Pamd : public Model, public FeatureSupplier, public RowEncoder, public TrainedSupplier {
+class Pamd : public Model,
+             public FeatureSupplier,
+             public RowEncoder,
+             public TrainedSupplier,
+             public Reporter {
  public:
   struct Config {
     std::string variant = "paper", preset = "default";
@@ -294,6 +298,7 @@ class Pamd : public Model, public FeatureSupplier, public RowEncoder, public Tra
 
   // --- features for others -----------------------------------------------------------------
   void fit(const Watch& watch) override;
+  Json report() override;
   bool needs_training() const override { return config_.export_stage == "finetuned"; }
   std::vector<NamedRows> export_features(const Json&) override {
     return parts_of(data_.features, data_.n_items, config_.export_stage);
@@ -459,6 +464,11 @@ class Pamd : public Model, public FeatureSupplier, public RowEncoder, public Tra
   Json check(const torch::Tensor& held, const Watch& watch);
   PartNet::Loss net_loss(const torch::Tensor& items) const;
   void fill_by_decoding();
+  Json attention_view();
+  Json cosine_view();
+  Json picture_view(const torch::Tensor& tokens) const;
+  Json neighbour_view(const torch::Tensor& tokens) const;
+  Json separation_view(const torch::Tensor& tokens) const;
   std::vector<NamedRows> parts_of(const std::vector<Feature>& features, int64_t n_items,
                                   const std::string& stage);
 
@@ -558,8 +568,9 @@ Json Pamd::check(const torch::Tensor& held, const Watch& watch) {
     parts.push_back(net_.split(m, x_[m].index_select(0, held)));
   }
   const int64_t n = held.size(0);
-  double matched = 0, unmatched = 0, norm_c = 0, norm_s = 0;
+  double matched = 0, unmatched = 0, norm_c = 0, norm_s = 0, first = 0, tenth = 0;
   int64_t n_pairs = 0;
+  std::vector<torch::Tensor> all_matched;
   for (size_t a = 0; a < parts.size(); ++a) {
     norm_c += parts[a].c.norm(2, {1}).mean().item<double>() / static_cast<double>(parts.size());
     norm_s += parts[a].s.norm(2, {1}).mean().item<double>() / static_cast<double>(parts.size());
@@ -567,6 +578,11 @@ Json Pamd::check(const torch::Tensor& held, const Watch& watch) {
       const auto table = cosine_table(parts[a].c, parts[b].c).to(torch::kDouble);
       const double diagonal = table.trace().item<double>();
       matched += diagonal / static_cast<double>(n);
+      all_matched.push_back(table.diagonal());
+      // How many others are nearer to an item of a than its own vector of b.
+      const auto nearer = (table > table.diagonal().unsqueeze(1)).sum(1);
+      first += (nearer < 1).to(torch::kDouble).mean().item<double>();
+      tenth += (nearer < 10).to(torch::kDouble).mean().item<double>();
       unmatched += (table.sum().item<double>() - diagonal) /
                    static_cast<double>(std::max<int64_t>(1, n * (n - 1)));
     }
@@ -586,6 +602,13 @@ Json Pamd::check(const torch::Tensor& held, const Watch& watch) {
   out["ordered"] = loss.ordered;
   out["matched"] = matched;
   out["unmatched"] = unmatched;
+  const auto spread =
+      torch::quantile(torch::cat(all_matched), torch::tensor({.05, .5, .95}, torch::kDouble));
+  out["matched_5_50_95"] = {spread[0].item<double>(), spread[1].item<double>(),
+                            spread[2].item<double>()};
+  out["hit@1"] = first / static_cast<double>(n_pairs);
+  out["hit@10"] = tenth / static_cast<double>(n_pairs);
+  out["n_held_out"] = n;
   out["norm_c"] = norm_c;
   out["norm_s"] = norm_s;
   return out;
@@ -726,6 +749,271 @@ std::vector<NamedRows> Pamd::parts_of(const std::vector<Feature>& features, int6
                  {"unmatched", last.value("unmatched", Json())},
                  {"overlap", overlaps}};
   }
+  return out;
+}
+
+// --- what to show a person (section 10) ------------------------------------------------------
+
+/// Attention to common and specific parts over hits, lists and candidates of up to 300 users.
+Json Pamd::attention_view() {
+  constexpr int64_t kUsers = 300, kList = 20, kCandidates = 200;
+  std::vector<int64_t> chosen;
+  for (int64_t u = 0; u < data_.n_users; ++u) {
+    if (!data_.train.of(u).empty()) chosen.push_back(u);
+  }
+  random_.stream("report.users").shuffle(chosen, 0);
+  chosen.resize(std::min<size_t>(chosen.size(), kUsers));
+  const auto users = torch::tensor(chosen, torch::kInt64);
+  auto scores = score({users, {}});
+  std::vector<int64_t> who[3], what[3];  // hits, lists, candidates
+  const int64_t k = std::min(kList, data_.n_items);
+  for (int64_t row = 0; row < users.size(0); ++row) {
+    for (const int32_t item : data_.train.of(chosen[row])) scores[row][item] = -1e30;
+  }
+  const auto lists = std::get<1>(scores.topk(k, 1)).contiguous();
+  const auto* item = lists.const_data_ptr<int64_t>();
+  for (int64_t row = 0; row < users.size(0); ++row) {
+    const auto holds = [&](const Interactions& rows, int64_t wanted) {
+      const auto of = rows.of(chosen[row]);
+      return std::find(of.begin(), of.end(), static_cast<int32_t>(wanted)) != of.end();
+    };
+    for (int64_t r = 0; r < k; ++r) {
+      const int64_t i = item[row * k + r];
+      who[1].push_back(row);
+      what[1].push_back(i);
+      if (holds(data_.valid, i) || holds(data_.test, i)) {
+        who[0].push_back(row);
+        what[0].push_back(i);
+      }
+    }
+    for (uint32_t draw = 0; draw < static_cast<uint32_t>(std::min(kCandidates, data_.n_items));) {
+      what[2].push_back(
+          random_.stream("report.candidates")
+              .below(static_cast<uint32_t>(data_.n_items), 0, static_cast<uint64_t>(row), draw));
+      who[2].push_back(row);
+    }
+  }
+  Json rows = Json::array(), by_modality = Json::array();
+  Json view = {{"title", "Attention: common against specific parts"},
+               {"note",
+                "Share of the attention that the common parts get; uniform attention is .5. Over "
+                "the hits in lists of 20, over the whole lists, and over candidates drawn at "
+                "random."},
+               {"blocks", Json::array()}};
+  const auto gates = open(torch::arange(data_.n_items, torch::kInt64), ranked_);
+  const char* names_of[] = {"hits", "lists", "candidates"};
+  for (int set = 0; set < 3; ++set) {
+    if (who[set].empty()) continue;
+    const auto w = part_weights(users_->rows(users), all_tokens(), gates,
+                                torch::tensor(who[set], torch::kInt64),
+                                torch::tensor(what[set], torch::kInt64));
+    const auto common = w.slice(1, 0, n_modalities()).sum(1);
+    const auto specific = w.slice(1, n_modalities()).sum(1);
+    rows.push_back({names_of[set], w.size(0), common.mean().item<double>(),
+                    (common > specific).to(torch::kDouble).mean().item<double>()});
+    Json line = Json::array({names_of[set]});
+    for (int64_t token = 0; token < n_tokens(); ++token) {
+      line.push_back(w.select(1, token).mean().item<double>());
+    }
+    by_modality.push_back(line);
+    if (set == 1) {
+      const auto counts = torch::histc(common, 20, 0, 1);
+      Json labels = Json::array(), values = Json::array();
+      for (int64_t bin = 0; bin < 20; ++bin) {
+        labels.push_back(fmt::format("{:.2f}", 0.05 * static_cast<double>(bin)));
+        values.push_back(counts[bin].item<double>() / static_cast<double>(w.size(0)));
+      }
+      view["blocks"].push_back({{"kind", "bars"},
+                                {"title", "Share of common parts, pairs of users and listed items"},
+                                {"x", "share of common parts, from"},
+                                {"y", "share of pairs"},
+                                {"labels", labels},
+                                {"values", values}});
+    }
+  }
+  view["blocks"].insert(view["blocks"].begin(),
+                        Json{{"kind", "table"},
+                             {"title", "Mean share of common parts (uniform: .5)"},
+                             {"columns", {"pairs of", "n", "common", "common > specific"}},
+                             {"rows", rows}});
+  Json columns = Json::array({"pairs of"});
+  for (const auto& name : token_names_) columns.push_back(name);
+  view["blocks"].push_back({{"kind", "table"},
+                            {"title", "Mean attention by part"},
+                            {"columns", columns},
+                            {"rows", by_modality}});
+  return view;
+}
+
+/// Before and after pretraining, and as it stands: always matched and unmatched together.
+Json Pamd::cosine_view() {
+  const auto held = pretraining_items().held;
+  Json rows = Json::array();
+  const auto add = [&](const std::string& when, const Json& check) {
+    if (!check.is_object() || !check.contains("matched_5_50_95")) return;
+    const Json& q = check["matched_5_50_95"];
+    rows.push_back({when, check["matched"], q[0], q[1], q[2], check["unmatched"], check["hit@1"],
+                    check["hit@10"]});
+  };
+  if (!checks_.empty()) {
+    add("before pretraining", checks_.front());
+    add("after pretraining", checks_.back());
+  }
+  if (held.size(0) >= 2) add("now", check(held, {}));
+  return {
+      {"title", "Do the common parts agree?"},
+      {"note",
+       fmt::format("Cosine between the common parts of one item (matched) and of different "
+                   "items (unmatched), on {} items that were not trained on; the share whose "
+                   "partner is the nearest, or among the ten nearest (chance: {:.3f}, {:.3f}).",
+                   held.size(0), 1.0 / static_cast<double>(std::max<int64_t>(1, held.size(0))),
+                   10.0 / static_cast<double>(std::max<int64_t>(10, held.size(0))))},
+      {"blocks",
+       Json::array({Json{
+           {"kind", "table"},
+           {"title", "Common parts of held-out items"},
+           {"columns", {"when", "matched", "5 %", "50 %", "95 %", "unmatched", "hit@1", "hit@10"}},
+           {"rows", rows}}})}};
+}
+
+/// A joint PCA of all parts of up to 500 items; 50 pairs of common parts are joined.
+Json Pamd::picture_view(const torch::Tensor& tokens) const {
+  std::vector<int64_t> items;
+  for (int64_t i = 0; i < data_.n_items; ++i) {
+    if (std::all_of(present_.begin(), present_.end(),
+                    [i](const torch::Tensor& p) { return p[i].item<bool>(); })) {
+      items.push_back(i);
+    }
+  }
+  random_.stream("report.picture").shuffle(items, 0);
+  items.resize(std::min<size_t>(items.size(), 500));
+  Json view = {{"title", "The parts in two dimensions"}, {"blocks", Json::array()}};
+  const auto n = static_cast<int64_t>(items.size());
+  if (n < 3) return view;
+  const auto chosen = tokens.index_select(0, torch::tensor(items, torch::kInt64));
+  const auto flat = chosen.transpose(0, 1).reshape({n_tokens() * n, -1});
+  const Pca pca = fit_pca(flat, 2, random_.stream("report.pca"));
+  if (pca.axes.size(0) < 2) return view;
+  const auto points = (pca.transform(flat) * pca.scale).reshape({n_tokens(), n, 2}).contiguous();
+  const auto* at = points.const_data_ptr<double>();
+  const auto rounded = [](double value) { return std::round(value * 1e4) / 1e4; };
+  Json series = Json::array(), joins = Json::array();
+  for (int64_t k = 0; k < n_tokens(); ++k) {
+    Json of = Json::array();
+    for (int64_t i = 0; i < n; ++i) {
+      const double* p = at + (k * n + i) * 2;
+      of.push_back({rounded(p[0]), rounded(p[1]),
+                    std::string(data_.item_ids[items[static_cast<size_t>(i)]])});
+    }
+    series.push_back({{"name", token_names_[static_cast<size_t>(k)]}, {"points", of}});
+  }
+  for (int64_t i = 0; i < std::min<int64_t>(50, n); ++i) {
+    const double *a = at + i * 2, *b = at + (n + i) * 2;
+    joins.push_back({rounded(a[0]), rounded(a[1]), rounded(b[0]), rounded(b[1])});
+  }
+  view["note"] = fmt::format(
+      "Principal axes of all parts of {} items together, one colour a part; lines join the common "
+      "parts of 50 items.",
+      n);
+  const auto axis = [&](int k) {
+    return fmt::format("axis {} ({:.0f} % of the variance)", k + 1,
+                       100 * pca.explained[k].item<double>());
+  };
+  view["blocks"].push_back({{"kind", "scatter"},
+                            {"title", "Joint principal axes"},
+                            {"x", axis(0)},
+                            {"y", axis(1)},
+                            {"series", series},
+                            {"joins", joins}});
+  return view;
+}
+
+/// The five nearest by each kind of part, for three items; what only one list holds is marked.
+Json Pamd::neighbour_view(const torch::Tensor& tokens) const {
+  constexpr int64_t kNearest = 5;
+  std::vector<int64_t> items;
+  for (int64_t i = 0; i < data_.n_items; ++i) {
+    if (std::all_of(present_.begin(), present_.end(),
+                    [i](const torch::Tensor& p) { return p[i].item<bool>(); })) {
+      items.push_back(i);
+    }
+  }
+  Json view = {{"title", "Neighbours by part"},
+               {"note", "The nearest items by cosine; marked: in this list only."},
+               {"blocks", Json::array()}};
+  if (data_.n_items <= kNearest) return view;
+  random_.stream("report.neighbours").shuffle(items, 0);
+  items.resize(std::min<size_t>(items.size(), 3));
+  std::vector<std::pair<std::string, torch::Tensor>> kinds;
+  if (config_.tokens == "whole") {
+    kinds.emplace_back("whole", tokens.mean(1));
+  } else {
+    kinds.emplace_back("common", tokens.slice(1, 0, n_modalities()).mean(1));
+    for (int64_t k = n_modalities(); k < n_tokens(); ++k) {
+      kinds.emplace_back(token_names_[static_cast<size_t>(k)], tokens.select(1, k));
+    }
+  }
+  for (const int64_t of : items) {
+    Json groups = Json::array();
+    std::map<int64_t, int> times;
+    std::vector<std::vector<int64_t>> lists;
+    for (const auto& [name, rows] : kinds) {
+      auto cosines = cosine_table(rows.slice(0, of, of + 1), rows)[0];
+      cosines[of] = -2;
+      const auto best = std::get<1>(cosines.topk(kNearest)).contiguous();
+      lists.emplace_back(best.const_data_ptr<int64_t>(), best.const_data_ptr<int64_t>() + kNearest);
+      for (const int64_t item : lists.back()) ++times[item];
+    }
+    Json self;
+    self["id"] = std::string(data_.item_ids[of]);
+    groups.push_back({{"label", "item"}, {"items", Json::array({self})}});
+    for (size_t k = 0; k < kinds.size(); ++k) {
+      Json cards = Json::array();
+      for (const int64_t item : lists[k]) {
+        Json card;
+        card["id"] = std::string(data_.item_ids[item]);
+        if (kinds.size() > 1 && times[item] == 1) card["mark"] = "only here";
+        cards.push_back(card);
+      }
+      groups.push_back({{"label", "by " + kinds[k].first}, {"items", cards}});
+    }
+    view["blocks"].push_back({{"kind", "cards"}, {"title", "Neighbours"}, {"groups", groups}});
+  }
+  return view;
+}
+
+Json Pamd::separation_view(const torch::Tensor& tokens) const {
+  Json rows = Json::array();
+  bool high = false;
+  for (int64_t m = 0; m < n_modalities(); ++m) {
+    const auto items = present_[static_cast<size_t>(m)].nonzero().squeeze(1);
+    if (items.size(0) < 8) continue;
+    const auto of = tokens.index_select(0, items);
+    const double value = overlap(of.select(1, m), of.select(1, n_modalities() + m)).item<double>();
+    high = high || value > 1;
+    rows.push_back({names()[static_cast<size_t>(m)], value});
+  }
+  return {
+      {"title", "How separate are the parts?"},
+      {"note", high ? "Above 1: the specific parts hold much of the common content with another "
+                      "emphasis, as linear maps let them; where specific has to mean specific, "
+                      "train with --preset separate."
+                    : "0: coordinates of common and specific parts are uncorrelated."},
+      {"blocks", Json::array({Json{{"kind", "table"},
+                                   {"title", "Overlap of common and specific part"},
+                                   {"columns", Json::array({"modality", "overlap"})},
+                                   {"rows", rows}}})}};
+}
+
+Json Pamd::report() {
+  const torch::NoGradGuard no_grad;
+  const torch::Tensor tokens = all_tokens();
+  Json out = {{"model", "PAMD"}, {"views", Json::array()}};
+  if (config_.tokens != "whole") out["views"].push_back(attention_view());
+  out["views"].push_back(cosine_view());
+  out["views"].push_back(picture_view(tokens));
+  out["views"].push_back(neighbour_view(tokens));
+  if (config_.tokens != "whole") out["views"].push_back(separation_view(tokens));
   return out;
 }
 

@@ -6,6 +6,7 @@
 #include "tessera/base/error.h"
 #include "tessera/base/files.h"
 #include "tessera/base/version.h"
+#include "tessera/encode/content.h"
 #include "tessera/encode/features.h"
 #include "tessera/model/bundle.h"
 #include "tessera/model/row_encoder.h"
@@ -107,6 +108,10 @@ void throw_if_stopped(const FeaturesRequest& request) {
 Json make_features(const FeaturesRequest& request) {
   if (request.encoder.empty()) {
     throw usage_error("no encoder given: add --encoder NAME, see 'tessera features --help'");
+  }
+  if (is_content_encoder(request.encoder)) {
+    return encode_content(request.dataset, request.encoder, request.settings, request.log,
+                          request.stop_requested);
   }
   const fs::path path = request.encoder;
   if (is_run_folder(path)) {

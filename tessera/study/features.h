@@ -10,8 +10,9 @@ namespace tessera {
 
 struct FeaturesRequest {
   std::filesystem::path dataset;
-  /// A registered model that is a FeatureSupplier; or a run or bundle of one that is a RowEncoder,
-  /// which encodes the items of `dataset` without training.
+  /// tfidf or exec:COMMAND (encode/content.h); or a registered model that is a FeatureSupplier; or
+  /// a run or bundle of one that is a RowEncoder, which encodes the items of `dataset` without
+  /// training.
   std::string encoder;
   std::filesystem::path output;  ///< run folder, where the features need a whole training
   Settings settings;             ///< of the model and of training, in rising precedence

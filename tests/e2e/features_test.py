@@ -77,6 +77,61 @@ class Features(CommandLine):
         made = self.made("other", "--encoder", "frozen/model")
         self.assertIsNone(made["features"]["common"]["valid_for"])
 
+    ENCODER = '''import json, sys
+calls = open("calls", "a")
+for line in sys.stdin:
+    item = json.loads(line)
+    calls.write(item["id"] + "\\n")
+    if item["id"] == "i2":
+        print(json.dumps({"id": "i2", "error": "no picture"}))
+    elif item["id"] != "i3":
+        text = item["text"]
+        print(json.dumps({"id": item["id"], "vector": [len(text), text.count("a"), 1]}))
+'''
+
+    def shop_with_texts(self, titles):
+        lines = [json.dumps({"item_id": f"i{i}", "title": title}) for i, title in enumerate(titles)]
+        self.write("items.jsonl", "\n".join(lines) + "\n")
+        self.succeeds("import", "raw/events.tsv", "--items", "items.jsonl", "--text", "title",
+                      "--no-features", "-o", "texts", "-q")
+
+    def test_tfidf_finds_alike_texts(self):
+        kinds = ("red wool scarf", "steel kitchen knife", "wooden toy train", "garden rose seeds")
+        self.shop_with_texts([f"{kinds[i % 4]} number {i}" for i in range(self.N_ITEMS)])
+        made = self.made("texts", "--encoder", "tfidf", "--width", "8")
+        entry = made["features"]["text"]
+        self.assertEqual((entry["width"], entry["source"]["columns"]), (8, ["title"]))
+        again = self.succeeds("features", "texts", "--encoder", "tfidf", "--width", "8", "-j", "1")
+        self.assertIn("up to date", again.stderr)
+        self.succeeds("train", "-m", "VBPR", "-d", "texts", "--epochs", "1", "-q", "-o", "run")
+        alike = self.succeeds("similar", "run", "i0", "--by", "text", "-n", "5", "-q").stdout
+        ids = [int(line.split("\t")[1][1:]) for line in alike.splitlines()[1:]]
+        self.assertEqual([i % 4 for i in ids], [0] * len(ids), alike)
+
+    def test_exec_counts_failures_and_sends_what_changed(self):
+        self.shop_with_texts([f"a thing {i}" for i in range(self.N_ITEMS)])
+        self.write("encode.py", self.ENCODER)
+        exec_it = ("texts", "--encoder", "exec:python3 encode.py", "--modality", "mine")
+        source = self.made(*exec_it)["features"]["mine"]["source"]
+        self.assertEqual(source["failed"], 2)
+        self.assertEqual(source["failures"],
+                         {"errors of the command": 1, "requests without an answer": 1})
+        self.assertNotIn("i2", self.read("texts", "mine_feat.ids").split())
+        first = len(self.read("calls").split())
+        self.made(*exec_it)
+        self.assertEqual(self.read("calls").split()[first:], ["i2", "i3"])
+
+        before = self.tree("texts")
+        broken = ("features", "texts", "--modality", "mine", "-q", "--encoder")
+        self.fails(3, r"exit code 3", *broken, "exec:exit 3")
+        self.fails(3, r"no vector at all", *broken, "exec:true")
+        self.fails(3, r"line 1: wanted", *broken, "exec:echo hello")
+        self.fails(3, r"more than \d+ MiB", *broken, "exec:yes")
+        self.fails(2, r"wanted a command", *broken, "exec:")
+        self.fails(2, r"no column 'titel' \(did you mean 'title'", *broken, "exec:true", "--text",
+                   "titel")
+        self.assertEqual(self.tree("texts"), before)
+
     def test_mistakes(self):
         before = self.tree("shop")
         self.fails(2, r"no encoder given", "features", "shop", "-q")
@@ -87,4 +142,6 @@ class Features(CommandLine):
                    "shop", "--encoder", "pamd", "--pre_epoch", "3", "-q")
         self.fails(3, r"at least two modalities", "features", "shop", "--encoder", "pamd",
                    "--modalities", "image", "-q")
+        self.fails(2, r"'text' that was brought in from outside", "features", "shop", "--encoder",
+                   "tfidf", "-q")
         self.assertEqual(self.tree("shop"), before)

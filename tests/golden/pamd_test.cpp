@@ -5,10 +5,12 @@
 #include <torch/types.h>
 #include <torch/utils.h>
 
+#include <cstdio>
 #include <map>
 
 #include "tessera/base/error.h"
 #include "tessera/model/registry.h"
+#include "tessera/model/row_encoder.h"
 #include "tessera/nn/part_net.h"
 #include "tessera/ops/parts.h"
 #include "tests/gradient/numeric.h"
@@ -404,6 +406,115 @@ TEST(PamdModel, Export) {
   const auto image = one.data.features[0].present(), text = one.data.features[1].present();
   EXPECT_TRUE(torch::equal(rows[1].items, image.nonzero().squeeze(1)));
   EXPECT_TRUE(torch::equal(rows[0].items, image.logical_or(text).nonzero().squeeze(1)));
+}
+
+/// Acceptance 2: z in R^8 common, f in R^4 of each modality, all N(0, 1);
+/// image (64) = z G / sqrt 8 + f_v G' / 2 + .1 noise, text (48) likewise.
+struct Factors {
+  torch::Tensor z, f_image;
+  Dataset data;
+  explicit Factors(uint64_t seed) {
+    const Random random(seed);
+    const int64_t n = 1000;
+    z = planted::normals(random.stream("z"), 0, n, 8);
+    std::vector<Feature> features;
+    for (const auto& [name, width] : {std::pair("image", 64), std::pair("text", 48)}) {
+      const Random own = random.stream(name);
+      const auto f = planted::normals(own, 0, n, 4);
+      if (!f_image.defined()) f_image = f;
+      const auto rows = z.mm(planted::normals(own, 1, 8, width)) / std::sqrt(8.0) +
+                        f.mm(planted::normals(own, 2, 4, width)) / 2 +
+                        0.1 * planted::normals(own, 3, n, width);
+      features.push_back(planted::feature(random, name, rows, 0));
+    }
+    const std::vector<int32_t> users = {0, 0}, items = {0, 1};
+    data = make_dataset(1, n, make_interactions(1, users, items), {}, {}, std::move(features));
+  }
+};
+
+/// Pretrained parts of the planted items, and what is measured of them.
+struct Measured {
+  torch::Tensor c_image, c_text, s_image, s_text;
+  double matched, unmatched, first, ordered, specific, overlap;
+  Measured(const Factors& factors, int64_t seed, Settings settings) {
+    settings.push_back({"embedding_size", 32, "test"});
+    settings.push_back({"pre_epochs", 220, "test"});
+    const ModelInfo& info = find_model("PAMD");
+    const RunSettings resolved = resolve_settings(info, settings);
+    auto model = info.make(
+        settings,
+        Context{factors.data, Random(static_cast<uint64_t>(seed)), resolved.train_settings, {}});
+    Watch watch;
+    watch.log = [&](const Json& line) { ordered = line["ordered"].get<double>(); };
+    dynamic_cast<FeatureSupplier&>(*model).fit(watch);
+    const auto part = [&](size_t m) {
+      return dynamic_cast<RowEncoder&>(*model).encode({factors.data.features[m]}, 1000);
+    };
+    const auto image = part(0), text = part(1);
+    c_image = image[0].rows.to(torch::kDouble);
+    s_image = image[1].rows.to(torch::kDouble);
+    c_text = text[0].rows.to(torch::kDouble);
+    s_text = text[1].rows.to(torch::kDouble);
+    overlap = tessera::overlap(c_image, s_image).item<double>();
+    const auto unit = [](const torch::Tensor& x) { return x / x.norm(2, {1}, true); };
+    const auto cosines = unit(c_image).mm(unit(c_text).t());
+    matched = cosines.diagonal().mean().item<double>();
+    unmatched = (cosines.sum().item<double>() - 1000 * matched) / (1000 * 999);
+    first = (std::get<1>(cosines.max(1)) == torch::arange(1000))
+                .to(torch::kDouble)
+                .mean()
+                .item<double>();
+    specific = (unit(s_image) * unit(s_text)).sum(1).abs().mean().item<double>();
+  }
+};
+
+/// R^2 of the least-squares map from a (with a constant) to b: fitted on 800 rows, held-out 200.
+double explained(const torch::Tensor& a, const torch::Tensor& b) {
+  const auto with_one = torch::cat({a, torch::ones({a.size(0), 1}, torch::kDouble)}, 1);
+  const auto x = with_one.slice(0, 0, 800), y = b.slice(0, 0, 800);
+  const auto map = torch::linalg_solve(x.t().mm(x), x.t().mm(y));
+  const auto truth = b.slice(0, 800);
+  const auto rest = (truth - with_one.slice(0, 800).mm(map)).square().sum();
+  return 1 - (rest / (truth - truth.mean(0)).square().sum()).item<double>();
+}
+
+TEST(PamdPlanted, FindsWhatModalitiesShare) {
+  for (int64_t seed = 1; seed <= 3; ++seed) {
+    const Factors factors(static_cast<uint64_t>(seed));
+    const Measured full(factors, seed, {});
+    EXPECT_GE(full.matched - full.unmatched, .40) << "seed " << seed;
+    EXPECT_GE(full.first, .40) << "seed " << seed;
+    EXPECT_GE(full.ordered, .95) << "seed " << seed;
+    EXPECT_LE(full.specific, .08) << "seed " << seed;
+    const Measured de(factors, seed, {{"w_en", 0, "test"}}),
+        en(factors, seed, {{"w_de", 0, "test"}});
+    EXPECT_LE(de.matched - de.unmatched, .1) << "seed " << seed;
+    EXPECT_LE(en.ordered, .6) << "seed " << seed;
+    std::printf(
+        "seed %d: gap %.2f, first %.2f, ordered %.2f, |cos(s, s)| %.3f, z to s %.2f, f to s "
+        "%.2f, overlap %.2f; de gap %.2f; en ordered %.2f\n",
+        static_cast<int>(seed), full.matched - full.unmatched, full.first, full.ordered,
+        full.specific, explained(factors.z, full.s_image), explained(factors.f_image, full.s_image),
+        full.overlap, de.matched - de.unmatched, en.ordered);
+  }
+}
+
+// Acceptance 3: under the preset, specific means specific.
+TEST(PamdPlanted, SeparateSeparates) {
+  for (int64_t seed = 1; seed <= 3; ++seed) {
+    const Factors factors(static_cast<uint64_t>(seed));
+    const Measured parts(factors, seed, {{"preset", "separate", "test"}});
+    const double z_s = explained(factors.z, parts.s_image);
+    const double f_s = explained(factors.f_image, parts.s_image);
+    const double z_c = explained(factors.z, parts.c_image);
+    EXPECT_LE(z_s, .25) << "seed " << seed;
+    EXPECT_GE(f_s, .65) << "seed " << seed;
+    EXPECT_GE(z_c, .85) << "seed " << seed;
+    EXPECT_LE(parts.overlap, .3) << "seed " << seed;
+    EXPECT_GE(parts.first, .30) << "seed " << seed;
+    std::printf("seed %d: z to s %.2f, f to s %.2f, z to c %.2f, overlap %.2f, first %.2f\n",
+                static_cast<int>(seed), z_s, f_s, z_c, parts.overlap, parts.first);
+  }
 }
 
 }  // namespace
