@@ -7,6 +7,7 @@
 #include "tessera/ops/graph.h"
 #include "tessera/ops/item_graph.h"
 #include "tessera/ops/losses.h"
+#include "tessera/ops/unit_rows.h"
 
 namespace tessera {
 namespace {
@@ -185,10 +186,7 @@ class Mgcn : public GraphModel {
 
   /// -mean log softmax over the batch of cos(a_k, b_l) / temperature at l = k. a, b [B, d]
   torch::Tensor info_nce(const torch::Tensor& a, const torch::Tensor& b) const {
-    const auto unit = [](const torch::Tensor& x) {
-      return x / x.norm(2, 1, true).clamp_min(1e-12);
-    };
-    const auto logits = unit(a).matmul(unit(b).t()) / config_.temperature;
+    const auto logits = unit_rows(a).matmul(unit_rows(b).t()) / config_.temperature;
     return (logits.logsumexp(1) - logits.diagonal()).mean();
   }
 

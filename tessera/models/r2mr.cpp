@@ -10,7 +10,7 @@
 #include "tessera/model/quality.h"
 #include "tessera/model/registry.h"
 #include "tessera/nn/review.h"
-#include "tessera/nn/vector_gan.h"
+#include "tessera/nn/rewriter.h"
 #include "tessera/ops/edge_scores.h"
 #include "tessera/ops/fill.h"
 #include "tessera/ops/gather.h"
@@ -18,6 +18,7 @@
 #include "tessera/ops/item_graph.h"
 #include "tessera/ops/losses.h"
 #include "tessera/ops/pca.h"
+#include "tessera/ops/unit_rows.h"
 
 namespace tessera {
 namespace {
@@ -26,13 +27,9 @@ constexpr int64_t kNullDraws = 4;
 constexpr double kNoConsensus = 0.015;
 constexpr int64_t kWarmEpochs = 20, kWarmSteps = 800, kRefreshEpochs = 2, kRefreshSteps = 100;
 constexpr int64_t kFewestItems = 64;
-constexpr int64_t kBatch = 128;  // rows of the rewriter
-constexpr int64_t kCheckEvery = 5, kPatience = 8;
-constexpr double kLeastGain = 1e-4, kFar = 1e300;
 constexpr int64_t kSaveEvery = 50;   // rewriter epochs between checkpoints
 constexpr double kSaveSeconds = 30;  // at most between checkpoints
 constexpr double kClamp = 0.999;     // of tanh's inverse
-constexpr double kRidge = 1;
 constexpr int64_t kPropagations = 2;
 
 /// R2MR (Tang et al., KDD 2025, DOI 10.1145/3690624.3709250; formulas from a reading note, the
@@ -237,8 +234,8 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter {
     if (config.reviewer == "bpr") {
       tastes_ = trained(taste_weights(form_, random_, "init.review.taste"), "review.taste");
       for (auto& m : modalities_) {
-        m.review =
-            trained(row_weights(form_, random_, "init.review." + m.name), "review." + m.name);
+        m.review = trained(row_weights(form_, random_, "init.review.rows." + m.name),
+                           "review.rows." + m.name);
       }
     } else {
       cross_ = CrossReviewer(graph_, names, form_, random_);
@@ -248,11 +245,25 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter {
         throw usage_error("R2MR.code_width must divide the encoder's last width {}, got {}",
                           config.encoder.empty() ? 0 : config.encoder.back(), config.code_width);
       }
-      gan_.emplace(
-          VectorGanOptions{d, config.prompt_size, n_modalities * (n_modalities - 1), config.encoder,
-                           config.decoder, config.discriminator, config.n_codes, config.code_width,
-                           config.rewriter_learning_rate, config.ln_gain, config.adv},
-          random_);
+    }
+    if (n_modalities > 1) {
+      RewriterOptions options;
+      options.method = config.rewriter;
+      options.gan = {d,
+                     config.prompt_size,
+                     0,
+                     config.encoder,
+                     config.decoder,
+                     config.discriminator,
+                     config.n_codes,
+                     config.code_width,
+                     config.rewriter_learning_rate,
+                     config.ln_gain,
+                     config.adv};
+      options.hold_out = config.hold_out;
+      options.first_epochs = config.first_epochs;
+      options.later_epochs = config.later_epochs;
+      rewriter_.emplace(options, n_modalities, graph_, random_);
     }
     scores_ = torch::zeros({n, n_modalities});
     null_scores_ = torch::zeros({n, n_modalities});
@@ -306,18 +317,21 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter {
       state.add("review.adam", cross_->adam(), Role::inner);
       state.add("review.epochs", cross_->n_epochs(), Role::inner);
     }
-    if (gan_) {
-      for (auto& [name, tensor] : gan_->tensors()) state.add(name, *tensor, Role::inner);
-      state.add("gan.adam", gan_->adam(), Role::inner);
-      state.add("gan.discriminator_adam", gan_->discriminator_adam(), Role::inner);
+    if (rewriter_) {
+      if (auto& gan = rewriter_->gan()) {
+        for (auto& [name, tensor] : gan->tensors()) state.add(name, *tensor, Role::inner);
+        state.add("gan.adam", gan->adam(), Role::inner);
+        state.add("gan.discriminator_adam", gan->discriminator_adam(), Role::inner);
+      }
+      auto& progress = rewriter_->progress();
+      state.add("rewriter.epochs", progress.epochs, Role::inner);
+      state.add("rewriter.epochs_ever", progress.epochs_ever, Role::inner);
+      state.add("rewriter.misses", progress.misses, Role::inner);
+      state.add("rewriter.best", progress.best, Role::inner);
     }
     state.add("phase", phase_, Role::inner);
     state.add("phase_epochs", phase_epochs_, Role::inner);
     state.add("rounds", n_rounds_, Role::inner);
-    state.add("gan_epochs", gan_epochs_, Role::inner);
-    state.add("gan_epochs_ever", gan_epochs_ever_, Role::inner);
-    state.add("best_distance", best_distance_, Role::inner);
-    state.add("checks_missed", checks_missed_, Role::inner);
     state.add("last_step", last_step_, Role::inner);
     state.add("records", records_, Role::inner);
   }
@@ -392,9 +406,6 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter {
     std::optional<double> threshold;  // none: auto
     bool consensus = true;            // false: takes no part in rewriting
     std::optional<Pca> pca;
-  };
-  struct Pair {
-    int64_t item, from, to;
   };
 
   Random init(const std::string& name) const { return random_.stream("init." + name); }
@@ -489,7 +500,7 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter {
       } else {
         s = scores_.select(1, m);
       }
-      items.push_back(unit_rows(fused_rows(s, e, h, config_.floor)));
+      items.push_back(fused_unit_rows(s, e, h, config_.floor));
       users.push_back(unit_rows(*of.ids));
     }
     const auto [u, i] =
@@ -614,35 +625,26 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter {
       if (!review_epochs(kRefreshEpochs, watch)) return;
       review();
       phase_ = kRewriting;
-      gan_epochs_ = checks_missed_ = 0;
-      best_distance_ = kFar;
+      rewriter_->begin_round();
       if (pause(watch, true)) return;
     }
     find_consensus();
     const Areas now = areas();
-    const auto [learned, held] = pairs_of(now);
+    std::vector<bool> takes_part;
+    for (const auto& m : modalities_) takes_part.push_back(m.consensus);
+    const int64_t n_items = rewriter_->choose(now.high, takes_part, n_rounds_);
     Json entry = {{"round", n_rounds_ + 1}, {"epoch", epoch_}};
-    const bool enough = n_pair_items_ >= kFewestItems;
-    const bool wanted = (now.area == Area::disparity).any().item<bool>();
-    if (!enough) {
-      log_.info("R2MR round {}: {} items to learn from, wanted {}: skipped", n_rounds_ + 1,
-                n_pair_items_, kFewestItems);
+    if (n_items < kFewestItems) {
+      log_.info("R2MR round {}: {} items to learn from, wanted {}: skipped", n_rounds_ + 1, n_items,
+                kFewestItems);
       entry["skipped"] = "too few items";
-    } else if (!wanted) {
+    } else if (!(now.area == Area::disparity).any().item<bool>()) {
       log_.info("R2MR round {}: nothing to rewrite", n_rounds_ + 1);
       entry["skipped"] = "no disparity";
     } else {
-      if (gan_ && !train_rewriter(learned, held, watch)) return;
-      rewrite(now, learned, entry);
+      if (!train_rewriter(watch, entry)) return;
+      rewrite(now, entry);
       score_rows();
-    }
-    if (gan_ && enough && wanted) {
-      entry["rewriter"] = {{"epochs", gan_epochs_},
-                           {"held_out", held.empty() ? Json() : Json(distance(held))},
-                           {"train", distance(learned)}};
-      const auto codes = codes_in_use(learned);
-      entry["rewriter"]["codes"] = codes.first;
-      entry["rewriter"]["perplexity"] = codes.second;
     }
     ++n_rounds_;
     phase_ = kIdle;
@@ -663,146 +665,35 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter {
     }
   }
 
-  /// The rewriter's pairs, and those of a tenth of the items held out.
-  std::pair<std::vector<Pair>, std::vector<Pair>> pairs_of(const Areas& now) {
-    const bool* high = now.high.const_data_ptr<bool>();
-    const int64_t n = data_.n_items, count = n_modalities();
-    std::vector<std::vector<Pair>> of_item(static_cast<size_t>(n));
-    std::vector<int64_t> used;
-    for (int64_t i = 0; i < n; ++i) {
-      auto& pairs = of_item[static_cast<size_t>(i)];
-      for (int64_t a = 0; a < count; ++a) {
-        for (int64_t b = 0; b < count; ++b) {
-          if (a != b && high[i * count + a] && high[i * count + b] && at(a).consensus &&
-              at(b).consensus) {
-            pairs.push_back({i, a, b});
-          }
-        }
-      }
-      if (!pairs.empty()) used.push_back(i);
-    }
-    n_pair_items_ = static_cast<int64_t>(used.size());
-    random_.stream("rewrite.hold_out").shuffle(used, static_cast<uint64_t>(n_rounds_));
-    const size_t n_held = config_.hold_out ? used.size() / 10 : 0;
-    std::pair<std::vector<Pair>, std::vector<Pair>> out;
-    for (size_t j = 0; j < used.size(); ++j) {
-      const auto& pairs = of_item[static_cast<size_t>(used[j])];
-      auto& to = j < n_held ? out.second : out.first;
-      to.insert(to.end(), pairs.begin(), pairs.end());
-    }
-    return out;
-  }
-
-  struct Rows {
-    torch::Tensor source, target, direction;
-  };
-  Rows rows_of(const Pair* pairs, size_t n) {
-    const int64_t d = config_.embedding_size;
-    Rows out{torch::empty({static_cast<int64_t>(n), d}), torch::empty({static_cast<int64_t>(n), d}),
-             torch::empty({static_cast<int64_t>(n)}, torch::kInt64)};
-    for (size_t j = 0; j < n; ++j) {
-      const auto [item, from, to] = pairs[j];
-      const auto copy = [&](int64_t m, torch::Tensor& table) {
-        const float* row = at(m).rows->const_data_ptr<float>() + item * d;
-        std::copy(row, row + d, table.mutable_data_ptr<float>() + static_cast<int64_t>(j) * d);
-      };
-      copy(from, out.source);
-      copy(to, out.target);
-      out.direction.mutable_data_ptr<int64_t>()[j] = direction_of(from, to, n_modalities());
-    }
-    return out;
-  }
-
-  /// mean |e_hat - e_b| over the pairs.
-  double distance(const std::vector<Pair>& pairs) {
-    if (pairs.empty()) return 0;
-    const Rows rows = rows_of(pairs.data(), pairs.size());
-    return (gan_->rewrite(rows.source, rows.direction) - rows.target)
-        .abs()
-        .mean(torch::kFloat64)
-        .item<double>();
-  }
-
-  std::pair<int64_t, double> codes_in_use(const std::vector<Pair>& pairs) {
-    const Rows rows = rows_of(pairs.data(), pairs.size());
-    const auto codes = gan_->codes_of(rows.source, rows.direction);
-    const auto n = (torch::bincount(codes, {}, gan_->n_codes()) > 0).sum().item<int64_t>();
-    return {n, perplexity(codes, gan_->n_codes())};
-  }
-
-  /// To the end of this round's epochs or of the held-out gain; false when asked to stop.
-  bool train_rewriter(const std::vector<Pair>& learned, const std::vector<Pair>& held,
-                      const Watch& watch) {
-    const int64_t limit = n_rounds_ == 0 ? config_.first_epochs : config_.later_epochs;
-    const Random orders = random_.stream("rewrite.order");
+  /// False when asked to stop.
+  bool train_rewriter(const Watch& watch, Json& entry) {
+    const auto rows = tables();
+    const int64_t limit = rewriter_->epochs_of(n_rounds_);
     const Progress bar = watch.progress(fmt::format("rewriter, round {}", n_rounds_ + 1), limit);
-    std::vector<Pair> order;
-    while (gan_epochs_ < limit && checks_missed_ < kPatience) {
-      order = learned;
-      orders.shuffle(order, static_cast<uint64_t>(gan_epochs_ever_));
-      for (size_t begin = 0; begin < order.size(); begin += kBatch) {
-        const size_t n = std::min(order.size() - begin, static_cast<size_t>(kBatch));
-        const Rows rows = rows_of(order.data() + begin, n);
-        gan_->step(rows.source, rows.target, rows.direction);
-      }
-      ++gan_epochs_;
-      ++gan_epochs_ever_;
-      if (!held.empty() && gan_epochs_ % kCheckEvery == 0) {
-        const double now = distance(held);
-        if (now < best_distance_ - kLeastGain) {
-          best_distance_ = now;
-          checks_missed_ = 0;
-          gan_->remember_best();
-        } else {
-          ++checks_missed_;
-        }
-      }
+    const bool done = rewriter_->train(rows, n_rounds_, [&](int64_t epoch) {
       bar.advance(1);
-      if (pause(watch, gan_epochs_ % kSaveEvery == 0)) return false;
-    }
-    if (best_distance_ < kFar) gan_->restore_best();
+      return !pause(watch, epoch % kSaveEvery == 0);
+    });
+    if (!done || !rewriter_->gan()) return done;
+    const double held = rewriter_->distance(rows, true);
+    const auto [codes, perplexity] = rewriter_->codes_in_use(rows);
+    entry["rewriter"] = {{"epochs", rewriter_->progress().epochs},
+                         {"train", rewriter_->distance(rows, false)},
+                         {"held_out", std::isfinite(held) ? Json(held) : Json()},
+                         {"codes", codes},
+                         {"perplexity", perplexity}};
     return true;
   }
 
-  /// Rows of modality b for the items, from modality a.
-  torch::Tensor candidates(int64_t a, int64_t b, const torch::Tensor& items, const Areas& now,
-                           const std::vector<Pair>& learned) {
-    const auto source = at(a).rows->detach().index_select(0, items);
-    const auto high = now.high.select(1, b);
-    const auto table = at(b).rows->detach();
-    if (config_.rewriter == "vqgan") {
-      return gan_->rewrite(
-          source, torch::full({items.numel()}, direction_of(a, b, n_modalities()), torch::kInt64));
-    }
-    if (config_.rewriter == "mean") {
-      return table.index_select(0, high.nonzero().flatten())
-          .mean(0, true)
-          .expand({items.numel(), table.size(1)})
-          .contiguous();
-    }
-    if (config_.rewriter == "neighbours") {  // C = A^T A; a target is not among the high rows
-      const auto mask = high.to(torch::kFloat32).unsqueeze(1);
-      const auto sum = to_items(graph_, to_users(graph_, table * mask));
-      const auto weight = to_items(graph_, to_users(graph_, mask));
-      return (sum / weight.clamp_min(1e-12)).index_select(0, items);
-    }
-    std::vector<Pair> pairs;
-    for (const auto& pair : learned) {
-      if (pair.from == a && pair.to == b) pairs.push_back(pair);
-    }
-    const Rows rows = rows_of(pairs.data(), pairs.size());
-    const auto wide = [](const torch::Tensor& x) {
-      return torch::cat({x.to(torch::kFloat64), torch::ones({x.size(0), 1}, torch::kFloat64)}, 1);
-    };
-    const auto x = wide(rows.source);
-    const auto map =
-        torch::linalg_solve(x.t().matmul(x) + kRidge * torch::eye(x.size(1), torch::kFloat64),
-                            x.t().matmul(rows.target.to(torch::kFloat64)), /*left=*/true);
-    return wide(source).matmul(map).to(torch::kFloat32);
+  std::vector<torch::Tensor> tables() const {
+    std::vector<torch::Tensor> out;
+    for (const auto& m : modalities_) out.push_back(m.rows->detach());
+    return out;
   }
 
   /// Candidates of every disparity item's low modalities; the gate; the rows.
-  void rewrite(const Areas& now, const std::vector<Pair>& learned, Json& entry) {
+  void rewrite(const Areas& now, Json& entry) {
+    const auto tables_now = tables();
     struct Write {
       int64_t modality;
       torch::Tensor items, rows;
@@ -821,7 +712,7 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter {
         if (a == b || !at(a).consensus) continue;
         const auto items = wanted.logical_and(now.high.select(1, a)).nonzero().flatten();
         if (items.numel() == 0) continue;
-        const auto rows = candidates(a, b, items, now, learned);
+        const auto rows = rewriter_->candidates(tables_now, a, b, items, now.high);
         const auto s = scores_of(b, rows, items).to(best.scalar_type());
         const auto better = (s > best.index_select(0, items)).nonzero().flatten();
         const auto at_items = items.index_select(0, better);
@@ -934,16 +825,14 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter {
   std::set<std::string> trained_rows_;
   ReviewWeights tastes_;  // of reviewer = bpr
   std::optional<CrossReviewer> cross_;
-  std::optional<VectorGan> gan_;
+  std::optional<Rewriter> rewriter_;
   ItemGraph similar_;
   torch::Tensor scores_, null_scores_;  // [n_items, M]
   torch::Tensor eta_;                   // float64 [M]
   torch::Tensor round_of_;              // int64 [n_items, M]: 0 as given, else rewritten in it
   std::array<int64_t, 2> steps_left_ = {0, 0};
   int64_t epoch_ = 0, phase_ = kUnprepared, phase_epochs_ = 0, n_rounds_ = 0;
-  int64_t gan_epochs_ = 0, gan_epochs_ever_ = 0, checks_missed_ = 0, last_step_ = 0;
-  int64_t n_pair_items_ = 0;
-  double best_distance_ = kFar;
+  int64_t last_step_ = 0;
   Json records_ = Json::object();  // rounds, and [item, modality, round, source, before, after]
   std::chrono::steady_clock::time_point saved_ = std::chrono::steady_clock::now();
 };

@@ -231,7 +231,9 @@ std::vector<std::pair<std::string, torch::Tensor*>> CrossReviewer::tensors() {
       if (w.bias.defined()) out.emplace_back(name + "." + of + ".bias", &w.bias);
     };
     add("taste", reviewers_[f].taste);
-    for (size_t m = 0; m < modalities_.size(); ++m) add(modalities_[m], reviewers_[f].rows[m]);
+    for (size_t m = 0; m < modalities_.size(); ++m) {
+      add("rows." + modalities_[m], reviewers_[f].rows[m]);
+    }
   }
   return out;
 }
@@ -285,14 +287,6 @@ torch::Tensor area_of(const torch::Tensor& high, const torch::Tensor& scored) {
 
 int64_t direction_of(int64_t from, int64_t to, int64_t n_modalities) {
   return from * (n_modalities - 1) + to - (to > from ? 1 : 0);
-}
-
-torch::Tensor unit_rows(const torch::Tensor& x) { return x / x.norm(2, 1, true).clamp_min(1e-12); }
-
-torch::Tensor fused_rows(const torch::Tensor& s, const torch::Tensor& e, const torch::Tensor& h,
-                         double floor) {
-  const auto share = s.unsqueeze(1);
-  return (share + floor) * e + (1 - share) * h;
 }
 
 }  // namespace tessera

@@ -120,10 +120,4 @@ torch::Tensor area_of(const torch::Tensor& high, const torch::Tensor& scored);
 /// Number of the ordered pair from -> to among those of M modalities, lexicographically.
 int64_t direction_of(int64_t from, int64_t to, int64_t n_modalities);
 
-/// x / max(|x|, 1e-12) by row.
-torch::Tensor unit_rows(const torch::Tensor& x);
-/// (s + floor) e + (1 - s) h by row, s [n].
-torch::Tensor fused_rows(const torch::Tensor& s, const torch::Tensor& e, const torch::Tensor& h,
-                         double floor);
-
 }  // namespace tessera

@@ -62,19 +62,26 @@ torch::Tensor nearest_codes(const torch::Tensor& slots, const torch::Tensor& cod
   const auto out = torch::empty({n}, torch::kInt64);
   const auto half = (codes * codes).sum(1) / 2;
   constexpr int64_t kRows = 512;
-  for (int64_t begin = 0; begin < n; begin += kRows) {
-    const int64_t rows = std::min(kRows, n - begin);
-    // |z - c|^2 / 2 without |z|^2 / 2.
-    const auto distance =
-        (half - slots.narrow(0, begin, rows).matmul(codes.t())).to(torch::kFloat64).contiguous();
-    const double* from = distance.const_data_ptr<double>();
-    int64_t* to = out.mutable_data_ptr<int64_t>() + begin;
-    parallel_for(0, rows, 32, [&](int64_t first, int64_t last) {
+  const auto smallest = [&](auto type, const torch::Tensor& distance, int64_t* to) {
+    using T = decltype(type);
+    const T* from = distance.const_data_ptr<T>();
+    parallel_for(0, distance.size(0), 32, [&](int64_t first, int64_t last) {
       for (int64_t r = first; r < last; ++r) {
-        const double* row = from + r * n_codes;
+        const T* row = from + r * n_codes;
         to[r] = std::min_element(row, row + n_codes) - row;
       }
     });
+  };
+  for (int64_t begin = 0; begin < n; begin += kRows) {
+    const int64_t rows = std::min(kRows, n - begin);
+    // |z - c|^2 / 2 without |z|^2 / 2.
+    const auto distance = (half - slots.narrow(0, begin, rows).matmul(codes.t())).contiguous();
+    int64_t* to = out.mutable_data_ptr<int64_t>() + begin;
+    if (distance.scalar_type() == torch::kFloat32) {
+      smallest(float{}, distance, to);
+    } else {
+      smallest(double{}, distance, to);
+    }
   }
   return out;
 }

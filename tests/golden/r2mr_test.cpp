@@ -10,6 +10,7 @@
 #include "tessera/nn/vector_gan.h"
 #include "tessera/ops/edge_scores.h"
 #include "tessera/ops/losses.h"
+#include "tessera/ops/unit_rows.h"
 #include "tests/golden/golden_model.h"
 
 namespace tessera {
@@ -75,8 +76,8 @@ TEST(R2mrGolden, G4Graph) {
                              torch::tensor({0, 1, 1}, torch::kInt32), 3, 0);
   const auto h = to_items(graph, doubles({1, 0, 0, -1}, {2, 2})).tanh();
   expect_near(h, {.608859365014, 0, .462117157260, -.608859365014, 0, 0}, kTolerance);
-  const auto x = unit_rows(
-      fused_rows(doubles({.6, .4, 0}, {3}), doubles({.5, -1, .2, .3, .6, -.8}, {3, 2}), h, 1e-3));
+  const auto x = fused_unit_rows(doubles({.6, .4, 0}, {3}),
+                                 doubles({.5, -1, .2, .3, .6, -.8}, {3, 2}), h, 1e-3);
   expect_near(x, {.671104474024, -.741362789021, .824843847880, -.565360616433, .6, -.8},
               kTolerance);
   const auto y = unit_rows(doubles({1, 1, 1, -2}, {2, 2}));

@@ -14,6 +14,7 @@
 #include "tessera/ops/fill.h"
 #include "tessera/ops/gather.h"
 #include "tessera/ops/losses.h"
+#include "tessera/ops/unit_rows.h"
 #include "tests/gradient/numeric.h"
 
 namespace tessera {
@@ -93,6 +94,43 @@ TEST(EdgeSums, EqualADenseComputation) {
   }
 }
 
+TEST(UnitRows, KernelEqualsComposedInValueAndGradient) {
+  for (const int64_t n : {0, 1, 5, 300}) {
+    for (const int64_t d : {1, 3, 64}) {
+      for (const torch::Dtype type : {torch::kFloat64, torch::kFloat32}) {
+        const double tolerance = type == torch::kFloat64 ? 1e-12 : 1e-4;
+        std::vector<torch::Tensor> results;
+        for (const bool kernel : {true, false}) {
+          const auto x = values(n, d, "x", type), s = values(1, n, "s", type);
+          const auto e = values(n, d, "e", type), h = values(n, d, "h", type);
+          const auto unit = kernel ? unit_rows(x) : unit_rows_composed(x);
+          const auto fused = kernel ? fused_unit_rows(s.view({n}), e, h, 1e-3)
+                                    : unit_rows_composed(fused_rows(s.view({n}), e, h, 1e-3));
+          const auto w = values(n, d, "w", type).detach();
+          ((unit + fused * fused) * w).sum().backward();
+          for (const auto& r : {unit, fused, x.grad(), s.grad(), e.grad(), h.grad()}) {
+            results.push_back(r);
+          }
+        }
+        for (size_t r = 0; r < 6; ++r) {
+          EXPECT_TRUE(torch::allclose(results[r], results[r + 6], tolerance, tolerance))
+              << n << " rows of " << d << ", result " << r;
+        }
+      }
+    }
+  }
+  EXPECT_EQ(unit_rows(torch::zeros({2, 3})).abs().sum().item<double>(), 0);
+}
+
+TEST(UnitRows, ByCentralDifferences) {
+  expect_gradients(
+      [](const std::vector<torch::Tensor>& x) {
+        const auto f = fused_unit_rows(x[0].view({4}), x[1], x[2], 1e-3);
+        return (f.tanh() * f).sum() + (unit_rows(x[1]).sin() * 2).sum();
+      },
+      {values(4, 1, "s"), values(4, 3, "e"), values(4, 3, "h")});
+}
+
 TEST(R2mrGradients, ScoresByCentralDifferences) {
   const BipartiteGraph graph = random_graph(6, 5, .6);
   expect_gradients(
@@ -130,7 +168,7 @@ TEST(R2mrGradients, RankingLossThroughTheFusion) {
         const auto p = x[0].matmul(x[1]);
         const auto s = edge_sums(graph, x[3].matmul(x[2]), p, 2, std::sqrt(3.0)) / degree;
         const auto [u, i] =
-            layer_mean(graph, unit_rows(x[4]), unit_rows(fused_rows(s, x[3], h, 1e-3)), 2);
+            layer_mean(graph, unit_rows(x[4]), fused_unit_rows(s, x[3], h, 1e-3), 2);
         const auto bu = gather_rows(u, users), bi = gather_rows(i, ranked);
         const auto own = bi.narrow(0, 0, 4), negative = bi.narrow(0, 4, 4);
         return bpr_loss(bu, own, negative) + 1e-1 * l2_rows({bu, own, negative}, 4);

@@ -100,6 +100,60 @@ TEST(PublishedReviewer, DoesNotRecogniseDamage) {
   EXPECT_LT(found, .75);
 }
 
+/// The data with the features that R2MR cleaned, at their own widths and under their own names.
+Dataset cleaned(const Damage& damage) {
+  auto made = make_r2mr(damage.data, kTiny);
+  made->supplier().fit(Watch{});
+  Dataset out = damage.data;
+  auto rows = made->supplier().export_features({{"export_space", "raw"}});
+  for (size_t m = 0; m < rows.size(); ++m) {
+    Feature f;
+    f.name = out.features[m].name;
+    f.rows = MappedArray(rows[m].rows);
+    f.row_of_item = torch::arange(out.n_items, torch::kInt32);
+    out.features[m] = std::move(f);
+  }
+  return out;
+}
+
+// Does repair pay for others? Printed; nothing is promised.
+TEST(Repairs, ForOtherModels) {
+  for (const std::string name : {"VBPR", "BM3", "R2MR"}) {
+    for (const uint64_t seed : {1, 2, 3}) {
+      const Damage damage("swap", seed);
+      PlantedOptions options;
+      options.seed = seed;
+      const Dataset clean = planted_pairs(options), repaired = cleaned(damage);
+      std::vector<double> recall;
+      for (const Dataset* data : std::vector<const Dataset*>{&clean, &damage.data, &repaired}) {
+        const Settings settings = {{"epochs", 30, "test"}, {"train_batch_size", 256, "test"}};
+        Trained trained(find_model(name), *data, name == "R2MR" ? with(kTiny, settings) : settings);
+        recall.push_back(trained.result.test->value("recall@20"));
+      }
+      std::printf("%s seed %d: recall@20 clean %.4f, damaged %.4f, repaired %.4f\n", name.c_str(),
+                  static_cast<int>(seed), recall[0], recall[1], recall[2]);
+    }
+  }
+}
+
+// AUC, repaired cosine and recall@20 for K and eta; printed.
+TEST(Sensitivity, TastesAndThreshold) {
+  const Damage damage("swap", 1);
+  std::vector<Settings> rows;
+  for (const int64_t k : {1, 2, 4, 8}) rows.push_back({{"k", k, "test"}});
+  for (const char* eta : {"0.3", "0.4", "0.5", "0.55", "0.6", "0.7"}) {
+    rows.push_back({{"eta", eta, "test"}});
+  }
+  for (const Settings& row : rows) {
+    const Repair r = repaired(damage, with(kTiny, row));
+    Trained trained(find_model("R2MR"), damage.data, with(kTiny, row));
+    std::printf(
+        "%s = %s: AUC %.3f, below eta damaged %.2f clean %.2f, cosine %.2f, recall@20 %.4f\n",
+        row[0].name.c_str(), row[0].value.dump().c_str(), r.auc_before, r.damaged_low, r.clean_low,
+        r.cosine, trained.result.test->value("recall@20"));
+  }
+}
+
 /// Gives each of the items the row of the next one, the last that of the first.
 void swap_rows(Feature& feature, const std::vector<int64_t>& items) {
   torch::Tensor row_of = feature.row_of_item.clone();
@@ -142,8 +196,8 @@ TEST(RealFeatures, FindsSwappedTextsAndPosters) {
     const auto s = scores.select(1, m);
     const auto asked = (s > 0).logical_and(feature.present());
     const auto bad = asked.logical_and(damaged[static_cast<size_t>(m)]);
-    const double found = auc(s.masked_select(asked.logical_and(bad.logical_not())),
-                             s.masked_select(bad));
+    const double found =
+        auc(s.masked_select(asked.logical_and(bad.logical_not())), s.masked_select(bad));
     double hits = 0, listed = 0;
     for (const auto& entry : report["worst"][feature.name]) {
       const int32_t item = data.item_ids.find(entry["item"].get<std::string>());
@@ -173,8 +227,8 @@ TEST(Speed, EdgeScoresAtClothingSize) {
     std::set<int32_t> row;
     uint32_t draw = 0;
     while (row.size() < (u % 13 == 0 ? 8u : 7u)) {
-      row.insert(static_cast<int32_t>(random.below(static_cast<uint32_t>(n_items), 0,
-                                                   static_cast<uint64_t>(u), draw)));
+      row.insert(static_cast<int32_t>(
+          random.below(static_cast<uint32_t>(n_items), 0, static_cast<uint64_t>(u), draw)));
     }
     items.insert(items.end(), row.begin(), row.end());
     offsets.push_back(static_cast<int64_t>(items.size()));
@@ -186,8 +240,8 @@ TEST(Speed, EdgeScoresAtClothingSize) {
   for (int pass = 0; pass < 5; ++pass) {
     const auto start = std::chrono::steady_clock::now();
     edge_sums(graph, y, p, 1, std::sqrt(static_cast<double>(d)));
-    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start)
-                              .count());
+    best = std::min(
+        best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   }
   std::printf("edge scores, %d edges, d 384: %.3f s\n", static_cast<int>(graph.n_edges()), best);
   EXPECT_LT(best, 3);  // other work may hold the machine
