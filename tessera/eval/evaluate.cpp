@@ -68,10 +68,11 @@ class Plan {
   const Protocol& protocol;
   const Split split;
   const Protocol::Mask mask;
-  std::vector<int64_t> users;  ///< averaged, ascending
+  std::vector<int64_t> users;  ///< averaged, ascending; with every_position once a held-out row
+  std::vector<int64_t> held_before;  ///< every_position: the user's held-out rows before this one
   std::vector<int64_t> offsets = {0};
   std::vector<int32_t> items, times;
-  int64_t n_cold_users = 0, n_dropped_users = 0;
+  int64_t n_cold_users = 0, n_dropped_users = 0, n_distinct_users = 0;
   int64_t n_pairs = 0, n_dropped_pairs = 0, n_untrained_pairs = 0;
 
  private:
@@ -119,12 +120,25 @@ Plan::Plan(const Dataset& data, const Protocol& protocol, Split split)
       n_dropped_pairs += static_cast<int64_t>(row.size() - held.size());
     }
     if (held.empty()) continue;
+    ++n_distinct_users;
     if (train.empty()) {
       ++n_cold_users;
       if (!protocol.average_cold_users) {
         ++n_dropped_users;
         continue;
       }
+    }
+    if (protocol.every_position) {
+      for (size_t t = 0; t < row.size(); ++t) {
+        users.push_back(user);
+        held_before.push_back(static_cast<int64_t>(t));
+        items.push_back(row[t]);
+        times.push_back(1);
+        offsets.push_back(static_cast<int64_t>(items.size()));
+        if (!trained[row[t]]) ++n_untrained_pairs;
+      }
+      n_pairs += static_cast<int64_t>(row.size());
+      continue;
     }
     users.push_back(user);
     for (size_t i = 0; i < held.size(); ++i) {
@@ -162,7 +176,7 @@ Json Plan::audit(const std::vector<int64_t>& topk) const {
                 {"rounding", protocol.round4 ? "4 decimals" : "none"},
                 {"candidates", "all items"},
                 {"users_averaged", n_users()},
-                {"users_without_held_out_items", data.n_users - n_users() - n_dropped_users},
+                {"users_without_held_out_items", data.n_users - n_distinct_users},
                 {"cold_users", n_cold_users},
                 {"users_dropped", n_dropped_users},
                 {"held_out_pairs", n_pairs},
@@ -174,6 +188,12 @@ Json Plan::audit(const std::vector<int64_t>& topk) const {
   if (split == Split::test && mask == Protocol::Mask::train) {
     audit["notes"].push_back(fmt::format(
         "protocol {} masks train rows only: valid items compete with test items", protocol.name));
+  }
+  if (protocol.every_position) {
+    audit["notes"].push_back(fmt::format(
+        "protocol {} averages {} held-out rows, each with the rows before it as history, "
+        "and selects nothing: its numbers stand in no table",
+        protocol.name, n_users()));
   }
   const std::string kind = split_kind(data);
   if (protocol.name == "mmrec" && !kind.empty() && kind != "given" && kind != "random") {
@@ -466,6 +486,10 @@ Queries make_queries(const Plan& plan, int64_t first, int64_t last, bool sequent
       if (rows == &data.valid && !with_valid) continue;
       const std::span<const int32_t> row = row_of(*rows, user);
       items.insert(items.end(), row.begin(), row.end());
+    }
+    if (sequential && plan.protocol.every_position) {
+      const auto held = row_of(rows_of(data, plan.split), user);
+      items.insert(items.end(), held.begin(), held.begin() + plan.held_before[index]);
     }
     offsets.push_back(static_cast<int64_t>(items.size()));
   }
