@@ -96,10 +96,11 @@ class Plan {
   const Protocol& protocol;
   const Split split;
   const UserMask mask;
-  std::vector<int64_t> users;  ///< averaged, ascending
+  std::vector<int64_t> users;  ///< averaged, ascending; with every_position once a held-out row
+  std::vector<int64_t> held_before;  ///< every_position: the user's held-out rows before this one
   std::vector<int64_t> offsets = {0};
   std::vector<int32_t> items, times;
-  int64_t n_cold_users = 0, n_dropped_users = 0;
+  int64_t n_cold_users = 0, n_dropped_users = 0, n_distinct_users = 0;
   int64_t n_pairs = 0, n_dropped_pairs = 0, n_untrained_pairs = 0;
 
  private:
@@ -141,12 +142,25 @@ Plan::Plan(const Dataset& data, const Protocol& protocol, Split split)
       n_dropped_pairs += static_cast<int64_t>(row.size() - held.size());
     }
     if (held.empty()) continue;
+    ++n_distinct_users;
     if (train.empty()) {
       ++n_cold_users;
       if (!protocol.average_cold_users) {
         ++n_dropped_users;
         continue;
       }
+    }
+    if (protocol.every_position) {
+      for (size_t t = 0; t < row.size(); ++t) {
+        users.push_back(user);
+        held_before.push_back(static_cast<int64_t>(t));
+        items.push_back(row[t]);
+        times.push_back(1);
+        offsets.push_back(static_cast<int64_t>(items.size()));
+        if (!trained[row[t]]) ++n_untrained_pairs;
+      }
+      n_pairs += static_cast<int64_t>(row.size());
+      continue;
     }
     users.push_back(user);
     for (size_t i = 0; i < held.size(); ++i) {
@@ -171,7 +185,7 @@ Json Plan::audit(const std::vector<int64_t>& topk) const {
                 {"rounding", protocol.round4 ? "4 decimals" : "none"},
                 {"candidates", "all items"},
                 {"users_averaged", n_users()},
-                {"users_without_held_out_items", data.n_users - n_users() - n_dropped_users},
+                {"users_without_held_out_items", data.n_users - n_distinct_users},
                 {"cold_users", n_cold_users},
                 {"users_dropped", n_dropped_users},
                 {"held_out_pairs", n_pairs},
@@ -183,6 +197,12 @@ Json Plan::audit(const std::vector<int64_t>& topk) const {
   if (split == Split::test && mask.kind == Protocol::Mask::train) {
     audit["notes"].push_back(fmt::format(
         "protocol {} masks train rows only: valid items compete with test items", protocol.name));
+  }
+  if (protocol.every_position) {
+    audit["notes"].push_back(fmt::format(
+        "protocol {} averages {} held-out rows, each with the rows before it as history, "
+        "and selects nothing: its numbers stand in no table",
+        protocol.name, n_users()));
   }
   const std::string kind = split_kind(data);
   if (protocol.name == "mmrec" && !kind.empty() && kind != "given" && kind != "random") {
@@ -468,9 +488,10 @@ bool is_sequential(const Model& model) {
          model.batch_spec().unit == BatchSpec::Unit::sequence_row;
 }
 
-/// What the model is asked about some users at the evaluation of a split.
+/// What the model is asked about some users at the evaluation of a split. `held_before`, where it
+/// is not empty, is how many of a user's held-out rows also belong to the history.
 Queries make_queries(const Model& model, const Dataset& data, const Protocol& protocol, Split split,
-                     std::span<const int64_t> users) {
+                     std::span<const int64_t> users, std::span<const int64_t> held_before = {}) {
   Queries queries;
   queries.users = torch::tensor(std::vector<int64_t>(users.begin(), users.end()), torch::kInt64);
   const bool sequential = is_sequential(model);
@@ -478,11 +499,16 @@ Queries make_queries(const Model& model, const Dataset& data, const Protocol& pr
   const bool with_valid = sequential && split == Split::test && protocol.sequential_sees_valid;
   std::vector<int32_t> items;
   std::vector<int64_t> offsets = {0};
-  for (const int64_t user : users) {
+  for (size_t index = 0; index < users.size(); ++index) {
+    const int64_t user = users[index];
     for (const Interactions* rows : {&data.history, &data.train, &data.valid}) {
       if (rows == &data.valid && !with_valid) continue;
       const std::span<const int32_t> row = row_of(*rows, user);
       items.insert(items.end(), row.begin(), row.end());
+    }
+    if (sequential && !held_before.empty()) {
+      const auto held = row_of(rows_of(data, split), user);
+      items.insert(items.end(), held.begin(), held.begin() + held_before[index]);
     }
     offsets.push_back(static_cast<int64_t>(items.size()));
   }
@@ -630,9 +656,12 @@ Evaluation evaluate(Model& model, const Dataset& data, const Protocol& protocol,
   for (int64_t first = 0; first < plan.n_users(); first += block_size) {
     const int64_t last = std::min(first + block_size, plan.n_users());
     const Block block(plan, first, last);
-    const std::span<const int64_t> users(plan.users.data() + first,
-                                         static_cast<size_t>(last - first));
-    const BlockScores scores(model, make_queries(model, data, protocol, split, users));
+    const auto n = static_cast<size_t>(last - first);
+    const auto part = [&](const std::vector<int64_t>& values) {
+      return values.empty() ? std::span<const int64_t>() : std::span(values.data() + first, n);
+    };
+    const BlockScores scores(model, make_queries(model, data, protocol, split, part(plan.users),
+                                                 part(plan.held_before)));
     block.rank(scores, {}, wanted, [&](const auto& answers) { report.add(first, answers); });
     if (report.wants_cold_only()) {
       block.rank(scores, trained, wanted,

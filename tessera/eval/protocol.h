@@ -16,6 +16,8 @@ struct Protocol {
   bool drop_repeats = true;        ///< a held-out pair already in train (test: or valid) is dropped
   bool sequential_sees_valid = true;  ///< sequential models get train + valid at test
   bool one_target = false;            ///< needs a leave-one-out split: one row a user and split
+  /// Every held-out row is a query of its own, with all that the user did before it as its history.
+  bool every_position = false;
   std::string valid_metric = "recall@20";
   std::vector<int64_t> topk = {10, 20};
   bool round4 = false;  ///< the validation score is rounded to 4 decimals first

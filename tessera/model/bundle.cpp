@@ -258,9 +258,10 @@ Settings known_settings(const ModelInfo& info, const Json& stored, const std::st
 }
 
 /// Settings decide how much a model allocates before its weights are compared: refuses a width that
-/// no weight has and that would take more than a gigabyte.
-void check_sizes(const std::vector<Resolved>& settings, const TensorMap& weights,
-                 const Dataset& data) {
+/// no weight has and that would take more than a gigabyte. A model's own defaults are no widths
+/// that a damaged file could have made up.
+void check_sizes(const std::vector<Resolved>& settings, const std::vector<Resolved>& defaults,
+                 const TensorMap& weights, const Dataset& data) {
   int64_t widest = 0;
   for (const auto& [name, tensor] : weights) {
     for (const int64_t size : tensor.sizes()) widest = std::max(widest, size);
@@ -274,7 +275,10 @@ void check_sizes(const std::vector<Resolved>& settings, const TensorMap& weights
     }
   };
   for (const auto& setting : settings) {
-    if (setting.origin == "default") continue;
+    const bool usual = std::any_of(defaults.begin(), defaults.end(), [&](const Resolved& other) {
+      return other.name == setting.name && other.value == setting.value;
+    });
+    if (usual) continue;
     if (setting.value.is_array()) {
       for (const auto& element : setting.value) check(setting.name, element);
     } else {
@@ -458,7 +462,7 @@ Bundle load_bundle(const fs::path& folder, const Log& log) {
   saved.values = values;
   as_damage(where, [&] {
     const RunSettings settings = resolve_settings(info, known_settings(info, stored, where, log));
-    check_sizes(settings.model, saved.weights, data);
+    check_sizes(settings.model, info.resolve({}), saved.weights, data);
     Settings own;
     for (const auto& setting : settings.model) {
       own.push_back({setting.name, setting.value, setting.origin});

@@ -61,7 +61,7 @@ class Fdsa : public SequenceModel {
           data_.name);
     }
     mix_hidden_ = Linear("mix.hidden", d, d, maker(), random_);
-    mix_out_ = Linear("mix.out", 1, d, maker(), random_);
+    mix_out_ = &parameter("mix.out", table_of("mix.out", 1));
     TransformerOptions options;
     options.norm = TransformerOptions::Norm::post;
     options.width = d;
@@ -187,16 +187,15 @@ class Fdsa : public SequenceModel {
     auto some = present[0];
     for (const auto& p : present) some = some.logical_or(p);
     present[0] = present[0].logical_or(some.logical_not());
-    return gate(inputs, present, *mix_hidden_.weight, *mix_hidden_.bias, *mix_out_.weight,
-                *mix_out_.bias)
-        .h;
+    return gate(inputs, present, *mix_hidden_.weight, *mix_hidden_.bias, *mix_out_, {}).h;
   }
 
   const Config config_;
   torch::Tensor& items_;      // [n_items, d]
   torch::Tensor& positions_;  // [max_length, d]
   std::vector<Field> fields_;
-  Linear mix_hidden_, mix_out_, join_;
+  Linear mix_hidden_, join_;
+  torch::Tensor* mix_out_ = nullptr;  // [1, d]; its bias would move all energies alike
   LayerNorm item_norm_, field_norm_, last_norm_;
   Transformer item_encoder_, field_encoder_;
 };

@@ -35,11 +35,14 @@ class Kdsr : public SequenceModel {
     std::string async_lr = "schedule", async_unit = "epoch";
     std::vector<int64_t> async_steps = {5, 10};
     double async_gamma = 2;
+    int64_t rate_drop_epoch = -1;
 
     void describe(Fields& f) {
       sequence.describe(f);
-      f.choice("variant", variant, "the released code's choices, or the paper's (from a summary)",
-               {"code", "paper"});
+      f.choice(
+          "variant", variant,
+          "the released code's choices, the paper's (from a summary), or the released log's run",
+          {"code", "paper", "ratio20"});
       f.choice("host", host, "encoder; rgat reads both directions and needs rows = prefix",
                {"gru4rec", "sasrec", "rgat"});
       f.choice(
@@ -87,6 +90,10 @@ class Kdsr : public SequenceModel {
       f.choice("async_unit", async_unit, "what async_steps counts", {"epoch", "step"});
       f.preset("variant", "paper",
                {{"skd_form", "paper"}, {"standardise", false}, {"pairs", "in_batch"}});
+      f.add("rate_drop_epoch", rate_drop_epoch,
+            "from this epoch on every rate is 1e-4 of itself; -1: never", at_least(-1));
+      f.preset("variant", "ratio20",
+               {{"host", "rgat"}, {"rows", "prefix"}, {"rate_drop_epoch", 40}});
       f.preset("host", "rgat", {{"rows", "prefix"}});
     }
 
@@ -113,7 +120,7 @@ class Kdsr : public SequenceModel {
     check_settings();
     const int64_t d = config.embedding_size;
     gate_hidden_ = Linear("gate.hidden", d, d, maker(), random_);
-    gate_out_ = Linear("gate.out", 1, d, maker(), random_);
+    gate_out_ = &parameter("gate.out", normal(1, d, 0, 0.02, init("gate.out")));
     if (config.host == "gru4rec") {
       gru_ = GruEncoder("encoder", d, 2 * d, maker(), random_);
     } else if (config.host == "sasrec") {
@@ -166,22 +173,27 @@ class Kdsr : public SequenceModel {
   /// The modality tables in a group of their own, at their own rate.
   std::vector<ParameterGroup> parameter_groups() override {
     auto groups = Model::parameter_groups();
+    const double rate = train_.learning_rate;
+    const int64_t per_epoch = steps_per_epoch(), drop = config_.rate_drop_epoch;
+    const auto usual = [=](int64_t step) {
+      return drop >= 0 && (step - 1) / per_epoch >= drop ? 1e-4 * rate : rate;
+    };
+    groups[0].learning_rate = usual;
     if (config_.async_lr == "off" || config_.async_steps.empty()) return groups;
     ParameterGroup slow = groups[0];
     slow.name = "modalities";
     slow.tensors.clear();
     groups[0].tables.clear();
-    const double rate = train_.learning_rate, gamma = config_.async_gamma;
+    const double gamma = config_.async_gamma;
     const auto steps = config_.async_steps;
-    const auto n = static_cast<double>(steps.size());
     const bool constant = config_.async_lr == "constant";
-    const int64_t per_unit = config_.async_unit == "step" ? 1 : steps_per_epoch();
+    const int64_t per_unit = config_.async_unit == "step" ? 1 : per_epoch;
     slow.learning_rate = [=](int64_t step) {
       const int64_t now = (step - 1) / per_unit;
-      const auto passed =
-          constant ? 0
-                   : std::count_if(steps.begin(), steps.end(), [&](int64_t s) { return now >= s; });
-      return rate * std::pow(gamma, static_cast<double>(passed) - n);
+      const auto passed = std::count_if(steps.begin(), steps.end(),
+                                        [&](int64_t s) { return !constant && now >= s; });
+      return usual(step) *
+             std::pow(gamma, static_cast<double>(passed) - static_cast<double>(steps.size()));
     };
     groups.push_back(slow);
     return groups;
@@ -467,8 +479,7 @@ class Kdsr : public SequenceModel {
       inputs.push_back(step.e[k]);
       present.push_back(modalities_[k].present.index_select(0, step.nodes));
     }
-    return gate(inputs, present, *gate_hidden_.weight, *gate_hidden_.bias, *gate_out_.weight,
-                *gate_out_.bias);
+    return gate(inputs, present, *gate_hidden_.weight, *gate_hidden_.bias, *gate_out_, {});
   }
 
   /// The gate over all items, once a step.
@@ -553,10 +564,9 @@ class Kdsr : public SequenceModel {
       inputs.push_back(gather_rows(step.e[k], nodes));
       present.push_back(modalities_[k].present.index_select(0, item_of));
     }
-    const auto h = dropout(gate(inputs, present, *gate_hidden_.weight, *gate_hidden_.bias,
-                                *gate_out_.weight, *gate_out_.bias)
-                               .h,
-                           config_.dropout, pass, "gate");
+    const auto h =
+        dropout(gate(inputs, present, *gate_hidden_.weight, *gate_hidden_.bias, *gate_out_, {}).h,
+                config_.dropout, pass, "gate");
     return gather_rows(h, torch::tensor(last, torch::kInt64)) +
            gather_rows(h, torch::tensor(before, torch::kInt64));
   }
@@ -730,7 +740,8 @@ class Kdsr : public SequenceModel {
 
   const Config config_;
   torch::Tensor& items_;  // [n_items, d], e_id
-  Linear gate_hidden_, gate_out_;
+  Linear gate_hidden_;
+  torch::Tensor* gate_out_ = nullptr;  // [1, d]; its bias would move all energies alike
   GruEncoder gru_;
   Transformer transformer_;
   torch::Tensor* positions_ = nullptr;  // [max_length, d]

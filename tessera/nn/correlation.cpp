@@ -473,7 +473,8 @@ Mixed gate(const std::vector<torch::Tensor>& inputs, const std::vector<torch::Te
   std::vector<torch::Tensor> energies;
   for (size_t k = 0; k < inputs.size(); ++k) {
     const auto hidden = torch::addmm(b1, inputs[k], w1.t()).relu();
-    auto energy = torch::addmm(b2, hidden, w2.view({-1, 1}));
+    auto energy = torch::mm(hidden, w2.view({-1, 1}));
+    if (b2.defined()) energy = energy + b2;
     if (present[k].defined()) {
       energy = energy.masked_fill(present[k].logical_not().unsqueeze(1),
                                   -std::numeric_limits<double>::infinity());

@@ -95,7 +95,8 @@ torch::Tensor ckd_loss_composed(const torch::Tensor& e, const ItemPairs& pairs,
                                 const CodeHead& head);
 
 /// Inputs of an item mixed by one scorer w2 . ReLU(W1 x + b1) + b2: alpha = softmax over those
-/// present, h = sum alpha x. Inputs [n, d] each; `present` bool [n] or undefined for all.
+/// present, h = sum alpha x. b2 moves all energies alike and may be undefined. Inputs [n, d] each;
+/// `present` bool [n] or undefined for all.
 struct Mixed {
   torch::Tensor h;      ///< [n, d]
   torch::Tensor alpha;  ///< [n, inputs]

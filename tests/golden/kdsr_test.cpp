@@ -335,10 +335,12 @@ TEST(Planted, WhatIsForgottenAndWhatIsNot) {
   const Dataset data = planted_sequences();
   const Trained plain(data, planted_settings({kNoSkd, kNoCkd, {"async_lr", "off", "test"}}));
   const Trained code(data, planted_settings({}));
+  // The measured .40 to .51 of the unscaled form are those of tables at the full rate: with the
+  // asynchronous rate alone they keep .68 to .81 (section 7).
+  const Setting at_full_rate{"async_lr", "off", "test"}, form{"skd_form", "paper", "test"};
   const Trained paper(
-      data,
-      planted_settings({{"skd_form", "paper", "test"}, {"standardise", false, "test"}, kNoCkd}));
-  const Trained standard(data, planted_settings({{"skd_form", "paper", "test"}, kNoCkd}));
+      data, planted_settings({form, {"standardise", false, "test"}, kNoCkd, at_full_rate}));
+  const Trained standard(data, planted_settings({form, kNoCkd, at_full_rate}));
   for (const std::string modality : {"image", "text"}) {
     std::cout << modality << ": e plain " << plain.series(modality, 24) << ", code "
               << code.series(modality, 24) << ", paper " << paper.series(modality, 24)
@@ -425,7 +427,7 @@ TEST(Kdsr, AbsentModalityAndMissingItems) {
 
 TEST(Kdsr, CodesStartAtTheLogOfTheCodebook) {
   const Dataset data = small(1);
-  Trained run(data, small_settings({{"epochs", 0, "test"}}));
+  Trained run(data, small_settings({{"epochs", 1, "test"}, {"learning_rate", 0, "test"}}));
   Sampler sampler(data, run.model->batch_spec(), 32, Random(1));
   sampler.begin_epoch(0);
   const Loss loss = run.model->loss(sampler.batch(0, 1));

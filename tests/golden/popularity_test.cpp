@@ -9,6 +9,7 @@
 #include "tessera/base/files.h"
 #include "tessera/eval/evaluate.h"
 #include "tessera/model/registry.h"
+#include "tessera/model/sampler.h"
 
 namespace tessera {
 namespace {
@@ -243,6 +244,41 @@ TEST(ExactTable, Ml1m) {
                {"Popularity", "seq-mask", 238, .021854, .039404, .069868, .019398},
                {"MC1", "seq-none", 988, .110430, .163576, .232450, .091801},
                {"MC1", "seq-mask", 1158, .135762, .191722, .260596, .112142}});
+}
+
+// Counts of specs: kdsr section 8; a recall times the number of test rows is a whole number.
+TEST(Ratio20, Counts) {
+  struct Wanted {
+    std::string file;
+    int64_t train_rows, test_rows;
+  };
+  for (const Wanted& wanted : {Wanted{"amazon-toys/sequences.txt", 119424, 28761},
+                               Wanted{"amazon-sports/sequences.txt", 210551, 50188}}) {
+    const fs::path path = data_folder() / wanted.file;
+    if (!fs::exists(path)) GTEST_SKIP() << path.string() << " is missing: set TESSERA_DATA";
+    std::vector<Row> rows = read_sequences(path);  // by user, in order
+    for (size_t begin = 0; begin < rows.size();) {
+      size_t end = begin;
+      while (end < rows.size() && rows[end].user == rows[begin].user) ++end;
+      const size_t n_test = (end - begin) / 5;
+      for (size_t i = begin; i < end; ++i) {
+        rows[i].split = i + n_test < end ? Split::train : Split::test;
+      }
+      begin = end;
+    }
+    const Dataset data = build(rows);
+    BatchSpec spec;
+    spec.unit = BatchSpec::Unit::sequence_row;
+    spec.rows = BatchSpec::Rows::prefix;
+    EXPECT_EQ(Sampler(data, spec, 1, Random(1)).n_batches(), wanted.train_rows);
+    Popularity model(data);
+    EvalOptions options;
+    options.metrics = {"recall@5", "ndcg@20"};
+    const Evaluation result = evaluate(model, data, find_protocol("ratio20"), Split::test, options);
+    EXPECT_EQ(result.n_users, wanted.test_rows);
+    const double hits = result.value("recall@5") * static_cast<double>(wanted.test_rows);
+    EXPECT_NEAR(hits, std::round(hits), 1e-6);
+  }
 }
 
 }  // namespace
