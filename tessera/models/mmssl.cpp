@@ -9,11 +9,11 @@
 #include "tessera/ops/factored_rows.h"
 #include "tessera/ops/fill.h"
 #include "tessera/ops/gather.h"
-#include "tessera/ops/graph.h"
 #include "tessera/ops/knn.h"
 #include "tessera/ops/losses.h"
 #include "tessera/ops/modal_attention.h"
-#include "tessera/ops/unit_rows.h"
+#include "tessera/ops/one_way.h"
+#include "tessera/ops/unit_or_zero.h"
 
 namespace tessera {
 namespace {
@@ -202,7 +202,10 @@ class Mmssl : public GraphModel {
     check_settings();
     for (const auto& feature : data_.features) add_modality(feature);
     if (needs_graphs() && config.use_dep) add_dependency();
-    if (config.use_asl) make_critic();
+    if (config.use_asl) {
+      critic_.form = form_of(config);
+      critic_.layers.resize(2);
+    }
   }
 
   Abilities abilities() const override {
@@ -230,10 +233,6 @@ class Mmssl : public GraphModel {
     state.add("discriminator.adam", critic_adam_, Role::inner);
   }
 
-  void begin_epoch(int64_t epoch, const Watch&) override {
-    if (config_.graph_refresh == -1 && epoch > 0) refresh();
-  }
-
   void before_step(const Batch& batch) override {
     const int64_t period = config_.graph_refresh;
     if (period > 0 && batch.step > 1 && (batch.step - 1) % period == 0) refresh();
@@ -241,6 +240,7 @@ class Mmssl : public GraphModel {
     kept_step_ = batch.step;
     critic_parts_ = {};
     if (!config_.use_asl) return;
+    make_critic();
     for (int64_t k = 0; k < config_.d_steps; ++k) {
       critic_step(batch, *kept_, batch.step * config_.d_steps + k);
     }
@@ -271,6 +271,7 @@ class Mmssl : public GraphModel {
       add("contrast", config_.cl_rate, contrast(batch, f, hu));
     }
     if (config_.use_asl) {
+      make_critic();
       if (config_.g_rate > 0) add("generator", config_.g_rate, generator_loss(batch, f));
       for (const auto& [name, value] : critic_parts_) {
         out.parts.emplace_back(name, torch::tensor(value, torch::kFloat64));
@@ -280,6 +281,7 @@ class Mmssl : public GraphModel {
   }
 
   void end_epoch(int64_t epoch, const Watch& watch) override {
+    if (config_.graph_refresh == -1) refresh();
     if (!needs_graphs() || config_.generated_graph != "topk") return;
     Json line = {{"event", "graphs"}, {"epoch", epoch}};
     Json shares = Json::object();
@@ -401,7 +403,7 @@ class Mmssl : public GraphModel {
   /// Rows by feat_norm; statistics over the items that have the modality.
   torch::Tensor normalised(const torch::Tensor& rows, const torch::Tensor& has) const {
     if (config_.feat_norm == "none") return rows;
-    if (config_.feat_norm == "l2") return unit_rows(rows);
+    if (config_.feat_norm == "l2") return unit_or_zero(rows);
     const auto own = rows.index_select(0, has.nonzero().flatten());
     if (own.size(0) == 0) return rows;
     const auto mean = own.mean(0, false, torch::kFloat64);
@@ -459,12 +461,18 @@ class Mmssl : public GraphModel {
     }
   }
 
+  static CriticForm form_of(const Config& config) {
+    CriticForm form;
+    form.batch_norm = config.d_norm == "batch";
+    form.slope = config.d_act == "leaky" ? 0.2 : 1;
+    if (config.d_out == "linear") form.output = CriticForm::Output::linear;
+    if (config.d_out == "sigmoid100") form.output = CriticForm::Output::sigmoid100;
+    return form;
+  }
+
+  /// Made when first trained: ranking does without.
   void make_critic() {
-    critic_.form.batch_norm = config_.d_norm == "batch";
-    critic_.form.slope = config_.d_act == "leaky" ? 0.2 : 1;
-    critic_.form.output = config_.d_out == "linear"    ? CriticForm::Output::linear
-                          : config_.d_out == "sigmoid" ? CriticForm::Output::sigmoid
-                                                       : CriticForm::Output::sigmoid100;
+    if (critic_.bias.defined()) return;  // made, or read from a checkpoint
     std::vector<int64_t> widths = config_.d_hidden;
     if (widths.empty()) {
       widths = {std::max<int64_t>(1, data_.n_items / 4), std::max<int64_t>(1, data_.n_items / 8)};
@@ -477,16 +485,16 @@ class Mmssl : public GraphModel {
                     init("discriminator." + name));
     };
     int64_t before = data_.n_items;
-    for (const int64_t width : widths) {
-      Critic::Layer layer;
-      layer.weight = critic_.layers.empty() ? kaiming(before, width, before, "weight1")
-                                            : kaiming(width, before, before, "weight2");
+    for (size_t k = 0; k < 2; ++k) {
+      Critic::Layer& layer = critic_.layers[k];
+      const int64_t width = widths[k];
+      layer.weight = k == 0 ? kaiming(before, width, before, "weight1")
+                            : kaiming(width, before, before, "weight2");
       layer.bias = torch::zeros({width});
       if (critic_.form.batch_norm) {
         layer.gamma = torch::ones({width});
         layer.beta = torch::zeros({width});
       }
-      critic_.layers.push_back(layer);
       before = width;
     }
     critic_.weight = kaiming(1, before, before, "weight").squeeze(0);
@@ -526,8 +534,8 @@ class Mmssl : public GraphModel {
       out.content_users.push_back(u);
       out.content_items.push_back(i);
       if (config_.omega == 0) continue;
-      content_u = content_u.defined() ? content_u + unit_rows(u) : unit_rows(u);
-      content_i = content_i.defined() ? content_i + unit_rows(i) : unit_rows(i);
+      content_u = content_u.defined() ? content_u + unit_or_zero(u) : unit_or_zero(u);
+      content_i = content_i.defined() ? content_i + unit_or_zero(i) : unit_or_zero(i);
     }
     torch::Tensor users = users_, items = items_;
     if (needs_graphs()) {
@@ -538,8 +546,8 @@ class Mmssl : public GraphModel {
         out.generated_items.push_back(to_items(graph, users_, EdgeWeight::receiver));
       }
       if (config_.use_dep && config_.eta > 0 && !empty) {
-        users = users + config_.eta * unit_rows(joined(out.generated_users));
-        items = items + config_.eta * unit_rows(joined(out.generated_items));
+        users = users + config_.eta * unit_or_zero(joined(out.generated_users));
+        items = items + config_.eta * unit_or_zero(joined(out.generated_items));
       }
     }
     out.h = spread(users, items);
@@ -656,12 +664,12 @@ class Mmssl : public GraphModel {
   // --- contrast ----------------------------------------------------------------------------
   torch::Tensor contrast(const Batch& batch, const Forward& f, const torch::Tensor& hu) const {
     const int64_t n = batch.size();
-    const auto h = unit_rows(hu), own = torch::arange(n);
+    const auto h = unit_or_zero(hu), own = torch::arange(n);
     torch::Tensor sum = torch::zeros({});
     for (size_t m = 0; m < modalities_.size(); ++m) {
       const auto e = f.generated_users.empty()
                          ? torch::zeros_like(h)
-                         : unit_rows(gather_rows(f.generated_users[m], batch.users));
+                         : unit_or_zero(gather_rows(f.generated_users[m], batch.users));
       sum = sum + info_nce(e, torch::cat({h, e}), own, own + n, config_.tau, config_.cl_eps);
     }
     return sum;
@@ -726,7 +734,7 @@ class Mmssl : public GraphModel {
     SparseRows s = places;
     s.values = observed_part(batch, places, key);
     if (config_.real == "softmax_observed") {
-      const auto p = unit_rows(h.items);
+      const auto p = unit_or_zero(h.items);
       const auto q = h.users * (config_.zeta * factored_rows(p, h.users).inverse.unsqueeze(1));
       return factored_rows(p, q, s);
     }
@@ -738,7 +746,7 @@ class Mmssl : public GraphModel {
 
   /// P of the fake rows of modality m; q is F_u^m of the batch's users.
   torch::Tensor fake_items(const Forward& f, size_t m) const {
-    return config_.fake == "cosine" ? unit_rows(f.content_items[m]) : f.content_items[m];
+    return config_.fake == "cosine" ? unit_or_zero(f.content_items[m]) : f.content_items[m];
   }
 
   CriticMasks masks(int64_t n, const std::string& call, int64_t key) const {
@@ -860,9 +868,9 @@ class Mmssl : public GraphModel {
     const auto at = torch::repeat_interleave(places.offsets.diff());
     const auto items = places.columns.to(torch::kInt64);
     if (config_.real == "softmax_observed") {
-      auto rows = config_.zeta * unit_rows(unit_rows(h.users).mm(unit_rows(h.items).t()));
+      auto rows = config_.zeta * unit_or_zero(unit_or_zero(h.users).mm(unit_or_zero(h.items).t()));
       rows.index_put_({at, items}, observed_part(batch, places, key), true);
-      return unit_rows(rows);
+      return unit_or_zero(rows);
     }
     auto noisy = torch::zeros({n, data_.n_items}, torch::kFloat64);
     noisy.index_put_({at, items}, torch::ones({}, torch::kFloat64));
@@ -877,7 +885,8 @@ class Mmssl : public GraphModel {
     const double tau = config_.real_tau == "noise_only" ? 1 : config_.tau_r;
     auto scores = h.users.mm(h.items.t());
     scores.index_put_({at, items}, torch::zeros({}));
-    return unit_rows(torch::softmax(noisy / tau, 1).to(torch::kFloat32) + 100 * unit_rows(scores));
+    return unit_or_zero(torch::softmax(noisy / tau, 1).to(torch::kFloat32) +
+                        100 * unit_or_zero(scores));
   }
 
   /// Fake rows with their gradient, modality after modality. [M B, n_items]
@@ -890,7 +899,7 @@ class Mmssl : public GraphModel {
             {torch::repeat_interleave(places.offsets.diff()), places.columns.to(torch::kInt64)},
             torch::zeros({}));
       }
-      rows.push_back(unit_rows(y));
+      rows.push_back(unit_or_zero(y));
     }
     return torch::cat(rows);
   }

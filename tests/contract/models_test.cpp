@@ -89,13 +89,8 @@ TEST_P(EveryModel, EveryParameterLearns) {
     for (const auto& [name, tensor] : group.tensors) EXPECT_TRUE(changed(name)) << name;
     for (const auto& [name, table] : group.tables) EXPECT_TRUE(changed(name)) << name;
   }
-  // Whole numbers that ranking reads, such as stored edges, have no gradient to learn by.
-  const auto whole = [&](const std::string& name) {
-    const auto at = before.weights.find(name);
-    return at != before.weights.end() && !at->second.is_floating_point();
-  };
   for (const auto& entry : named.entries()) {
-    if (!trained.contains(entry.name) && !whole(entry.name)) {
+    if (!trained.contains(entry.name)) {
       EXPECT_TRUE(entry.role == Role::inner || entry.role == Role::frozen) << entry.name;
     }
   }

@@ -6,8 +6,8 @@
 
 #include "tessera/ops/contrast.h"
 #include "tessera/ops/factored_rows.h"
-#include "tessera/ops/graph.h"
-#include "tessera/ops/unit_rows.h"
+#include "tessera/ops/one_way.h"
+#include "tessera/ops/unit_or_zero.h"
 #include "tests/gradient/numeric.h"
 
 namespace tessera {
@@ -144,11 +144,11 @@ TEST(FactoredRows, ProductsEqualThoseOfTheRows) {
     if (sparse) {
       y.index_put_({torch::tensor({0, 0, 1}), torch::tensor({5, 1, 0})}, places().values, true);
     }
-    EXPECT_TRUE(torch::allclose(dense_rows(rows), unit_rows(y), 1e-12, 1e-13));
-    EXPECT_TRUE(torch::allclose(rows_product(rows, w), unit_rows(y).mm(w), 1e-12, 1e-13));
+    EXPECT_TRUE(torch::allclose(dense_rows(rows), unit_or_zero(y), 1e-12, 1e-13));
+    EXPECT_TRUE(torch::allclose(rows_product(rows, w), unit_or_zero(y).mm(w), 1e-12, 1e-13));
     auto out = torch::ones({8, 21}, torch::kFloat64);
     add_rows_transposed(rows, delta, out);
-    EXPECT_TRUE(torch::allclose(out, 1 + unit_rows(y).t().mm(delta), 1e-12, 1e-13));
+    EXPECT_TRUE(torch::allclose(out, 1 + unit_or_zero(y).t().mm(delta), 1e-12, 1e-13));
   }
 }
 
@@ -176,13 +176,13 @@ TEST(FactoredRows, ProductHasTheGradientOfTheRows) {
   }
 }
 
-TEST(UnitRows, ValueAndGradient) {
+TEST(UnitOrZero, ValueAndGradient) {
   torch::manual_seed(9);
   const auto weights = random({4, 3});
-  expect_gradients([&](const auto& x) { return (unit_rows(x[0]) * weights).sum(); },
+  expect_gradients([&](const auto& x) { return (unit_or_zero(x[0]) * weights).sum(); },
                    {random({4, 3})}, 1e-6);
   const auto zero = torch::zeros({2, 3}, torch::kFloat64).requires_grad_();
-  (unit_rows(zero) * 3).sum().backward();
+  (unit_or_zero(zero) * 3).sum().backward();
   EXPECT_EQ(zero.grad().abs().sum().item<double>(), 0);
 }
 

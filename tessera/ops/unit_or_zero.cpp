@@ -1,4 +1,4 @@
-#include "tessera/ops/unit_rows.h"
+#include "tessera/ops/unit_or_zero.h"
 
 #include <torch/autograd.h>
 #include <torch/utils.h>
@@ -11,7 +11,7 @@ using torch::autograd::tensor_list;
 
 constexpr double kShortest = 1e-12;
 
-class UnitRows : public torch::autograd::Function<UnitRows> {
+class UnitOrZero : public torch::autograd::Function<UnitOrZero> {
  public:
   static torch::Tensor forward(AutogradContext* context, const torch::Tensor& x) {
     const auto norm = x.norm(2, 1, true);
@@ -31,9 +31,9 @@ class UnitRows : public torch::autograd::Function<UnitRows> {
 
 }  // namespace
 
-torch::Tensor unit_rows(const torch::Tensor& x) {
-  TORCH_CHECK(x.dim() == 2, "unit_rows wants [n, d], got ", x.sizes());
-  return UnitRows::apply(x);
+torch::Tensor unit_or_zero(const torch::Tensor& x) {
+  TORCH_CHECK(x.dim() == 2, "unit_or_zero wants [n, d], got ", x.sizes());
+  return UnitOrZero::apply(x);
 }
 
 }  // namespace tessera
