@@ -202,7 +202,10 @@ class Mmssl : public GraphModel {
     check_settings();
     for (const auto& feature : data_.features) add_modality(feature);
     if (needs_graphs() && config.use_dep) add_dependency();
-    if (config.use_asl) make_critic();
+    if (config.use_asl) {
+      critic_.form = form_of(config);
+      critic_.layers.resize(2);
+    }
   }
 
   Abilities abilities() const override {
@@ -230,10 +233,6 @@ class Mmssl : public GraphModel {
     state.add("discriminator.adam", critic_adam_, Role::inner);
   }
 
-  void begin_epoch(int64_t epoch, const Watch&) override {
-    if (config_.graph_refresh == -1 && epoch > 0) refresh();
-  }
-
   void before_step(const Batch& batch) override {
     const int64_t period = config_.graph_refresh;
     if (period > 0 && batch.step > 1 && (batch.step - 1) % period == 0) refresh();
@@ -241,6 +240,7 @@ class Mmssl : public GraphModel {
     kept_step_ = batch.step;
     critic_parts_ = {};
     if (!config_.use_asl) return;
+    make_critic();
     for (int64_t k = 0; k < config_.d_steps; ++k) {
       critic_step(batch, *kept_, batch.step * config_.d_steps + k);
     }
@@ -271,6 +271,7 @@ class Mmssl : public GraphModel {
       add("contrast", config_.cl_rate, contrast(batch, f, hu));
     }
     if (config_.use_asl) {
+      make_critic();
       if (config_.g_rate > 0) add("generator", config_.g_rate, generator_loss(batch, f));
       for (const auto& [name, value] : critic_parts_) {
         out.parts.emplace_back(name, torch::tensor(value, torch::kFloat64));
@@ -280,6 +281,7 @@ class Mmssl : public GraphModel {
   }
 
   void end_epoch(int64_t epoch, const Watch& watch) override {
+    if (config_.graph_refresh == -1) refresh();
     if (!needs_graphs() || config_.generated_graph != "topk") return;
     Json line = {{"event", "graphs"}, {"epoch", epoch}};
     Json shares = Json::object();
@@ -459,12 +461,18 @@ class Mmssl : public GraphModel {
     }
   }
 
+  static CriticForm form_of(const Config& config) {
+    CriticForm form;
+    form.batch_norm = config.d_norm == "batch";
+    form.slope = config.d_act == "leaky" ? 0.2 : 1;
+    if (config.d_out == "linear") form.output = CriticForm::Output::linear;
+    if (config.d_out == "sigmoid100") form.output = CriticForm::Output::sigmoid100;
+    return form;
+  }
+
+  /// Made when first trained: ranking does without.
   void make_critic() {
-    critic_.form.batch_norm = config_.d_norm == "batch";
-    critic_.form.slope = config_.d_act == "leaky" ? 0.2 : 1;
-    critic_.form.output = config_.d_out == "linear"    ? CriticForm::Output::linear
-                          : config_.d_out == "sigmoid" ? CriticForm::Output::sigmoid
-                                                       : CriticForm::Output::sigmoid100;
+    if (critic_.bias.defined()) return;  // made, or read from a checkpoint
     std::vector<int64_t> widths = config_.d_hidden;
     if (widths.empty()) {
       widths = {std::max<int64_t>(1, data_.n_items / 4), std::max<int64_t>(1, data_.n_items / 8)};
@@ -477,16 +485,16 @@ class Mmssl : public GraphModel {
                     init("discriminator." + name));
     };
     int64_t before = data_.n_items;
-    for (const int64_t width : widths) {
-      Critic::Layer layer;
-      layer.weight = critic_.layers.empty() ? kaiming(before, width, before, "weight1")
-                                            : kaiming(width, before, before, "weight2");
+    for (size_t k = 0; k < 2; ++k) {
+      Critic::Layer& layer = critic_.layers[k];
+      const int64_t width = widths[k];
+      layer.weight = k == 0 ? kaiming(before, width, before, "weight1")
+                            : kaiming(width, before, before, "weight2");
       layer.bias = torch::zeros({width});
       if (critic_.form.batch_norm) {
         layer.gamma = torch::ones({width});
         layer.beta = torch::zeros({width});
       }
-      critic_.layers.push_back(layer);
       before = width;
     }
     critic_.weight = kaiming(1, before, before, "weight").squeeze(0);

@@ -124,6 +124,14 @@ FactoredRows scaled_rows(const torch::Tensor& p, const torch::Tensor& q, const S
   return {p, q, s, norm.reciprocal().masked_fill(norm < kShortest, 0).to(p.scalar_type())};
 }
 
+/// X W from projection = P^T W.
+torch::Tensor product_of(const FactoredRows& rows, const torch::Tensor& projection,
+                         const torch::Tensor& w) {
+  auto out = rows.q.mm(projection);
+  if (rows.s.defined()) add_gathered(rows.s, w, out);
+  return out.mul_(rows.inverse.unsqueeze(1));
+}
+
 class FactoredProduct : public torch::autograd::Function<FactoredProduct> {
  public:
   static torch::Tensor forward(AutogradContext* context, const torch::Tensor& p_in,
@@ -133,9 +141,10 @@ class FactoredProduct : public torch::autograd::Function<FactoredProduct> {
     const auto gram = gram_of(p);
     const SparseRows s = masked.defined() ? masking(p, q, masked) : SparseRows{};
     const FactoredRows rows = scaled_rows(p, q, s, gram);
-    const auto product = rows_product(rows, w);
+    const auto projection = p.t().mm(w);  // [d, h]
+    const auto product = product_of(rows, projection, w);
     context->save_for_backward(
-        {p, q, w, gram, s.offsets, s.columns, s.values, rows.inverse, product});
+        {p, q, w, gram, s.offsets, s.columns, s.values, rows.inverse, product, projection});
     return product;
   }
 
@@ -144,12 +153,13 @@ class FactoredProduct : public torch::autograd::Function<FactoredProduct> {
   static tensor_list backward(AutogradContext* context, tensor_list upstream) {
     const auto saved = context->get_saved_variables();
     const auto &p = saved[0], &w = saved[2], &gram = saved[3], &product = saved[8];
+    const auto& projection = saved[9];
     FactoredRows rows{p, saved[1], {saved[4], saved[5], saved[6]}, saved[7]};
     const auto& q = rows.q;
     const auto delta = upstream[0].contiguous();
     const auto inverse = rows.inverse.unsqueeze(1);
     const auto kappa = (product * delta).sum(1, true);
-    auto dq = delta.mm(p.t().mm(w).t());
+    auto dq = delta.mm(projection.t());
     dq.sub_(kappa * projected(rows, gram)).mul_(inverse);
     const auto shares = kappa * inverse.square();  // kappa / n^2
     auto dp = w.mm((delta * inverse).t().mm(q));
@@ -188,9 +198,7 @@ torch::Tensor dense_rows(const FactoredRows& rows) {
 
 torch::Tensor rows_product(const FactoredRows& rows, const torch::Tensor& w) {
   const torch::NoGradGuard no_grad;
-  auto out = rows.q.mm(rows.p.t().mm(w));
-  if (rows.s.defined()) add_gathered(rows.s, w.contiguous(), out);
-  return out.mul_(rows.inverse.unsqueeze(1));
+  return product_of(rows, rows.p.t().mm(w), w.contiguous());
 }
 
 void add_rows_transposed(const FactoredRows& rows, const torch::Tensor& delta, torch::Tensor& out) {

@@ -193,10 +193,13 @@ TEST_P(EveryModel, BeatsPopularityOnPlantedData) {
     return;
   }
   // 13,000 pairs: batches of 256 give 30 epochs the steps that 2048 gives on data of real size.
-  // BERT4Rec predicts a fifth of a row's positions a step: five times the epochs are as many targets.
+  // BERT4Rec predicts a fifth of a row's positions a step: five times the epochs are as many
+  // targets.
   const int64_t epochs = GetParam() == "BERT4Rec" ? 150 : 30;
   Trained trained(info(), data,
-                  {{"epochs", epochs, "test"}, {"stopping_step", epochs, "test"}, {"train_batch_size", sequential ? 16 : 256, "test"}});
+                  {{"epochs", epochs, "test"},
+                   {"stopping_step", epochs, "test"},
+                   {"train_batch_size", sequential ? 16 : 256, "test"}});
   EXPECT_GE(trained.result.test->value("recall@20"),
             1.5 * popularity.result.test->value("recall@20"));
 }

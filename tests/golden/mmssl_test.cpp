@@ -338,7 +338,7 @@ TEST(MmsslModel, GraphsHoldExactlyKItemsAUser) {
   EXPECT_TRUE((instance.saved().weights.at("image.edges") == -2).all().item<bool>())
       << "until the first refresh the graph is that of the train items";
   instance.model->train(true);
-  instance.model->begin_epoch(1, {});
+  instance.model->end_epoch(0, {});
   for (const char* name : {"image.edges", "text.edges"}) {
     const auto edges = instance.saved().weights.at(name);
     ASSERT_EQ(edges.size(1), 5);
@@ -417,7 +417,7 @@ TEST(MmsslModel, NoArrayOfBatchTimesItems) {
     const auto largest = std::make_shared<Largest>();
     {
       const c10::DebugInfoGuard guard(c10::DebugInfoKind::PROFILER_STATE, largest);
-      instance.model->begin_epoch(1, {});
+      instance.model->end_epoch(0, {});
       instance.step();
     }
     EXPECT_GT(largest->bytes, 0);

@@ -330,12 +330,9 @@ TEST(Learning, OrderIsLearnedAndLostWhenShuffled) {
   for (const std::string name : {"SASRec", "GRU4Rec", "BERT4Rec"}) {
     // Section 4: BERT4Rec needs 3 to 15 times the epochs of SASRec.
     const int64_t epochs = name == "BERT4Rec" ? 100 : 20;
-    Settings given = {{"embedding_size", 32, "test"},
-                      {"epochs", epochs, "test"},
-                      {"stopping_step", epochs, "test"},
-                      {"learning_rate", 5e-3, "test"},
-                      {"train_batch_size", 32, "test"},
-                      {"protocol", "seq-none", "test"}};
+    Settings given = {{"embedding_size", 32, "test"},    {"epochs", epochs, "test"},
+                      {"stopping_step", epochs, "test"}, {"learning_rate", 5e-3, "test"},
+                      {"train_batch_size", 32, "test"},  {"protocol", "seq-none", "test"}};
     if (name == "SASRec") {
       given.push_back({"hidden_dropout", 0.2, "test"});
       given.push_back({"attention_dropout", 0.2, "test"});

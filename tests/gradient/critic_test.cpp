@@ -176,7 +176,7 @@ TEST(FactoredRows, ProductHasTheGradientOfTheRows) {
   }
 }
 
-TEST(UnitRows, ValueAndGradient) {
+TEST(UnitOrZero, ValueAndGradient) {
   torch::manual_seed(9);
   const auto weights = random({4, 3});
   expect_gradients([&](const auto& x) { return (unit_rows(x[0]) * weights).sum(); },
