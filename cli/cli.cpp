@@ -287,6 +287,7 @@ int run_program(int argc, char** argv) {
   add_inspect(app, common);
   add_import(app, common);
   add_features(app, common);
+  add_report(app, common);
   add_train(app, common);
   add_evaluate(app, common);
   add_compare(app, common);

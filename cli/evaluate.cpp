@@ -5,7 +5,9 @@
 
 #include "cli/cli.h"
 #include "tessera/base/files.h"
+#include "tessera/eval/sampled.h"
 #include "tessera/model/bundle.h"
+#include "tessera/model/eval_mask.h"
 #include "tessera/study/run.h"
 
 namespace tessera::cli {
@@ -13,6 +15,9 @@ namespace {
 
 struct Flags {
   std::string target, recs, split;
+  std::vector<std::string> eval_mask;
+  std::string ndcg_ideal = "capped";
+  int64_t sampled = 0;
   bool slices = false, per_user = false;
 };
 
@@ -237,11 +242,38 @@ void run_evaluate(const Common& common, const Flags& flags) {
   options.slices = flags.slices;
   options.per_user = flags.per_user;
 
+  if (!flags.eval_mask.empty()) {
+    auto* masked = dynamic_cast<EvalMask*>(subject.model);
+    if (masked == nullptr) {
+      throw usage_error("{} has no parts that --eval-mask could leave out", subject.name);
+    }
+    masked->leave_out(flags.eval_mask);
+  }
+  if (flags.sampled < 0 || (flags.sampled > 0 && subject.model == nullptr)) {
+    throw usage_error("--sampled wants a run or bundle and a number of candidates, like 1000");
+  }
+  if (flags.ndcg_ideal != "capped" && flags.ndcg_ideal != "all") {
+    throw usage_error("--ndcg-ideal '{}': wanted capped or all", printable(flags.ndcg_ideal));
+  }
+
   Evaluation result =
       subject.model != nullptr
           ? evaluate(*subject.model, data, protocol, split, options)
           : evaluate_lists(read_recommendations(flags.recs, data), data, protocol, split, options);
   result.audit["seed"] = subject.seed;
+  if (!flags.eval_mask.empty()) {
+    result.audit["eval_mask"] = flags.eval_mask;
+    result.audit["notes"].push_back(
+        "parts are left out when ranking only, the model was trained with them");
+  }
+  Json sampled;
+  if (flags.sampled > 0) {
+    SampledOptions wanted;
+    wanted.total = flags.sampled;
+    wanted.ideal_all = flags.ndcg_ideal == "all";
+    wanted.seed = static_cast<uint64_t>(subject.settings.seed);
+    sampled = evaluate_sampled(*subject.model, data, split, wanted);
+  }
   if (split == Split::test && is_run_folder(flags.target)) {
     count_test_look(flags.target);
     result.audit["looks_at_test"] =
@@ -253,6 +285,7 @@ void run_evaluate(const Common& common, const Flags& flags) {
   if (!rows.empty() && !common.output.empty()) write_file(common.output, rows);
   if (common.json) {
     Json out = document(subject, result);
+    if (!sampled.is_null()) out["sampled"] = sampled;
     if (flags.per_user) {
       for (size_t i = 0; i < result.per_user.size(); ++i) {
         Json row = {{"user", data.user_ids[result.per_user_users[i]]}};
@@ -267,6 +300,17 @@ void run_evaluate(const Common& common, const Flags& flags) {
     return;
   }
   std::string text = table(subject, result);
+  if (!sampled.is_null()) {
+    text += fmt::format(
+        "\n{}: among drawn candidates, another quantity than the full ranking above; {} users, "
+        "ideal of ndcg {}\n",
+        sampled["name"].get<std::string>(), sampled["n_users"].dump(),
+        sampled["ndcg_ideal"].get<std::string>());
+    for (const auto& [name, value] : sampled["metrics"].items()) {
+      text += fmt::format("{} {}  {}\n", sampled["name"].get<std::string>(), name,
+                          cell(value.get<double>()));
+    }
+  }
   if (common.output.empty() && !rows.empty()) text += "\n" + rows;
   print(text);
 }
@@ -282,6 +326,12 @@ void add_evaluate(CLI::App& app, Common& common) {
   verb->add_option("--recs", flags->recs,
                    "file of lists instead: lines of user, item, score; or with a header");
   verb->add_option("--split", flags->split, "valid or test (default test where it has rows)");
+  verb->add_option("--eval-mask", flags->eval_mask, "parts left out when ranking, a,b (PAMD)")
+      ->delimiter(',')
+      ->allow_extra_args(false);
+  verb->add_option("--sampled", flags->sampled,
+                   "also rank held-out items among so many drawn candidates, like 1000");
+  verb->add_option("--ndcg-ideal", flags->ndcg_ideal, "of --sampled: capped or all");
   verb->add_flag("--slices", flags->slices, "also cold, tail, sparse and missing-modality slices");
   verb->add_flag("--per-user", flags->per_user, "also one row a user, to -o where given");
 }

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "tessera/base/error.h"
+#include "tessera/model/eval_mask.h"
 #include "tessera/model/registry.h"
 #include "tessera/model/row_encoder.h"
 #include "tessera/nn/part_net.h"
@@ -67,7 +68,8 @@ class Pamd : public Model,
              public FeatureSupplier,
              public RowEncoder,
              public TrainedSupplier,
-             public Reporter {
+             public Reporter,
+             public EvalMask {
  public:
   struct Config {
     std::string variant = "paper", preset = "default";
@@ -205,9 +207,7 @@ class Pamd : public Model,
     filled_.resize(present_.size());
     name_tokens();
     attended_ = chosen_tokens();
-    ranked_ = attended_.clone();
-    for (const auto& name : config_.eval_mask)
-      ranked_ = ranked_.logical_and(token_row(name).logical_not());
+    leave_out(config_.eval_mask);
     int64_t n_new = 0;
     for (int64_t u = 0; u < data_.n_users; ++u) n_new += data_.train.of(u).empty();
     if (n_new > 0) {
@@ -299,6 +299,10 @@ class Pamd : public Model,
   // --- features for others -----------------------------------------------------------------
   void fit(const Watch& watch) override;
   Json report() override;
+  void leave_out(const std::vector<std::string>& parts) final {
+    ranked_ = attended_.clone();
+    for (const auto& part : parts) ranked_ = ranked_.logical_and(token_row(part).logical_not());
+  }
   bool needs_training() const override { return config_.export_stage == "finetuned"; }
   std::vector<NamedRows> export_features(const Json&) override {
     return parts_of(data_.features, data_.n_items, config_.export_stage);

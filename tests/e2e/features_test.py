@@ -13,24 +13,28 @@ def npy(rows):
             + b"".join(struct.pack(f"<{len(row)}f", *row) for row in rows))
 
 
-class Features(CommandLine):
-    N_ITEMS = 60
+def make_shop(test, n_items=60):
+    """Raw files of a small shop whose pictures and texts share factors, and its folder `shop`."""
+    draw = random.Random(3)
+    common = [[draw.gauss(0, 1) for _ in range(4)] for _ in range(n_items)]
+    for name, width, gap in (("image", 12, 7), ("text", 9, 11)):
+        mix = [[draw.gauss(0, 1) for _ in range(width)] for _ in range(4)]
+        ids = [i for i in range(n_items) if i % gap]
+        test.write(f"raw/{name}_feat.npy", npy(
+            [[sum(common[i][k] * mix[k][j] for k in range(4)) + draw.gauss(0, .1)
+              for j in range(width)] for i in ids]))
+        test.write(f"raw/{name}_feat.ids", "".join(f"i{i}\n" for i in ids))
+    rows = [f"u{u}\ti{i}\t{1000 + t}" for u in range(40)
+            for t, i in enumerate(draw.sample(range(n_items), 8))]
+    test.write("raw/events.tsv", "user_id\titem_id\ttimestamp\n" + "\n".join(rows) + "\n")
+    test.succeeds("import", "raw", "-o", "shop", "-q")
+    return n_items
 
+
+class Features(CommandLine):
     def setUp(self):
         super().setUp()
-        draw = random.Random(3)
-        common = [[draw.gauss(0, 1) for _ in range(4)] for _ in range(self.N_ITEMS)]
-        for name, width, gap in (("image", 12, 7), ("text", 9, 11)):
-            mix = [[draw.gauss(0, 1) for _ in range(width)] for _ in range(4)]
-            ids = [i for i in range(self.N_ITEMS) if i % gap]
-            self.write(f"raw/{name}_feat.npy", npy(
-                [[sum(common[i][k] * mix[k][j] for k in range(4)) + draw.gauss(0, .1)
-                  for j in range(width)] for i in ids]))
-            self.write(f"raw/{name}_feat.ids", "".join(f"i{i}\n" for i in ids))
-        rows = [f"u{u}\ti{i}\t{1000 + t}" for u in range(40)
-                for t, i in enumerate(draw.sample(range(self.N_ITEMS), 8))]
-        self.write("raw/events.tsv", "user_id\titem_id\ttimestamp\n" + "\n".join(rows) + "\n")
-        self.succeeds("import", "raw", "-o", "shop", "-q")
+        self.n_items = make_shop(self)
 
     def made(self, *arguments):
         return json.loads(self.succeeds("features", *arguments, "-q", "--json", "-j", "1").stdout)
@@ -97,7 +101,7 @@ for line in sys.stdin:
 
     def test_tfidf_finds_alike_texts(self):
         kinds = ("red wool scarf", "steel kitchen knife", "wooden toy train", "garden rose seeds")
-        self.shop_with_texts([f"{kinds[i % 4]} number {i}" for i in range(self.N_ITEMS)])
+        self.shop_with_texts([f"{kinds[i % 4]} number {i}" for i in range(self.n_items)])
         made = self.made("texts", "--encoder", "tfidf", "--width", "8")
         entry = made["features"]["text"]
         self.assertEqual((entry["width"], entry["source"]["columns"]), (8, ["title"]))
@@ -109,7 +113,7 @@ for line in sys.stdin:
         self.assertEqual([i % 4 for i in ids], [0] * len(ids), alike)
 
     def test_exec_counts_failures_and_sends_what_changed(self):
-        self.shop_with_texts([f"a thing {i}" for i in range(self.N_ITEMS)])
+        self.shop_with_texts([f"a thing {i}" for i in range(self.n_items)])
         self.write("encode.py", self.ENCODER)
         exec_it = ("texts", "--encoder", "exec:python3 encode.py", "--modality", "mine")
         source = self.made(*exec_it)["features"]["mine"]["source"]

@@ -5,10 +5,12 @@
 #include <torch/types.h>
 #include <torch/utils.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <map>
 
 #include "tessera/base/error.h"
+#include "tessera/eval/sampled.h"
 #include "tessera/model/registry.h"
 #include "tessera/model/row_encoder.h"
 #include "tessera/nn/part_net.h"
@@ -236,6 +238,17 @@ TEST(PamdGolden, G10Purify) {
   EXPECT_NEAR(overlap(c, s).item<double>(), 1.3981481481, 1e-8);
 }
 
+TEST(PamdGolden, G11Sampled) {
+  SampledOptions options;
+  const auto few = sampled_values({1, 4}, 3, options);
+  EXPECT_NEAR(few.precision, .2, 1e-12);
+  EXPECT_NEAR(few.recall, 2.0 / 3, 1e-12);
+  EXPECT_NEAR(few.ndcg, .6713860725, 1e-9);
+  EXPECT_NEAR(sampled_values({1, 2, 5}, 12, options).ndcg, .4440973278, 1e-9);
+  options.ideal_all = true;
+  EXPECT_NEAR(sampled_values({1, 2, 5}, 12, options).ndcg, .3962076185, 1e-9);
+}
+
 TEST(PamdGolden, G12Size) {
   const auto size = [](int64_t d, int64_t text) {
     int64_t n = 0;
@@ -372,6 +385,28 @@ TEST(PamdModel, MissingMaskDropsTheParts) {
   const auto items = gone.nonzero().squeeze(1);
   EXPECT_TRUE(torch::allclose(masked.scores().index_select(1, items),
                               dropped.scores().index_select(1, items), 1e-5, 1e-6));
+}
+
+// Candidates: all held-out items, none that the user knows, the same at every call.
+TEST(PamdModel, SampledCandidates) {
+  Pamd pamd(small(), {});
+  SampledOptions options;
+  options.total = 15;
+  for (int64_t user = 0; user < pamd.data.n_users; ++user) {
+    const auto drawn = sampled_candidates(pamd.data, Split::test, user, options);
+    EXPECT_EQ(drawn, sampled_candidates(pamd.data, Split::test, user, options));
+    EXPECT_LE(drawn.size(), 15U);
+    EXPECT_EQ(std::adjacent_find(drawn.begin(), drawn.end()), drawn.end());
+    for (const int32_t item : pamd.data.test.of(user)) {
+      EXPECT_TRUE(std::binary_search(drawn.begin(), drawn.end(), item));
+    }
+    for (const int32_t item : pamd.data.train.of(user)) {
+      EXPECT_FALSE(std::binary_search(drawn.begin(), drawn.end(), item));
+    }
+  }
+  const Json out = evaluate_sampled(*pamd.model, pamd.data, Split::test, options);
+  EXPECT_EQ(out["name"], "sampled-15");
+  EXPECT_GT(out["metrics"]["recall@10"].get<double>(), 0);
 }
 
 // Users without train rows are answered by the train counts.

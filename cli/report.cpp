@@ -1,0 +1,26 @@
+#include "tessera/study/report.h"
+
+#include "cli/cli.h"
+#include "tessera/base/files.h"
+
+namespace tessera::cli {
+
+void add_report(CLI::App& app, Common& common) {
+  auto paths = std::make_shared<std::vector<std::string>>();
+  CLI::App* verb = add_verb(
+      app, common, "report", "one self-contained HTML page of a run, or of a folder of runs", false,
+      [&common, paths] {
+        const std::vector<fs::path> folders(paths->begin(), paths->end());
+        const Json data = report_data(folders, make_log(common));
+        const fs::path place = common.output.empty() ? "report.html" : common.output;
+        write_file(place, report_page(data));
+        if (common.json) {
+          print_json({{"file", place.string()}});
+        } else {
+          print(place.string());
+        }
+      });
+  verb->add_option("runs", *paths, "run folders, or the folder of a comparison");
+}
+
+}  // namespace tessera::cli

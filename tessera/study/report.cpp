@@ -1,0 +1,611 @@
+#include "tessera/study/report.h"
+
+#include <algorithm>
+#include <cmath>
+#include <fstream>
+#include <map>
+#include <set>
+
+#include "tessera/base/error.h"
+#include "tessera/base/files.h"
+#include "tessera/base/version.h"
+#include "tessera/data/folder.h"
+#include "tessera/study/report_template.h"
+#include "tessera/study/run.h"
+#include "tessera/train/checkpoint.h"
+
+namespace tessera {
+namespace {
+
+constexpr int64_t kUsersShown = 5, kItemsShown = 8, kHistoryShown = 8;
+constexpr size_t kPictureBytes = size_t{96} << 10, kPicturesBytes = size_t{4} << 20;
+
+Json read_optional(const fs::path& path) { return fs::exists(path) ? read_json(path) : Json(); }
+
+Json block(const std::string& kind, const std::string& title) {
+  Json out;
+  out["kind"] = kind;
+  out["title"] = title;
+  return out;
+}
+
+Json section(const std::string& title, const std::string& note = "") {
+  Json out;
+  out["title"] = title;
+  if (!note.empty()) out["note"] = note;
+  out["blocks"] = Json::array();
+  return out;
+}
+
+Json pair_of(const Json& a, const Json& b) {
+  Json out = Json::array();
+  out.push_back(a);
+  out.push_back(b);
+  return out;
+}
+
+Json texts(const std::vector<std::string>& values) {
+  Json out = Json::array();
+  for (const auto& value : values) out.push_back(value);
+  return out;
+}
+
+// ---- one run --------------------------------------------------------------------------------
+
+std::vector<Json> lines_of(const fs::path& path) {
+  std::vector<Json> out;
+  std::ifstream in(path);
+  for (std::string line; std::getline(in, line);) {
+    Json json = Json::parse(line, nullptr, false);
+    if (json.is_object()) out.push_back(std::move(json));
+  }
+  return out;
+}
+
+/// Curves by name from the numbers of events, x = epoch.
+struct Curves {
+  std::vector<std::string> order;
+  std::map<std::string, Json> points;
+  void add(const std::string& name, const Json& x, const Json& y) {
+    if (!y.is_number() || !x.is_number()) return;
+    if (!points.contains(name)) {
+      order.push_back(name);
+      points[name] = Json::array();
+    }
+    points[name].push_back(pair_of(x, y));
+  }
+  Json block_of(const std::string& title) const {
+    Json out = block("lines", title);
+    out["x"] = "epoch";
+    out["series"] = Json::array();
+    for (const auto& name : order) {
+      Json one;
+      one["name"] = name;
+      one["points"] = points.at(name);
+      out["series"].push_back(one);
+    }
+    return out;
+  }
+};
+
+Json curves_section(const fs::path& run) {
+  Curves total, parts, valid, before, agree;
+  for (const Json& line : lines_of(run / "metrics.jsonl")) {
+    const std::string event = line.value("event", "");
+    const Json epoch = line.value("epoch", Json()), losses = line.value("loss", Json::object());
+    if (event == "pretraining") {
+      for (const auto& [name, value] : losses.items()) {
+        before.add(name, epoch, value);
+      }
+      for (const char* name : {"matched", "unmatched", "ordered"}) {
+        if (line.contains(name)) agree.add(name, epoch, line[name]);
+      }
+    }
+    if (event != "epoch") continue;
+    if (line.value("phase", "") == "train") {
+      for (const auto& [name, value] : losses.items()) {
+        (name == "total" ? total : parts).add(name, epoch, value);
+      }
+    } else {
+      for (const auto& [name, value] : line.items()) {
+        if (name.find('@') != std::string::npos) valid.add(name, epoch, value);
+      }
+    }
+  }
+  Json out = section("Curves");
+  for (const auto& [curves, title] :
+       {std::pair(&valid, "Validation"), std::pair(&total, "Training loss"),
+        std::pair(&parts, "Parts of the training loss"),
+        std::pair(&before, "Pretraining loss on held-out items"),
+        std::pair(&agree, "Pretraining: cosines of common parts, share in order")}) {
+    if (!curves->order.empty() && !(curves == &parts && parts.order.size() < 2)) {
+      out["blocks"].push_back(curves->block_of(title));
+    }
+  }
+  return out;
+}
+
+Json results_section(const Json& results) {
+  Json out = section("Results");
+  Json table = block("table", "Metrics");
+  table["columns"] = texts({"metric", "valid", "test"});
+  table["rows"] = Json::array();
+  std::vector<std::string> names;
+  for (const char* split : {"valid", "test"}) {
+    if (!results[split].is_object()) continue;
+    for (const auto& [name, value] : results[split].items()) {
+      if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
+    }
+  }
+  for (const auto& name : names) {
+    Json row = Json::array({name});
+    for (const char* split : {"valid", "test"}) {
+      row.push_back(results[split].is_object() ? results[split].value(name, Json()) : Json());
+    }
+    table["rows"].push_back(row);
+  }
+  out["blocks"].push_back(table);
+  const Json slices = results.value("slices", Json::object());
+  if (!slices.is_object() || slices.empty()) return out;
+  std::vector<std::string> metrics;
+  for (const auto& [name, slice] : slices.items()) {
+    const Json values = slice.value("metrics", Json::object());
+    for (const auto& [metric, value] : values.items()) {
+      if (std::find(metrics.begin(), metrics.end(), metric) == metrics.end()) {
+        metrics.push_back(metric);
+      }
+    }
+  }
+  Json by_slice = block("table", "Metrics by slice");
+  by_slice["columns"] = texts({"slice", "users", "pairs"});
+  for (const auto& metric : metrics) by_slice["columns"].push_back(metric);
+  by_slice["rows"] = Json::array();
+  const std::string shown =
+      std::find(metrics.begin(), metrics.end(), "recall@20") != metrics.end() || metrics.empty()
+          ? "recall@20"
+          : metrics[0];
+  Json bars = block("bars", shown + " by slice");
+  bars["y"] = shown;
+  bars["labels"] = Json::array();
+  bars["values"] = Json::array();
+  for (const auto& [name, slice] : slices.items()) {
+    Json row = Json::array({name});
+    row.push_back(slice.value("n_users", Json()));
+    row.push_back(slice.value("n_pairs", Json()));
+    const Json values = slice.value("metrics", Json::object());
+    for (const auto& metric : metrics) row.push_back(values.value(metric, Json()));
+    by_slice["rows"].push_back(row);
+    if (values.contains(shown) && values[shown].is_number()) {
+      bars["labels"].push_back(name);
+      bars["values"].push_back(values[shown]);
+    }
+  }
+  if (!bars["values"].empty()) out["blocks"].push_back(bars);
+  out["blocks"].push_back(by_slice);
+  return out;
+}
+
+/// A flat table of a JSON object, nested names joined by dots.
+void flatten(const Json& value, const std::string& name, Json& rows) {
+  if (value.is_object() && !value.empty()) {
+    for (const auto& [key, inner] : value.items()) {
+      flatten(inner, name.empty() ? key : name + "." + key, rows);
+    }
+    return;
+  }
+  const bool plain = value.is_string() || value.is_number() || value.is_null();
+  rows.push_back(pair_of(name, plain ? value : Json(value.dump())));
+}
+
+Json settings_section(const fs::path& run, const Json& results, const Json& config) {
+  Json out = section("Audit and settings");
+  Json audit = block("table", "Audit");
+  audit["columns"] = texts({"what", "value"});
+  audit["rows"] = Json::array();
+  flatten(results.value("audit", Json::object()), "", audit["rows"]);
+  flatten(read_optional(run / "env.json"), "", audit["rows"]);
+  for (const char* key : {"time_s", "peak_rss_mb", "stopped_by", "n_epochs", "test_looks"}) {
+    if (results.contains(key)) flatten(results[key], key, audit["rows"]);
+  }
+  out["blocks"].push_back(audit);
+  Json settings = block("table", "Settings");
+  settings["columns"] = texts({"setting", "value", "from"});
+  settings["rows"] = Json::array();
+  const Json given = config.value("settings", Json::object());
+  for (const auto& [name, entry] : given.items()) {
+    if (!entry.is_object()) continue;
+    const Json value = entry.value("value", Json());
+    Json row = Json::array({name});
+    row.push_back(value.is_structured() ? Json(value.dump()) : value);
+    row.push_back(entry.value("origin", Json()));
+    settings["rows"].push_back(row);
+  }
+  out["blocks"].push_back(settings);
+  return out;
+}
+
+// ---- items as people know them ----------------------------------------------------------------
+
+std::string base64(const std::string& bytes) {
+  static constexpr const char* kDigits =
+      "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+  std::string out;
+  for (size_t i = 0; i < bytes.size(); i += 3) {
+    uint32_t word = 0;
+    for (size_t j = 0; j < 3; ++j) {
+      word = word << 8 | (i + j < bytes.size() ? static_cast<unsigned char>(bytes[i + j]) : 0U);
+    }
+    for (size_t j = 0; j < 4; ++j) {
+      out += i + j > bytes.size() ? '=' : kDigits[(word >> (18 - 6 * j)) & 63U];
+    }
+  }
+  return out;
+}
+
+/// Titles and pictures of items; pictures are put into the page while there is room.
+class Items {
+ public:
+  Items(const fs::path& folder, const Dataset& data) : data_(data) {
+    const fs::path path = folder / "media.tsv";
+    if (!fs::exists(path)) return;
+    std::ifstream in(path, std::ios::binary);
+    TableReader reader(in, path.string());
+    std::vector<std::string_view> cells;
+    while (reader.next(cells)) {
+      if (cells.size() >= 3 && cells[1] == "image") {
+        pictures_.emplace(std::string(cells[0]), folder / fs::path(std::string(cells[2])));
+      }
+    }
+  }
+  /// Fills title and picture of a card that has an id.
+  void fill(Json& card, Json& pictures) {
+    const auto id = card.value("id", std::string());
+    const int32_t item = data_.item_ids.find(id);
+    if (item < 0) return;
+    if (const auto title = data_.item_columns.title(item); !title.empty()) card["title"] = title;
+    const auto place = pictures_.find(id);
+    if (place == pictures_.end()) return;
+    if (!pictures.contains(id)) {
+      std::error_code error;
+      const auto size = fs::file_size(place->second, error);
+      if (error || size > kPictureBytes || used_ + size > kPicturesBytes) return;
+      const std::string bytes = read_file(place->second);
+      const bool png = bytes.rfind("\x89PNG", 0) == 0, jpeg = bytes.rfind("\xff\xd8\xff", 0) == 0;
+      if (!png && !jpeg) return;
+      used_ += size;
+      pictures[id] =
+          std::string("data:image/") + (png ? "png" : "jpeg") + ";base64," + base64(bytes);
+    }
+    card["picture"] = id;
+  }
+
+ private:
+  const Dataset& data_;
+  std::map<std::string, fs::path> pictures_;
+  size_t used_ = 0;
+};
+
+Json user_cards(const fs::path& run, const Dataset& data) {
+  std::map<std::string, std::vector<std::string>> lists;
+  std::vector<std::string> users;
+  std::ifstream in(run / "recs_top50.tsv");
+  std::string line;
+  std::getline(in, line);
+  while (std::getline(in, line)) {
+    const size_t tab = line.find('\t'), next = line.find('\t', tab + 1);
+    if (tab == std::string::npos || next == std::string::npos) continue;
+    const std::string user = line.substr(0, tab);
+    auto& list = lists[user];
+    if (list.empty()) users.push_back(user);
+    if (static_cast<int64_t>(list.size()) < kItemsShown) {
+      list.push_back(line.substr(tab + 1, next - tab - 1));
+    }
+  }
+  Random(1, "report.users").shuffle(users, 0);
+  Json out = section("Recommendations of sample users",
+                     "Users drawn at random. Marked: items that were held out from training.");
+  for (const auto& user : users) {
+    if (static_cast<int64_t>(out["blocks"].size()) == kUsersShown) break;
+    const int32_t index = data.user_ids.find(user);
+    if (index < 0 || data.train.of(index).empty()) continue;
+    Json cards = block("cards", "User " + user), history, list;
+    history["label"] = "history, newest first";
+    list["label"] = "recommended";
+    history["items"] = Json::array();
+    list["items"] = Json::array();
+    const auto row = data.train.of(index);
+    for (auto at = row.rbegin(); at != row.rend(); ++at) {
+      if (static_cast<int64_t>(history["items"].size()) == kHistoryShown) break;
+      Json card;
+      card["id"] = std::string(data.item_ids[*at]);
+      history["items"].push_back(card);
+    }
+    for (const auto& id : lists[user]) {
+      Json card;
+      card["id"] = id;
+      for (const Interactions* held : {&data.valid, &data.test}) {
+        const auto of = held->of(index);
+        if (std::find(of.begin(), of.end(), data.item_ids.find(id)) != of.end()) {
+          card["mark"] = "held out";
+        }
+      }
+      list["items"].push_back(card);
+    }
+    cards["groups"] = Json::array({history, list});
+    out["blocks"].push_back(cards);
+  }
+  return out;
+}
+
+/// What only the model can show. What training froze is the same in every checkpoint, so it comes
+/// from the last one; the weights are the best epoch's.
+Json model_views(const fs::path& run, OpenRun& open, const Log& log) {
+  auto* reporter = dynamic_cast<Reporter*>(open.learned.get());
+  if (reporter == nullptr) return Json::array();
+  if (fs::exists(run / "checkpoints" / "last" / "state.json")) {
+    const State::Saved last = read_checkpoint(run / "checkpoints" / "last");
+    State state;
+    open.learned->state(state);
+    for (const auto& entry : state.entries()) {
+      if (entry.role == Role::frozen || entry.role == Role::inner) entry.load(last);
+    }
+  }
+  try {
+    Json report = reporter->report();
+    if (report.is_object() && report.contains("views")) return report["views"];
+    // A model with its own form: its numbers as one table.
+    Json out = section("What " + open.model + " reports");
+    Json table = block("table", "Numbers");
+    table["columns"] = texts({"what", "value"});
+    table["rows"] = Json::array();
+    report.erase("files");
+    flatten(report, "", table["rows"]);
+    if (table["rows"].size() > 400)
+      table["rows"].erase(table["rows"].begin() + 400, table["rows"].end());
+    out["blocks"].push_back(table);
+    return Json::array({out});
+  } catch (const InputError& e) {
+    log.warn("{}", e.what());
+    return Json::array();
+  }
+}
+
+void fill_cards(Json& sections, Items& items, Json& pictures) {
+  for (auto& part : sections) {
+    for (auto& each : part["blocks"]) {
+      if (each.value("kind", "") != "cards") continue;
+      for (auto& group : each["groups"]) {
+        for (auto& card : group["items"]) items.fill(card, pictures);
+      }
+    }
+  }
+}
+
+Json run_data(const fs::path& run, const Log& log) {
+  const Json results = read_optional(run / "results.json");
+  const Json config = read_json(run / "config.resolved.json");
+  const Json status = read_optional(run / "status.json");
+  Json out;
+  const std::string model = config.value("model", std::string("run"));
+  out["title"] = results.is_object()
+                     ? fmt::format("{} on {}", model, results.value("dataset", std::string()))
+                     : model;
+  out["subtitle"] = fmt::format("run {}", fs::absolute(run).lexically_normal().filename().string());
+  out["pictures"] = Json::object();
+  out["sections"] = Json::array();
+  if (status.is_object()) {
+    out["subtitle"] =
+        out["subtitle"].get<std::string>() + ", " + status.value("state", std::string("unknown"));
+  }
+  if (results.is_object()) {
+    const Json selection = results.value("selection", Json::object());
+    out["subtitle"] =
+        out["subtitle"].get<std::string>() +
+        fmt::format(", protocol {}, seed {}, best epoch {} by valid {}",
+                    results.value("protocol", std::string()), results.value("seed", Json()).dump(),
+                    selection.value("epoch", Json()).dump(),
+                    selection.value("metric", std::string()));
+    out["sections"].push_back(results_section(results));
+  }
+  out["sections"].push_back(curves_section(run));
+  if (results.is_object()) {
+    try {
+      OpenRun open = open_run(run, log);
+      const fs::path folder = config.value("dataset", std::string());
+      Items items(folder, *open.data);
+      Json views = Json::array({user_cards(run, *open.data)});
+      for (const auto& view : model_views(run, open, log)) views.push_back(view);
+      fill_cards(views, items, out["pictures"]);
+      for (auto& view : views) out["sections"].push_back(std::move(view));
+    } catch (const InputError& e) {
+      log.warn("without users and model: {}", e.what());
+    }
+  }
+  out["sections"].push_back(
+      settings_section(run, results.is_object() ? results : Json::object(), config));
+  return out;
+}
+
+// ---- several runs -----------------------------------------------------------------------------
+
+std::vector<std::string> cells_of(const std::string& line) {
+  std::vector<std::string> out;
+  for (size_t from = 0; from <= line.size();) {
+    const size_t tab = std::min(line.find('\t', from), line.size());
+    out.push_back(line.substr(from, tab - from));
+    from = tab + 1;
+  }
+  return out;
+}
+
+Json number_or_text(const std::string& text) {
+  const Json value = Json::parse(text, nullptr, false);
+  return value.is_number() ? value : Json(text);
+}
+
+/// A TSV file with "# .." lines before its header.
+Json table_of(const fs::path& path, const std::string& title) {
+  Json out = block("table", title);
+  std::ifstream in(path, std::ios::binary);
+  std::string note;
+  for (std::string line; std::getline(in, line);) {
+    if (!line.empty() && line.back() == '\r') line.pop_back();
+    if (line.rfind("#", 0) == 0) {
+      note += (note.empty() ? "" : "; ") + line.substr(line.find_first_not_of("# "));
+    } else if (!out.contains("columns")) {
+      out["columns"] = texts(cells_of(line));
+      out["rows"] = Json::array();
+    } else {
+      Json row = Json::array();
+      for (const auto& cell : cells_of(line)) row.push_back(number_or_text(cell));
+      out["rows"].push_back(row);
+    }
+  }
+  if (!note.empty()) out["note"] = note;
+  return out;
+}
+
+int64_t column_of(const Json& table, const std::string& name) {
+  for (size_t c = 0; c < table["columns"].size(); ++c) {
+    if (table["columns"][c] == name) return static_cast<int64_t>(c);
+  }
+  return -1;
+}
+
+Json differences(const Json& table) {
+  Json out = block("intervals", "Paired differences with 95 % intervals");
+  out["rows"] = Json::array();
+  const int64_t a = column_of(table, "a"), b = column_of(table, "b"),
+                metric = column_of(table, "metric"), value = column_of(table, "mean_difference"),
+                low = column_of(table, "low_95"), high = column_of(table, "high_95");
+  if (std::min({a, b, metric, value, low, high}) < 0) return out;
+  std::set<std::string> seen;
+  for (const auto& row : table["rows"]) {
+    if (row.size() < table["columns"].size() || !row[value].is_number()) continue;
+    const auto text = [&](int64_t c) {
+      return row[c].is_string() ? row[c].get<std::string>() : row[c].dump();
+    };
+    const std::string label = fmt::format("{} - {}, {}", text(a), text(b), text(metric));
+    if (!seen.insert(label).second) continue;
+    Json one;
+    one["label"] = label;
+    one["value"] = row[value];
+    one["low"] = row[low];
+    one["high"] = row[high];
+    out["rows"].push_back(one);
+  }
+  return out;
+}
+
+Json several_data(const std::vector<fs::path>& runs, const fs::path& folder) {
+  Json out;
+  out["title"] = folder.empty() ? fmt::format("{} runs", runs.size())
+                                : fs::absolute(folder).lexically_normal().filename().string();
+  out["subtitle"] = fmt::format("{} runs", runs.size());
+  out["pictures"] = Json::object();
+  out["sections"] = Json::array();
+  if (!folder.empty()) {
+    Json tables = section("Tables");
+    for (const auto& [file, title] :
+         {std::pair("table.tsv", "Results"), std::pair("comparisons.tsv", "Paired differences"),
+          std::pair("trials.tsv", "Trials"), std::pair("sensitivity.tsv", "Sensitivity")}) {
+      if (!fs::exists(folder / file)) continue;
+      const Json table = table_of(folder / file, title);
+      if (!table.contains("rows")) continue;
+      if (std::string(file) == "comparisons.tsv") {
+        if (const Json chart = differences(table); !chart["rows"].empty()) {
+          tables["blocks"].push_back(chart);
+        }
+      }
+      tables["blocks"].push_back(table);
+    }
+    if (!tables["blocks"].empty()) out["sections"].push_back(tables);
+  }
+  Json section_of_runs = section("Runs");
+  Json table = block("table", "Test results of every run");
+  Curves valid;
+  std::vector<std::string> metrics;
+  std::vector<std::pair<std::string, Json>> all;
+  for (const auto& run : runs) {
+    const Json results = read_optional(run / "results.json");
+    const std::string name = fs::absolute(run).lexically_normal().filename().string();
+    for (const Json& line : lines_of(run / "metrics.jsonl")) {
+      if (line.value("event", "") == "epoch" && line.value("phase", "") == "valid") {
+        valid.add(name, line.value("epoch", Json()), line.value("score", Json()));
+      }
+    }
+    if (!results.is_object()) continue;
+    all.emplace_back(name, results);
+    if (!results["test"].is_object()) continue;
+    for (const auto& [metric, value] : results["test"].items()) {
+      if (std::find(metrics.begin(), metrics.end(), metric) == metrics.end()) {
+        metrics.push_back(metric);
+      }
+    }
+  }
+  table["columns"] = texts({"run", "model", "seed", "best epoch"});
+  for (const auto& metric : metrics) table["columns"].push_back(metric);
+  table["rows"] = Json::array();
+  for (const auto& [name, results] : all) {
+    Json row = Json::array({name});
+    row.push_back(results.value("model", Json()));
+    row.push_back(results.value("seed", Json()));
+    row.push_back(results.value("selection", Json::object()).value("epoch", Json()));
+    for (const auto& metric : metrics) {
+      row.push_back(results["test"].is_object() ? results["test"].value(metric, Json()) : Json());
+    }
+    table["rows"].push_back(row);
+  }
+  if (!valid.order.empty() && valid.order.size() <= 24) {
+    section_of_runs["blocks"].push_back(valid.block_of("Validation score by epoch"));
+  }
+  if (!all.empty()) section_of_runs["blocks"].push_back(table);
+  out["sections"].push_back(section_of_runs);
+  return out;
+}
+
+}  // namespace
+
+Json report_data(const std::vector<fs::path>& paths, const Log& log) {
+  if (paths.empty()) throw usage_error("no run given: name a run folder, or the folder of a study");
+  std::vector<fs::path> runs;
+  fs::path folder;
+  for (const auto& path : paths) {
+    if (fs::exists(path / "config.resolved.json")) {
+      runs.push_back(path);
+      continue;
+    }
+    if (!fs::is_directory(path / "runs")) {
+      throw data_error("{} is no run folder and holds no runs", path.string());
+    }
+    folder = path;
+    for (const auto& entry : fs::directory_iterator(path / "runs")) {
+      if (fs::exists(entry.path() / "config.resolved.json")) runs.push_back(entry.path());
+    }
+  }
+  std::sort(runs.begin(), runs.end());
+  Json out =
+      runs.size() == 1 && folder.empty() ? run_data(runs[0], log) : several_data(runs, folder);
+  out["tessera"] = kVersion;
+  out["created"] = now_rfc3339();
+  return out;
+}
+
+std::string report_page(const Json& data) {
+  // "</script>" and "<!--" could end the data early: no '<' is left in it.
+  const std::string json = data.dump(-1, ' ', true, Json::error_handler_t::replace);
+  std::string safe;
+  for (const char c : json) {
+    if (c == '<') {
+      safe += "\\u003c";
+    } else {
+      safe += c;
+    }
+  }
+  static constexpr std::string_view kMark = "/*DATA*/null";
+  std::string page(kReportTemplate);
+  const size_t at = page.find(kMark);
+  return page.replace(at, kMark.size(), safe);
+}
+
+}  // namespace tessera

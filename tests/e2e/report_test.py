@@ -1,0 +1,87 @@
+"""The report page: all data inside, nothing asked from outside, untrusted text stays text."""
+import json
+import re
+import shutil
+import subprocess
+
+from command_line import CommandLine
+from features_test import make_shop
+
+
+class Report(CommandLine):
+    def setUp(self):
+        super().setUp()
+        self.n_items = make_shop(self)
+
+    def data_of(self, place):
+        page = self.read(place)
+        found = re.search(r"^const DATA = (.*);$", page, re.M)
+        self.assertNotIn("<", found.group(1), "data could end its script")
+        rest = page.replace(found.group(1), "")
+        self.assertEqual(set(re.findall(r"https?://[^\"' ]*", rest)), {"http://www.w3.org/2000/svg"})
+        return json.loads(found.group(1))
+
+    def trained(self):
+        lines = [json.dumps({"item_id": f"i{i}", "title": f"<script>alert({i})</script>"})
+                 for i in range(self.n_items)]
+        self.write("items.jsonl", "\n".join(lines) + "\n")
+        self.succeeds("import", "raw/events.tsv", "--items", "items.jsonl", "--feature",
+                      "image=raw/image_feat.npy", "--feature", "text=raw/text_feat.npy", "-o", "titled",
+                      "-q")
+        for model in ("PAMD", "VBPR"):
+            more = ("--pre_epochs", "20") if model == "PAMD" else ()
+            self.succeeds("train", "-m", model, "-d", "titled", "--epochs", "3", "-q", "-j", "1",
+                          "-o", f"runs/{model}", *more)
+
+    def test_pages(self):
+        self.trained()
+        self.assertEqual(self.succeeds("report", "runs/PAMD", "-o", "p.html", "-q").stdout, "p.html\n")
+        data = self.data_of("p.html")
+        titles = [part["title"] for part in data["sections"]]
+        for wanted in ("Results", "Curves", "Recommendations of sample users",
+                       "Attention: common against specific parts", "Do the common parts agree?",
+                       "The parts in two dimensions", "Neighbours by part",
+                       "How separate are the parts?", "Audit and settings"):
+            self.assertIn(wanted, titles)
+        cards = data["sections"][titles.index("Recommendations of sample users")]["blocks"]
+        self.assertRegex(cards[0]["groups"][1]["items"][0]["title"], r"^<script>alert\(\d+\)</script>$")
+        agree = data["sections"][titles.index("Do the common parts agree?")]["blocks"][0]["rows"]
+        self.assertEqual([row[0] for row in agree], ["before pretraining", "after pretraining", "now"])
+
+        self.succeeds("report", "runs/VBPR", "-o", "v.html", "-q")
+        self.assertNotIn("Neighbours by part",
+                         [part["title"] for part in self.data_of("v.html")["sections"]])
+        self.succeeds("report", "runs/VBPR", "runs/PAMD", "-o", "both.html", "-q")
+        runs = self.data_of("both.html")["sections"][-1]["blocks"][-1]
+        self.assertEqual([row[0] for row in runs["rows"]], ["PAMD", "VBPR"])
+        self.fails(3, r"titled is no run folder", "report", "titled", "-q")
+        self.in_a_browser("p.html")
+
+    def in_a_browser(self, place):
+        """Draws every chart without a word on the console, where there is a Chromium."""
+        chromium = shutil.which("chromium")
+        if chromium is None:
+            return
+        done = subprocess.run(
+            [chromium, "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
+             "--dump-dom", f"file://{self.path(place)}"],
+            capture_output=True, text=True, timeout=300)
+        self.assertNotIn("CONSOLE", done.stderr)
+        self.assertNotIn("<script>alert(", done.stdout)
+        figures = re.findall(r'<figure data-kind="(?:lines|bars|scatter)">.*?</figure>', done.stdout, re.S)
+        self.assertGreater(len(figures), 3)
+        for figure in figures:
+            self.assertRegex(figure, r"<(polyline|rect|circle|path) ")
+
+    def test_sampled_and_masked(self):
+        self.trained()
+        done = self.succeeds("evaluate", "runs/PAMD", "--sampled", "30", "-q", "--eval-mask", "common")
+        self.assertIn("sampled-30 recall@10", done.stdout)
+        self.assertIn("left out when ranking only", done.stdout)
+        out = json.loads(self.succeeds("evaluate", "runs/PAMD", "--sampled", "30", "--json", "-q").stdout)
+        self.assertEqual(out["sampled"]["name"], "sampled-30")
+        self.assertNotIn("sampled", json.dumps(out["test"]))
+        self.fails(2, r"no part 'image_comon' \(did you mean 'image_common'", "evaluate", "runs/PAMD",
+                   "--eval-mask", "image_comon", "-q")
+        self.fails(2, r"has no parts", "evaluate", "runs/VBPR", "--eval-mask", "common", "-q")
+
