@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cctype>
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
@@ -21,6 +22,13 @@ namespace tessera::cli {
 namespace {
 
 std::atomic<bool> g_interrupted{false};
+int g_print_error = 0;  // errno of the first write to stdout that failed
+
+/// "--name" and "-j", not "-1" and "-".
+bool is_flag(const std::string& token) {
+  return token.size() > 1 && token[0] == '-' &&
+         (token[1] == '-' || std::isalpha(static_cast<unsigned char>(token[1])) != 0);
+}
 
 /// Takes "--name=value", "--name value" and "--name" (true) out of `tokens` where no flag of the
 /// verb has that name: those are settings, and CLI11 would read their values as arguments.
@@ -42,7 +50,7 @@ Settings take_settings(std::vector<std::string>& tokens, const std::vector<std::
     std::string value = "true";
     if (equals != std::string::npos) {
       value = token.substr(equals + 1);
-    } else if (i + 1 < tokens.size() && tokens[i + 1].rfind("--", 0) != 0) {
+    } else if (i + 1 < tokens.size() && !is_flag(tokens[i + 1])) {
       value = tokens[++i];
     }
     out.push_back({setting_name(typed.substr(2)), parse_value(value), "flag"});
@@ -171,7 +179,10 @@ Log make_log(const Common& common) {
 }
 
 void print(const std::string& text) {
-  std::fwrite(text.data(), 1, text.size(), stdout);
+  const auto size = text.size();
+  if (std::fwrite(text.data(), 1, size, stdout) != size && g_print_error == 0) {
+    g_print_error = errno;
+  }
   if (text.empty() || text.back() != '\n') std::fputc('\n', stdout);
 }
 
@@ -306,6 +317,7 @@ int run_program(int argc, char** argv) {
   for (int i = 1; i < argc; ++i) common.command += " " + quoted(argv[i]);
   add_inspect(app, common);
   add_import(app, common);
+  add_features(app, common);
   add_train(app, common);
   add_evaluate(app, common);
   add_compare(app, common);
@@ -368,7 +380,12 @@ int main_program(int argc, char** argv) {
     const std::string text = e.what();
     code = fail(Exit::failed, "unexpected: " + text.substr(0, text.find('\n')));
   }
-  std::fflush(stdout);
+  // A reader that went away (head) is no failure, a full disk is.
+  if (std::fflush(stdout) != 0 && g_print_error == 0) g_print_error = errno;
+  if (g_print_error != 0 && g_print_error != EPIPE && code == 0) {
+    code = fail(Exit::failed,
+                fmt::format("cannot write the result: {}", std::strerror(g_print_error)));
+  }
   return code;
 }
 

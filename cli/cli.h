@@ -76,5 +76,6 @@ void add_similar(CLI::App& app, Common& common);
 void add_models(CLI::App& app, Common& common);
 void add_doctor(CLI::App& app, Common& common);
 void add_demo(CLI::App& app, Common& common);
+void add_features(CLI::App& app, Common& common);
 
 }  // namespace tessera::cli

@@ -101,6 +101,9 @@ Settings parse_config(const std::string& text, const std::string& name) {
   if (text.find("\"origin\"") != std::string::npos) {
     const Json json = parse_json(text, name);
     Settings out;
+    for (const char* key : {"model", "dataset"}) {
+      if (json.is_object() && json.contains(key)) out.push_back({key, json[key], name});
+    }
     if (json.is_object() && json.contains("settings") && json["settings"].is_object()) {
       for (const auto& [key, entry] : json["settings"].items()) {
         if (!entry.is_object() || !entry.contains("value")) continue;

@@ -233,7 +233,7 @@ void run_evaluate(const Common& common, const Flags& flags) {
     log.warn("dataset '{}' has no test rows: these are numbers of valid", data.name);
   }
   const Protocol& protocol = find_protocol(subject.settings.protocol);
-  EvalOptions options = eval_options(subject.settings, protocol, data.n_items);
+  EvalOptions options = eval_options(subject.settings, protocol);
   options.slices = flags.slices;
   options.per_user = flags.per_user;
 

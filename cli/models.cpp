@@ -48,13 +48,15 @@ std::string markdown(const Table& table) {
 
 /// What the model says of itself at its default settings, from an instance on a tiny dataset.
 Abilities abilities_of(const ModelInfo& info) {
-  Feature feature;
-  feature.name = "image";
-  feature.rows = MappedArray(torch::eye(3));
-  feature.row_of_item = torch::arange(3, torch::kInt32);
+  std::vector<Feature> features(2);
+  for (size_t m = 0; m < 2; ++m) {
+    features[m].name = m == 0 ? "image" : "text";
+    features[m].rows = MappedArray(torch::eye(3));
+    features[m].row_of_item = torch::arange(3, torch::kInt32);
+  }
   const std::vector<int32_t> users = {0, 0, 1, 1}, items = {0, 1, 1, 2};
   const Dataset data =
-      make_dataset(2, 3, make_interactions(2, users, items), {}, {}, {std::move(feature)});
+      make_dataset(2, 3, make_interactions(2, users, items), {}, {}, std::move(features));
   const RunSettings settings = resolve_settings(info, {});
   const Context context{data, Random(1), settings.train_settings, {}};
   return info.make({}, context)->abilities();

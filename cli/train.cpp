@@ -18,6 +18,9 @@ std::string table(const Json& results) {
     out += fmt::format("{:<14} {}\n", name,
                        value.is_null() ? "-" : fmt::format("{:.4f}", value.get<double>()));
   }
+  for (const Json& note : results["audit"].value("notes", Json::array())) {
+    out += fmt::format("note: {}\n", note.get<std::string>());
+  }
   return out;
 }
 

@@ -20,8 +20,11 @@ namespace tessera {
 namespace {
 
 RunError write_failed(const fs::path& path, int error) {
-  return {Exit::failed, fmt::format("cannot write {}: {}; the file there before is unchanged",
-                                    path.string(), std::strerror(error))};
+  // The name that the reader knows, not that of the folder it was being written in.
+  static const std::regex temporary(R"((^|/)\.([^/]+)\.\d+\.tmp(?=/|$))");
+  return {Exit::failed,
+          fmt::format("cannot write {}: {}; the file there before is unchanged",
+                      std::regex_replace(path.string(), temporary, "$1$2"), std::strerror(error))};
 }
 
 fs::path beside(const fs::path& path) {
@@ -106,6 +109,7 @@ Json parse_json(std::string_view text, const std::string& what) {
 Json read_json(const fs::path& path) { return parse_json(read_file(path), path.string()); }
 
 void write_file_with(const fs::path& path, const std::function<void(std::ostream&)>& write) {
+  remove_leftovers(path);
   Cleanup temporary{beside(path)};
   {
     std::ofstream out(temporary.path, std::ios::binary | std::ios::trunc);

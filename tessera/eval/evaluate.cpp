@@ -50,6 +50,36 @@ std::string split_kind(const Dataset& data) {
   return split["kind"];
 }
 
+/// What a protocol masks of a user's ranking.
+class UserMask {
+ public:
+  UserMask(const Dataset& data, const Protocol& protocol, Split split)
+      : kind(split == Split::test ? protocol.mask_test : protocol.mask_valid),
+        valid(split == Split::test ? distinct_or_none(data.valid) : Interactions{}),
+        history(distinct_or_none(data.history)),
+        train_(data.train_distinct) {}
+  /// Appends the sorted masked items of a user.
+  void append(int64_t user, std::vector<int32_t>& to) const {
+    if (kind == Protocol::Mask::none) return;
+    const auto start = static_cast<std::ptrdiff_t>(to.size());
+    const auto add = [&](const Interactions& rows) {
+      const auto row = row_of(rows, user);
+      to.insert(to.end(), row.begin(), row.end());
+    };
+    add(train_);
+    add(history);
+    if (kind == Protocol::Mask::train_valid) add(valid);
+    std::sort(to.begin() + start, to.end());
+    to.erase(std::unique(to.begin() + start, to.end()), to.end());
+  }
+
+  const Protocol::Mask kind;
+  const Interactions valid, history;  ///< sorted, distinct
+
+ private:
+  const Interactions& train_;
+};
+
 /// Whom a protocol averages, what each of them has held out, and what is masked.
 class Plan {
  public:
@@ -60,35 +90,27 @@ class Plan {
   std::span<const int32_t> items_of(int64_t index) const { return slice(items, index); }
   /// How often each of them counts.
   std::span<const int32_t> times_of(int64_t index) const { return slice(times, index); }
-  /// Appends the sorted masked items of a user.
-  void append_mask(int64_t user, std::vector<int32_t>& to) const;
   Json audit(const std::vector<int64_t>& topk) const;
 
   const Dataset& data;
   const Protocol& protocol;
   const Split split;
-  const Protocol::Mask mask;
-  std::vector<int64_t> users;  ///< averaged, ascending
+  const UserMask mask;
+  std::vector<int64_t> users;  ///< averaged, ascending; with every_position once a held-out row
+  std::vector<int64_t> held_before;  ///< every_position: the user's held-out rows before this one
   std::vector<int64_t> offsets = {0};
   std::vector<int32_t> items, times;
-  int64_t n_cold_users = 0, n_dropped_users = 0;
+  int64_t n_cold_users = 0, n_dropped_users = 0, n_distinct_users = 0;
   int64_t n_pairs = 0, n_dropped_pairs = 0, n_untrained_pairs = 0;
 
  private:
   std::span<const int32_t> slice(const std::vector<int32_t>& values, int64_t index) const {
     return std::span(values).subspan(offsets[index], offsets[index + 1] - offsets[index]);
   }
-
-  Interactions valid_, history_;  // sorted, distinct
 };
 
 Plan::Plan(const Dataset& data, const Protocol& protocol, Split split)
-    : data(data),
-      protocol(protocol),
-      split(split),
-      mask(split == Split::test ? protocol.mask_test : protocol.mask_valid),
-      valid_(split == Split::test ? distinct_or_none(data.valid) : Interactions{}),
-      history_(distinct_or_none(data.history)) {
+    : data(data), protocol(protocol), split(split), mask(data, protocol, split) {
   const Interactions& rows = rows_of(data, split);
   const std::vector<bool> trained = [&] {
     std::vector<bool> some(data.n_items, false);
@@ -111,7 +133,8 @@ Plan::Plan(const Dataset& data, const Protocol& protocol, Split split)
     held.assign(row.begin(), row.end());
     std::sort(held.begin(), held.end());
     if (protocol.drop_repeats) {
-      const std::span<const int32_t> valid = row_of(valid_, user), given = row_of(history_, user);
+      const std::span<const int32_t> valid = row_of(mask.valid, user),
+                                     given = row_of(mask.history, user);
       held.erase(std::unique(held.begin(), held.end()), held.end());
       std::erase_if(held, [&](int32_t item) {
         return contains(train, item) || contains(valid, item) || contains(given, item);
@@ -119,12 +142,25 @@ Plan::Plan(const Dataset& data, const Protocol& protocol, Split split)
       n_dropped_pairs += static_cast<int64_t>(row.size() - held.size());
     }
     if (held.empty()) continue;
+    ++n_distinct_users;
     if (train.empty()) {
       ++n_cold_users;
       if (!protocol.average_cold_users) {
         ++n_dropped_users;
         continue;
       }
+    }
+    if (protocol.every_position) {
+      for (size_t t = 0; t < row.size(); ++t) {
+        users.push_back(user);
+        held_before.push_back(static_cast<int64_t>(t));
+        items.push_back(row[t]);
+        times.push_back(1);
+        offsets.push_back(static_cast<int64_t>(items.size()));
+        if (!trained[row[t]]) ++n_untrained_pairs;
+      }
+      n_pairs += static_cast<int64_t>(row.size());
+      continue;
     }
     users.push_back(user);
     for (size_t i = 0; i < held.size(); ++i) {
@@ -141,28 +177,15 @@ Plan::Plan(const Dataset& data, const Protocol& protocol, Split split)
   }
 }
 
-void Plan::append_mask(int64_t user, std::vector<int32_t>& to) const {
-  if (mask == Protocol::Mask::none) return;
-  const size_t start = to.size();
-  const auto append = [&](std::span<const int32_t> row) {
-    to.insert(to.end(), row.begin(), row.end());
-  };
-  append(row_of(data.train_distinct, user));
-  append(row_of(history_, user));
-  if (mask == Protocol::Mask::train_valid) append(row_of(valid_, user));
-  std::sort(to.begin() + start, to.end());
-  to.erase(std::unique(to.begin() + start, to.end()), to.end());
-}
-
 Json Plan::audit(const std::vector<int64_t>& topk) const {
   Json audit = {{"protocol", protocol.name},
                 {"split", split_name(split)},
-                {"mask", mask_name(mask)},
+                {"mask", mask_name(mask.kind)},
                 {"selection_split", "valid"},
                 {"rounding", protocol.round4 ? "4 decimals" : "none"},
                 {"candidates", "all items"},
                 {"users_averaged", n_users()},
-                {"users_without_held_out_items", data.n_users - n_users() - n_dropped_users},
+                {"users_without_held_out_items", data.n_users - n_distinct_users},
                 {"cold_users", n_cold_users},
                 {"users_dropped", n_dropped_users},
                 {"held_out_pairs", n_pairs},
@@ -171,14 +194,25 @@ Json Plan::audit(const std::vector<int64_t>& topk) const {
                 {"n_items", data.n_items},
                 {"K", topk},
                 {"notes", Json::array()}};
-  if (split == Split::test && mask == Protocol::Mask::train) {
+  if (split == Split::test && mask.kind == Protocol::Mask::train) {
     audit["notes"].push_back(fmt::format(
         "protocol {} masks train rows only: valid items compete with test items", protocol.name));
+  }
+  if (protocol.every_position) {
+    audit["notes"].push_back(fmt::format(
+        "protocol {} averages {} held-out rows, each with the rows before it as history, "
+        "and selects nothing: its numbers stand in no table",
+        protocol.name, n_users()));
   }
   const std::string kind = split_kind(data);
   if (protocol.name == "mmrec" && !kind.empty() && kind != "given" && kind != "random") {
     audit["notes"].push_back(fmt::format(
         "protocol mmrec is defined for given and random splits, this one is {}", printable(kind)));
+  }
+  if (protocol.one_target && !kind.empty() && kind != "given" && kind != "leave-one-out") {
+    audit["notes"].push_back(
+        fmt::format("protocol {} is defined for leave-one-out splits, this one is {}",
+                    protocol.name, printable(kind)));
   }
   return audit;
 }
@@ -449,23 +483,32 @@ Ragged packed(const std::vector<int32_t>& items, const std::vector<int64_t>& off
   return {torch::tensor(items, torch::kInt32), torch::tensor(offsets, torch::kInt64)};
 }
 
-/// What the model is asked about the averaged users [first, last).
-Queries make_queries(const Plan& plan, int64_t first, int64_t last, bool sequential) {
-  const Dataset& data = plan.data;
+bool is_sequential(const Model& model) {
+  return model.abilities().takes_histories &&
+         model.batch_spec().unit == BatchSpec::Unit::sequence_row;
+}
+
+/// What the model is asked about some users at the evaluation of a split. `held_before`, where it
+/// is not empty, is how many of a user's held-out rows also belong to the history.
+Queries make_queries(const Model& model, const Dataset& data, const Protocol& protocol, Split split,
+                     std::span<const int64_t> users, std::span<const int64_t> held_before = {}) {
   Queries queries;
-  queries.users = torch::tensor(
-      std::vector<int64_t>(plan.users.begin() + first, plan.users.begin() + last), torch::kInt64);
+  queries.users = torch::tensor(std::vector<int64_t>(users.begin(), users.end()), torch::kInt64);
+  const bool sequential = is_sequential(model);
   if (!sequential && data.history.n_rows() == 0) return queries;
-  const bool with_valid =
-      sequential && plan.split == Split::test && plan.protocol.sequential_sees_valid;
+  const bool with_valid = sequential && split == Split::test && protocol.sequential_sees_valid;
   std::vector<int32_t> items;
   std::vector<int64_t> offsets = {0};
-  for (int64_t index = first; index < last; ++index) {
-    const int64_t user = plan.users[index];
+  for (size_t index = 0; index < users.size(); ++index) {
+    const int64_t user = users[index];
     for (const Interactions* rows : {&data.history, &data.train, &data.valid}) {
       if (rows == &data.valid && !with_valid) continue;
       const std::span<const int32_t> row = row_of(*rows, user);
       items.insert(items.end(), row.begin(), row.end());
+    }
+    if (sequential && !held_before.empty()) {
+      const auto held = row_of(rows_of(data, split), user);
+      items.insert(items.end(), held.begin(), held.begin() + held_before[index]);
     }
     offsets.push_back(static_cast<int64_t>(items.size()));
   }
@@ -491,7 +534,7 @@ Block::Block(const Plan& plan, int64_t first, int64_t last) {
   for (int64_t index = first; index <= last; ++index) {
     held_offsets.push_back(plan.offsets[index] - plan.offsets[first]);
     if (index == last) break;
-    plan.append_mask(plan.users[index], masked);
+    plan.mask.append(plan.users[index], masked);
     mask_offsets.push_back(static_cast<int64_t>(masked.size()));
   }
   if (!masked.empty()) mask = packed(masked, mask_offsets);
@@ -550,6 +593,40 @@ double Evaluation::value(const std::string& metric) const {
   return kNan;
 }
 
+void check_evaluation(const Dataset& data, const Protocol& protocol, Split split,
+                      const EvalOptions& options) {
+  wanted_metrics(data, protocol, options);
+  const Plan plan(data, protocol, split);
+}
+
+void all_lists(
+    Model& model, const Dataset& data, const Protocol& protocol, Split split, int64_t k,
+    const std::function<void(int64_t, std::span<const int32_t>, std::span<const float>)>& take) {
+  const torch::NoGradGuard no_gradients;
+  const UserMask mask(data, protocol, split);
+  const int64_t block_size = ranking_block(model, 2048);
+  for (int64_t first = 0; first < data.n_users; first += block_size) {
+    const int64_t last = std::min(first + block_size, data.n_users);
+    std::vector<int64_t> users(static_cast<size_t>(last - first));
+    std::iota(users.begin(), users.end(), first);
+    std::vector<int32_t> masked;
+    std::vector<int64_t> offsets = {0};
+    for (const int64_t user : users) {
+      mask.append(user, masked);
+      offsets.push_back(static_cast<int64_t>(masked.size()));
+    }
+    const BlockScores scores(model, make_queries(model, data, protocol, split, users));
+    const TopLists lists = scores.top(packed(masked, offsets), {}, k);
+    const auto* items = lists.items.const_data_ptr<int32_t>();
+    const auto* values = lists.scores.const_data_ptr<float>();
+    for (int64_t row = 0; row < last - first; ++row) {
+      const std::span<const int32_t> all(items + row * k, static_cast<size_t>(k));
+      const auto n = static_cast<size_t>(std::find(all.begin(), all.end(), -1) - all.begin());
+      take(first + row, all.first(n), {values + row * k, n});
+    }
+  }
+}
+
 std::string canonical_metric(const std::string& name) { return parse_metric(name).name(); }
 
 bool has_rows(const Dataset& data, Split split) { return rows_of(data, split).n_rows() > 0; }
@@ -573,15 +650,18 @@ Evaluation evaluate(Model& model, const Dataset& data, const Protocol& protocol,
   const Plan plan(data, protocol, split);
   Report report(plan, wanted, options);
 
-  const bool sequential =
-      model.abilities().takes_histories && model.batch_spec().unit == BatchSpec::Unit::sequence_row;
   const int64_t block_size = ranking_block(model, options.eval_batch_size);
   torch::Tensor trained;
   if (report.wants_cold_only()) trained = item_counts(data.train, data.n_items) > 0;
   for (int64_t first = 0; first < plan.n_users(); first += block_size) {
     const int64_t last = std::min(first + block_size, plan.n_users());
     const Block block(plan, first, last);
-    const BlockScores scores(model, make_queries(plan, first, last, sequential));
+    const auto n = static_cast<size_t>(last - first);
+    const auto part = [&](const std::vector<int64_t>& values) {
+      return values.empty() ? std::span<const int64_t>() : std::span(values.data() + first, n);
+    };
+    const BlockScores scores(model, make_queries(model, data, protocol, split, part(plan.users),
+                                                 part(plan.held_before)));
     block.rank(scores, {}, wanted, [&](const auto& answers) { report.add(first, answers); });
     if (report.wants_cold_only()) {
       block.rank(scores, trained, wanted,
@@ -610,7 +690,7 @@ Evaluation evaluate_lists(const RecommendationLists& lists, const Dataset& data,
   int64_t n_masked = 0, n_without = 0;
   const auto list_of = [&](int64_t user, bool cold_only) {
     std::vector<int32_t> mask, list;
-    plan.append_mask(user, mask);
+    plan.mask.append(user, mask);
     for (const int32_t item : lists.items[user]) {
       if (contains(mask, item)) {
         n_masked += cold_only ? 0 : 1;

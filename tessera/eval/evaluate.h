@@ -1,5 +1,7 @@
 #pragma once
 
+#include <functional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -54,6 +56,16 @@ bool has_rows(const Dataset& data, Split split);
 /// [n_users, n_items]. A NaN score ends with RunError (exit 5).
 Evaluation evaluate(Model& model, const Dataset& data, const Protocol& protocol, Split split,
                     const EvalOptions& options);
+
+/// Refuses what evaluate() would refuse, without a model: metrics, cutoffs, a split that the
+/// protocol cannot take.
+void check_evaluation(const Dataset& data, const Protocol& protocol, Split split,
+                      const EvalOptions& options);
+
+/// The top `k` of every user, in the order of users, asked and masked as evaluate() does it.
+void all_lists(Model& model, const Dataset& data, const Protocol& protocol, Split split, int64_t k,
+               const std::function<void(int64_t user, std::span<const int32_t> items,
+                                        std::span<const float> scores)>& take);
 
 /// per_user.tsv: header, then raw user id, held-out pairs and metrics as full doubles.
 std::string per_user_tsv(const Evaluation& evaluation, const Dataset& data);

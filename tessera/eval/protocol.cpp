@@ -49,7 +49,15 @@ std::vector<Protocol> make_protocols() {
   seq_none.mask_valid = seq_none.mask_test = Mask::none;
   seq_none.drop_repeats = false;
 
-  return {strict, mmrec, recbole_seq, seq_mask, seq_none};
+  // Checks KDSR's released log through --test-curve (kdsr section 8); no table takes numbers of it.
+  Protocol ratio20 = seq_none;
+  ratio20.name = "ratio20";
+  ratio20.one_target = false;
+  ratio20.every_position = true;
+  ratio20.topk = {5, 20};
+  ratio20.epochs = 100;
+
+  return {strict, mmrec, recbole_seq, seq_mask, seq_none, ratio20};
 }
 
 }  // namespace

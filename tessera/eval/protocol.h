@@ -16,6 +16,8 @@ struct Protocol {
   bool drop_repeats = true;        ///< a held-out pair already in train (test: or valid) is dropped
   bool sequential_sees_valid = true;  ///< sequential models get train + valid at test
   bool one_target = false;            ///< needs a leave-one-out split: one row a user and split
+  /// Every held-out row is a query of its own, with all that the user did before it as its history.
+  bool every_position = false;
   std::string valid_metric = "recall@20";
   std::vector<int64_t> topk = {10, 20};
   bool round4 = false;  ///< the validation score is rounded to 4 decimals first
@@ -35,7 +37,10 @@ class EarlyStopping {
       : protocol_(&protocol), patience_(patience) {}
   /// Takes the score of `epoch`; true when it is the best so far.
   bool add(int64_t epoch, double score);
-  bool stop() const { return misses_ >= patience_ + (protocol_->patience_plus_one ? 1 : 0); }
+  /// Never before a score was taken, and with a patience of 0 at the first miss.
+  bool stop() const {
+    return misses_ > 0 && misses_ >= patience_ + (protocol_->patience_plus_one ? 1 : 0);
+  }
   int64_t best_epoch() const { return best_epoch_; }
   double best_score() const { return best_score_; }  ///< unrounded score of the best epoch
   int64_t misses() const { return misses_; }

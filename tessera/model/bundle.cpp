@@ -10,6 +10,7 @@
 #include "tessera/data/folder.h"
 #include "tessera/data/manifest.h"
 #include "tessera/data/npy.h"
+#include "tessera/model/sequence_model.h"
 
 namespace tessera {
 namespace {
@@ -17,21 +18,6 @@ namespace {
 constexpr int64_t kFormat = 1;
 
 // ---- writing ----
-
-/// The train, valid, history and read rows of each user, oldest first.
-Interactions known_rows(const Dataset& data) {
-  if (data.known.offsets.defined()) return data.known;
-  std::vector<int32_t> users, items;
-  for (int64_t user = 0; user < data.n_users; ++user) {
-    for (const Interactions* rows : {&data.train, &data.valid, &data.history, &data.seen}) {
-      if (user >= rows->n_users()) continue;
-      const auto row = rows->of(user);
-      items.insert(items.end(), row.begin(), row.end());
-      users.insert(users.end(), row.size(), static_cast<int32_t>(user));
-    }
-  }
-  return make_interactions(data.n_users, users, items);
-}
 
 /// Text without the two characters that end a cell or a line.
 std::string cell(std::string text) {
@@ -101,6 +87,8 @@ std::string model_card(Model& model, const ModelInfo& info, const RunSettings& s
       "{}. A recommendation model written by Tessera {} on {}; `tessera recommend`, `similar` and "
       "`serve` load this folder.\n\n",
       info.title, kVersion, json_get<std::string>(about, "created", "model.json"));
+  const std::string label = info.label ? info.label(settings.given) : "";
+  if (!label.empty()) card += label + ".\n\n";
   card += "## Data\n\n";
   card += fmt::format(
       "{} users, {} items, {} train rows of the data set {}. Trained on the train rows alone; "
@@ -270,9 +258,10 @@ Settings known_settings(const ModelInfo& info, const Json& stored, const std::st
 }
 
 /// Settings decide how much a model allocates before its weights are compared: refuses a width that
-/// no weight has and that would take more than a gigabyte.
-void check_sizes(const std::vector<Resolved>& settings, const TensorMap& weights,
-                 const Dataset& data) {
+/// no weight has and that would take more than a gigabyte. A model's own defaults are no widths
+/// that a damaged file could have made up.
+void check_sizes(const std::vector<Resolved>& settings, const std::vector<Resolved>& defaults,
+                 const TensorMap& weights, const Dataset& data) {
   int64_t widest = 0;
   for (const auto& [name, tensor] : weights) {
     for (const int64_t size : tensor.sizes()) widest = std::max(widest, size);
@@ -286,7 +275,10 @@ void check_sizes(const std::vector<Resolved>& settings, const TensorMap& weights
     }
   };
   for (const auto& setting : settings) {
-    if (setting.origin == "default") continue;
+    const bool usual = std::any_of(defaults.begin(), defaults.end(), [&](const Resolved& other) {
+      return other.name == setting.name && other.value == setting.value;
+    });
+    if (usual) continue;
     if (setting.value.is_array()) {
       for (const auto& element : setting.value) check(setting.name, element);
     } else {
@@ -470,7 +462,7 @@ Bundle load_bundle(const fs::path& folder, const Log& log) {
   saved.values = values;
   as_damage(where, [&] {
     const RunSettings settings = resolve_settings(info, known_settings(info, stored, where, log));
-    check_sizes(settings.model, saved.weights, data);
+    check_sizes(settings.model, info.resolve({}), saved.weights, data);
     Settings own;
     for (const auto& setting : settings.model) {
       own.push_back({setting.name, setting.value, setting.origin});

@@ -5,7 +5,7 @@
 namespace tessera {
 
 void TrainSettings::describe(Fields& f) {
-  f.add("epochs", epochs, "epochs at most", at_least(0));
+  f.add("epochs", epochs, "epochs at most", at_least(1));
   f.add("train_batch_size", train_batch_size, "examples a step", at_least(1));
   f.add("eval_batch_size", eval_batch_size, "users ranked at once", at_least(1));
   f.add("learning_rate", learning_rate, "Adam's learning rate", at_least(0));
@@ -19,7 +19,7 @@ void TrainSettings::describe(Fields& f) {
   f.add("time_limit", time_limit, "minutes before the run ends in good order; 0: none",
         at_least(0));
   f.choice("protocol", protocol, "what is masked, who is averaged, how an epoch is chosen",
-           {"strict", "mmrec", "recbole-seq", "seq-mask", "seq-none"});
+           {"strict", "mmrec", "recbole-seq", "seq-mask", "seq-none", "ratio20"});
   f.add("valid_metric", valid_metric, "the metric that selects; empty: the protocol's");
   f.list("metrics", metrics, "what is reported; empty: recall ndcg precision hit map mrr");
   f.list("topk", topk, "cutoffs K; empty: the protocol's", at_least(1));

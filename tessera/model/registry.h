@@ -24,6 +24,8 @@ struct ModelInfo {
   std::function<void(Fields&)> describe;  ///< with a default Config
   std::function<std::unique_ptr<Model>(const Settings&, const Context&)> make;
   std::function<std::vector<Resolved>(const Settings&)> resolve;
+  /// What every output of these settings must say ("paper body not checked"); empty: nothing.
+  std::function<std::string(const Settings&)> label;
   /// The registered ablation set for data with these modalities; empty where there is none.
   std::function<std::vector<Ablation>(const std::vector<std::string>&)> ablations;
 };
@@ -75,6 +77,15 @@ struct RegisterModel {
       f.apply(settings);
       return f.resolved();
     };
+    if constexpr (requires(const typename M::Config& config) { config.label(); }) {
+      info.label = [name](const Settings& settings) {
+        typename M::Config config;
+        Fields f(name);
+        config.describe(f);
+        f.apply(settings);
+        return config.label();
+      };
+    }
     if constexpr (requires { M::Config::ablations({}); }) info.ablations = M::Config::ablations;
     register_model(std::move(info));
   }

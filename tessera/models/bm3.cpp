@@ -52,6 +52,8 @@ class Bm3 : public GraphModel {
       f.choice("missing", missing, "rows of items without a modality",
                {"mean", "zero", "neighbours", "error"});
       f.alias("cl_weight", {"align_weight", "mask_weight"});
+      f.alias("d", {"embedding_size"});
+      f.alias("l", {"n_layers"});
       f.preset("variant", "paper",
                {{"align_weight", 1.0},
                 {"mask_weight", 1.0},
@@ -59,6 +61,11 @@ class Bm3 : public GraphModel {
                 {"projection", "mlp"},
                 {"predictor", "mlp"},
                 {"freeze_features", true}});
+    }
+
+    std::string label() const {
+      return variant == "paper" ? "BM3 variant = paper: from summaries, paper body not checked"
+                                : "";
     }
 
     static std::vector<Ablation> ablations(const std::vector<std::string>& modalities) {
@@ -151,7 +158,8 @@ class Bm3 : public GraphModel {
       }
       if (config_.mask_weight > 0) {
         add("mask_" + m.name, config_.mask_weight,
-            cosine_loss(online, target(projected, m.name, batch.distinct_items, batch.step),
+            cosine_loss(online,
+                        target(projected, "modality." + m.name, batch.distinct_items, batch.step),
                         share));
       }
     }

@@ -28,6 +28,7 @@ class Bpr : public FactorModel {
       f.choice("log_sigmoid", log_sigmoid, "exact, or with 1e-10 inside the logarithm",
                {"exact", "eps"});
       f.add("n_negatives", n_negatives, "negatives per positive", at_least(1));
+      f.alias("d", {"embedding_size"});
       f.preset("variant", "released", {{"reg", "norm"}, {"log_sigmoid", "eps"}});
     }
   };

@@ -30,6 +30,8 @@ class LightGcn : public GraphModel {
       f.choice("reg", reg, "squared: sum of squares / 2B; norm: sum of Frobenius norms / B",
                {"squared", "norm"});
       f.add("n_negatives", n_negatives, "negatives per positive", at_least(1));
+      f.alias("d", {"embedding_size"});
+      f.alias("l", {"n_layers"});
       f.preset("variant", "released", {{"reg", "norm"}});
     }
   };

@@ -41,6 +41,7 @@ class Vbpr : public FactorModel {
       f.choice("missing", missing, "rows of items without a modality",
                {"zero", "mean", "neighbours", "error"});
       f.add("n_negatives", n_negatives, "negatives per positive", at_least(1));
+      f.alias("d", {"embedding_size"});
       f.preset("variant", "released", {{"reg", "norm"}, {"visual", "projection"}});
     }
   };

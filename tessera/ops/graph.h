@@ -29,6 +29,7 @@ class BipartiteGraph {
     torch::Tensor user_offsets, user_items;  ///< int64 [U + 1], int32 [E]
     torch::Tensor item_offsets, item_users;  ///< int64 [I + 1], int32 [E], users ascending
     torch::Tensor user_root, item_root;      ///< float64 [U], [I]
+    torch::Tensor ones;                      ///< float64 [max(U, I)]
   };
   const Parts& parts() const { return *parts_; }
 
@@ -48,6 +49,22 @@ std::pair<torch::Tensor, torch::Tensor> propagate(const BipartiteGraph& graph,
 std::pair<torch::Tensor, torch::Tensor> layer_mean(const BipartiteGraph& graph,
                                                    const torch::Tensor& users,
                                                    const torch::Tensor& items, int64_t n_layers);
+
+/// What an edge weighs in one direction: both, 1/sqrt(deg_u deg_i); receiver, 1/sqrt(deg) of the
+/// row that sums (mmssl section 1.1).
+enum class EdgeWeight { both, receiver };
+
+/// A user's row from those of its items: items [I, d] to [U, d]. Rows without edges are 0; sums and
+/// backward as above.
+torch::Tensor to_users(const BipartiteGraph& graph, const torch::Tensor& items,
+                       EdgeWeight weight = EdgeWeight::both);
+/// An item's row from those of its users: users [U, d] to [I, d].
+torch::Tensor to_items(const BipartiteGraph& graph, const torch::Tensor& users,
+                       EdgeWeight weight = EdgeWeight::both);
+
+/// The graph of a table of neighbours, int32 [n_users, k]: row u holds the items of user u,
+/// distinct, in any order; entries below 0 are none. Degrees are exact (eps = 0).
+BipartiteGraph neighbour_graph(const torch::Tensor& items, int64_t n_items);
 
 /// The same two in plain tensor operations over the edges.
 std::pair<torch::Tensor, torch::Tensor> propagate_composed(const BipartiteGraph& graph,

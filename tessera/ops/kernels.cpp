@@ -1,6 +1,12 @@
 #include "tessera/ops/kernels.h"
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include <cmath>
+
+#include "tessera/ops/spmm.h"
 
 namespace tessera::kernels {
 namespace {
@@ -52,35 +58,66 @@ template <typename T>
   }
 }
 
-// `kWidth` columns of one output row, kept in registers over the row's non-zeros.
-template <typename T, int kWidth>
-[[gnu::always_inline]] inline void spmm_strip(const Spmm& s, const T* __restrict x, const T* base,
+// What the non-zeros of one row weigh.
+template <typename T>
+struct RootWeights {
+  T row_root;
+  const double* col_root;
+  const int32_t* columns;
+  RootWeights(const Spmm& s, int64_t row)
+      : row_root(static_cast<T>(s.row_root[row])), col_root(s.col_root), columns(s.columns) {}
+  [[gnu::always_inline]] T at(int64_t e) const {
+    return row_root * static_cast<T>(col_root[columns[e]]);
+  }
+};
+template <typename T>
+struct GivenWeights {
+  const float* weights;
+  GivenWeights(const WeightedSpmm& s, int64_t) : weights(s.weights) {}
+  [[gnu::always_inline]] T at(int64_t e) const { return static_cast<T>(weights[e]); }
+};
+
+// `kParts` vectors of `kBytes` bytes of one output row, kept in registers over the row's non-zeros;
+// a plain array of that many sums is spilled.
+template <typename T, int kBytes, int kParts, typename Weights, typename Matrix>
+[[gnu::always_inline]] inline void spmm_strip(const Matrix& s, const T* __restrict x, const T* base,
                                               T* out, int64_t row, int64_t column) {
-  T sum[kWidth] = {};
-  const T row_root = static_cast<T>(s.row_root[row]);
+  using Lanes [[gnu::vector_size(kBytes)]] = T;
+  using Loose [[gnu::vector_size(kBytes), gnu::aligned(alignof(T)), gnu::may_alias]] = T;
+  constexpr int64_t kLanes = kBytes / sizeof(T);
+  Lanes sum[kParts] = {};
+  const Weights weights(s, row);
   for (int64_t e = s.offsets[row]; e < s.offsets[row + 1]; ++e) {
-    const T weight = row_root * static_cast<T>(s.col_root[s.columns[e]]);
-    const T* __restrict from = x + s.columns[e] * s.width + column;
-    for (int j = 0; j < kWidth; ++j) sum[j] += weight * from[j];
+    const T weight = weights.at(e);
+    const T* from = x + s.columns[e] * s.width + column;
+#pragma GCC unroll 8
+    for (int j = 0; j < kParts; ++j) {
+      sum[j] += weight * *reinterpret_cast<const Loose*>(from + j * kLanes);
+    }
   }
   const T scale = static_cast<T>(s.scale);
   T* to = out + row * s.width + column;
-  if (base) {
-    const T* add = base + row * s.width + column;
-    for (int j = 0; j < kWidth; ++j) to[j] = scale * (add[j] + sum[j]);
-  } else {
-    for (int j = 0; j < kWidth; ++j) to[j] = scale * sum[j];
+  const T* add = base ? base + row * s.width + column : nullptr;
+#pragma GCC unroll 8
+  for (int j = 0; j < kParts; ++j) {
+    if (add) sum[j] += *reinterpret_cast<const Loose*>(add + j * kLanes);
+    *reinterpret_cast<Loose*>(to + j * kLanes) = scale * sum[j];
   }
 }
 
-template <typename T>
-[[gnu::always_inline]] inline void spmm_any(const Spmm& s, const T* x, const T* base, T* out,
+template <typename T, int kBytes, typename Weights, typename Matrix>
+[[gnu::always_inline]] inline void spmm_any(const Matrix& s, const T* x, const T* base, T* out,
                                             int64_t begin, int64_t end) {
+  constexpr int64_t kLanes = kBytes / sizeof(T);
   for (int64_t row = begin; row < end; ++row) {
-    int64_t column = 0;
-    for (; column + 64 <= s.width; column += 64) spmm_strip<T, 64>(s, x, base, out, row, column);
-    for (; column + 16 <= s.width; column += 16) spmm_strip<T, 16>(s, x, base, out, row, column);
-    for (; column < s.width; ++column) spmm_strip<T, 1>(s, x, base, out, row, column);
+    int64_t c = 0;
+    for (; c + 8 * kLanes <= s.width; c += 8 * kLanes) {
+      spmm_strip<T, kBytes, 8, Weights>(s, x, base, out, row, c);
+    }
+    for (; c + 2 * kLanes <= s.width; c += 2 * kLanes) {
+      spmm_strip<T, kBytes, 2, Weights>(s, x, base, out, row, c);
+    }
+    for (; c < s.width; ++c) spmm_strip<T, sizeof(T), 1, Weights>(s, x, base, out, row, c);
   }
 }
 
@@ -99,33 +136,18 @@ template <typename T>
   return lane[0] + rest;
 }
 
-// One tile of the product, its sums in registers as lanes of `kBytes` bytes.
-template <int kBytes>
-[[gnu::always_inline]] inline void tile(const float* a, const float* b, int64_t depth, float* out,
-                                        int64_t stride) {
-  using Lanes [[gnu::vector_size(kBytes)]] = float;
-  using Loose [[gnu::vector_size(kBytes), gnu::aligned(4), gnu::may_alias]] = float;
-  constexpr int64_t kLanes = kBytes / sizeof(float), kParts = kTileColumns / kLanes;
-  Lanes sum[kTileRows][kParts] = {};
+// One tile of the product in any instruction set.
+void product_tile_plain(const float* a, const float* b, int64_t depth, float* out, int64_t stride) {
+  float sum[kTileRows][kTileColumns] = {};
   for (int64_t k = 0; k < depth; ++k) {
-    Lanes right[kParts];
-#pragma GCC unroll 4
-    for (int64_t j = 0; j < kParts; ++j) {
-      right[j] = *reinterpret_cast<const Loose*>(b + k * kTileColumns + j * kLanes);
-    }
-#pragma GCC unroll 6
     for (int64_t r = 0; r < kTileRows; ++r) {
-      const float left = a[r * depth + k];
-#pragma GCC unroll 4
-      for (int64_t j = 0; j < kParts; ++j) sum[r][j] += left * right[j];
+      for (int64_t c = 0; c < kTileColumns; ++c) {
+        sum[r][c] += a[r * depth + k] * b[k * kTileColumns + c];
+      }
     }
   }
-#pragma GCC unroll 6
   for (int64_t r = 0; r < kTileRows; ++r) {
-#pragma GCC unroll 4
-    for (int64_t j = 0; j < kParts; ++j) {
-      *reinterpret_cast<Loose*>(out + r * stride + j * kLanes) = sum[r][j];
-    }
+    for (int64_t c = 0; c < kTileColumns; ++c) out[r * stride + c] = sum[r][c];
   }
 }
 
@@ -148,37 +170,72 @@ void adam(double* p, double* m, double* v, const double* gradient, int64_t n,
 }
 
 #if defined(__x86_64__)
-[[gnu::target_clones("avx512f", "avx2", "default")]]
-#endif
-void spmm(const Spmm& s, const float* x, const float* base, float* out, int64_t begin,
-          int64_t end) {
-  spmm_any(s, x, base, out, begin, end);
-}
-
-#if defined(__x86_64__)
-[[gnu::target_clones("avx512f", "avx2", "default")]]
-#endif
-void spmm(const Spmm& s, const double* x, const double* base, double* out, int64_t begin,
-          int64_t end) {
-  spmm_any(s, x, base, out, begin, end);
-}
-
-#if defined(__x86_64__)
 namespace {
-[[gnu::target("avx2")]] void product_tile_avx2(const float* a, const float* b, int64_t depth,
-                                               float* out, int64_t stride) {
-  tile<32>(a, b, depth, out, stride);
+template <typename T, typename Weights, typename Matrix>
+[[gnu::target("avx2")]] void spmm_avx2(const Matrix& s, const T* x, const T* base, T* out,
+                                       int64_t begin, int64_t end) {
+  spmm_any<T, 32, Weights>(s, x, base, out, begin, end);
+}
+// The sums of the tile stay in twelve registers.
+[[gnu::target("avx2,fma")]] void product_tile_fma(const float* a, const float* b, int64_t depth,
+                                                  float* out, int64_t stride) {
+  static_assert(kTileColumns == 16);
+  __m256 sum[kTileRows][2] = {};
+  for (int64_t k = 0; k < depth; ++k) {
+    const __m256 left_half = _mm256_loadu_ps(b + k * 16),
+                 right_half = _mm256_loadu_ps(b + k * 16 + 8);
+#pragma GCC unroll 6
+    for (int64_t r = 0; r < kTileRows; ++r) {
+      const __m256 x = _mm256_set1_ps(a[r * depth + k]);
+      sum[r][0] = _mm256_fmadd_ps(x, left_half, sum[r][0]);
+      sum[r][1] = _mm256_fmadd_ps(x, right_half, sum[r][1]);
+    }
+  }
+#pragma GCC unroll 6
+  for (int64_t r = 0; r < kTileRows; ++r) {
+    _mm256_storeu_ps(out + r * stride, sum[r][0]);
+    _mm256_storeu_ps(out + r * stride + 8, sum[r][1]);
+  }
+}
+bool has_avx2() {
+  static const bool has = __builtin_cpu_supports("avx2");
+  return has;
+}
+bool has_fma() {
+  static const bool has = has_avx2() && __builtin_cpu_supports("fma");
+  return has;
 }
 }  // namespace
 #endif
 
-// Chosen by hand: the width of the lanes depends on the instruction set.
+// These two are chosen by hand: the width of the lanes depends on the instruction set.
+template <typename T, typename Weights, typename Matrix>
+void spmm_best(const Matrix& s, const T* x, const T* base, T* out, int64_t begin, int64_t end) {
+#if defined(__x86_64__)
+  if (has_avx2()) return spmm_avx2<T, Weights>(s, x, base, out, begin, end);
+#endif
+  spmm_any<T, 16, Weights>(s, x, base, out, begin, end);
+}
+void spmm(const Spmm& s, const float* x, const float* base, float* out, int64_t begin,
+          int64_t end) {
+  spmm_best<float, RootWeights<float>>(s, x, base, out, begin, end);
+}
+void spmm(const Spmm& s, const double* x, const double* base, double* out, int64_t begin,
+          int64_t end) {
+  spmm_best<double, RootWeights<double>>(s, x, base, out, begin, end);
+}
+void spmm(const WeightedSpmm& s, const float* x, float* out, int64_t begin, int64_t end) {
+  spmm_best<float, GivenWeights<float>>(s, x, nullptr, out, begin, end);
+}
+void spmm(const WeightedSpmm& s, const double* x, double* out, int64_t begin, int64_t end) {
+  spmm_best<double, GivenWeights<double>>(s, x, nullptr, out, begin, end);
+}
+
 void product_tile(const float* a, const float* b, int64_t depth, float* out, int64_t stride) {
 #if defined(__x86_64__)
-  static const bool wide = __builtin_cpu_supports("avx2");
-  if (wide) return product_tile_avx2(a, b, depth, out, stride);
+  if (has_fma()) return product_tile_fma(a, b, depth, out, stride);
 #endif
-  tile<16>(a, b, depth, out, stride);
+  product_tile_plain(a, b, depth, out, stride);
 }
 
 #if defined(__x86_64__)

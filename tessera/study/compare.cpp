@@ -242,7 +242,8 @@ DatasetPlan plan_dataset(const CompareRequest& request, const std::string& path,
   if (out.reported == "valid" && !has_rows(data, Split::valid)) {
     throw data_error("{}: neither test nor valid rows, nothing to compare by", path);
   }
-  const EvalOptions options = eval_options(train, protocol, data.n_items);
+  EvalOptions options = eval_options(train, protocol);
+  options.topk = cut_topk(options, data.n_items);
   for (const int64_t k : options.topk) {
     if (k > data.n_items) {
       throw usage_error("topk {} is larger than the catalogue of {} items in '{}'", k, data.n_items,
@@ -345,7 +346,8 @@ Json measure_lists(const fs::path& folder, const std::string& file, const Datase
   view.fold = train.fold;
   const Dataset data = load_dataset(plan.path, view);
   const Protocol& protocol = find_protocol(train.protocol);
-  EvalOptions options = eval_options(train, protocol, data.n_items);
+  EvalOptions options = eval_options(train, protocol);
+  options.topk = cut_topk(options, data.n_items);
   if (options.metrics.empty()) {
     for (const auto& name : default_metrics()) {
       for (const int64_t k : options.topk) options.metrics.push_back(fmt::format("{}@{}", name, k));

@@ -2,7 +2,6 @@
 
 #include <malloc.h>
 #include <sys/resource.h>
-#include <torch/version.h>
 
 #include <algorithm>
 #include <cmath>
@@ -15,6 +14,7 @@
 #include "tessera/base/files.h"
 #include "tessera/base/version.h"
 #include "tessera/model/bundle.h"
+#include "tessera/ops/torch_version.h"
 #include "tessera/train/checkpoint.h"
 
 namespace tessera {
@@ -66,6 +66,7 @@ DatasetView view_of(const TrainSettings& settings) {
   view.permute = settings.permute;
   view.permute_seed = static_cast<uint64_t>(settings.seed);
   view.fold = settings.fold;
+  view.verify_hashes = true;
   return view;
 }
 
@@ -80,7 +81,7 @@ std::string cpu_name() {
 Json environment() {
   return {{"tessera", kVersion},
           {"compiler", fmt::format("{}", __VERSION__)},
-          {"libtorch", TORCH_VERSION},
+          {"libtorch", torch_version()},
           {"cpu", cpu_name()},
           {"gpu", nullptr},
           {"threads", at::get_num_threads()}};
@@ -118,49 +119,20 @@ Json slices_json(const Evaluation& evaluation) {
   return out;
 }
 
-/// The top lists of every user, masked as the protocol masks the split that was reported.
+/// The top lists of every user, ranked as the split that was reported.
 void write_lists(const fs::path& path, Model& model, const Dataset& data, const Protocol& protocol,
-                 bool test, const Log& log) {
-  const auto mask_kind = test ? protocol.mask_test : protocol.mask_valid;
+                 Split split) {
   const int64_t k = std::min(kListLength, data.n_items);
   write_file_with(path, [&](std::ostream& out) {
     out << "user\titem\trank\tscore\n";
-    constexpr int64_t kBlock = 2048;
-    for (int64_t begin = 0; begin < data.n_users; begin += kBlock) {
-      const int64_t n = std::min(kBlock, data.n_users - begin);
-      std::vector<int32_t> masked;
-      std::vector<int64_t> offsets = {0};
-      for (int64_t u = begin; u < begin + n; ++u) {
-        const auto from = static_cast<std::ptrdiff_t>(masked.size());
-        const auto add = [&](const Interactions& rows) {
-          if (!rows.offsets.defined()) return;
-          const auto row = rows.of(u);
-          masked.insert(masked.end(), row.begin(), row.end());
-        };
-        if (mask_kind != Protocol::Mask::none) {
-          add(data.train);
-          add(data.history);
-        }
-        if (mask_kind == Protocol::Mask::train_valid) add(data.valid);
-        std::sort(masked.begin() + from, masked.end());
-        masked.erase(std::unique(masked.begin() + from, masked.end()), masked.end());
-        offsets.push_back(static_cast<int64_t>(masked.size()));
-      }
-      const Queries queries{torch::arange(begin, begin + n, torch::kInt64), {}};
-      const Ragged mask{torch::tensor(masked, torch::kInt32),
-                        torch::tensor(offsets, torch::kInt64)};
-      const TopLists lists = top_lists(model, queries, mask, {}, k);
-      const auto* items = lists.items.const_data_ptr<int32_t>();
-      const auto* scores = lists.scores.const_data_ptr<float>();
-      for (int64_t row = 0; row < n; ++row) {
-        for (int64_t r = 0; r < k && items[row * k + r] >= 0; ++r) {
-          out << fmt::format("{}\t{}\t{}\t{}\n", data.user_ids[begin + row],
-                             data.item_ids[items[row * k + r]], r + 1, scores[row * k + r]);
-        }
-      }
-    }
+    all_lists(model, data, protocol, split, k,
+              [&](int64_t user, std::span<const int32_t> items, std::span<const float> scores) {
+                for (size_t r = 0; r < items.size(); ++r) {
+                  out << fmt::format("{}\t{}\t{}\t{}\n", data.user_ids[user],
+                                     data.item_ids[items[r]], r + 1, scores[r]);
+                }
+              });
   });
-  log.debug("wrote {}", path.string());
 }
 
 void write_results_tsv(const fs::path& path, const Json& results) {
@@ -212,6 +184,7 @@ struct Checked {
   Protocol protocol;
   std::unique_ptr<Dataset> data;
   std::unique_ptr<Model> model;
+  Settings all;  ///< given, after what the name implies
 };
 
 Checked check(const std::string& model, const fs::path& dataset, const Settings& given,
@@ -239,8 +212,16 @@ Checked check(const std::string& model, const fs::path& dataset, const Settings&
   }
   out.model = out.info->make(
       all, Context{*out.data, Random(static_cast<uint64_t>(train.seed)), train, log});
+  out.all = std::move(all);
+  check_training(*out.model, *out.data, train, out.protocol);
   return out;
 }
+
+/// Everything that a run writes into its folder; other files there are somebody's own.
+constexpr const char* kRunFiles[] = {
+    "config.resolved.json", "status.json", "results.json",   "results.tsv", "metrics.jsonl",
+    "test_curve.jsonl",     "train.log",   "command.txt",    "env.json",    "data.json",
+    "per_user.tsv",         "model",       "recs_top50.tsv", "checkpoints"};
 
 void prepare_output(const fs::path& folder) {
   std::error_code error;
@@ -249,13 +230,26 @@ void prepare_output(const fs::path& folder) {
     if (!fs::is_empty(folder, error) && !is_run_folder(folder)) {
       throw usage_error("{} is not empty and holds no run: choose another -o", folder.string());
     }
-    for (const auto& entry : fs::directory_iterator(folder, error)) {
-      fs::remove_all(entry.path(), error);
+    for (const char* name : kRunFiles) {
+      if (!error) fs::remove_all(folder / name, error);
     }
   } else {
     fs::create_directories(folder, error);
   }
   if (error) throw usage_error("cannot write {}: {}", folder.string(), error.message());
+}
+
+/// A run goes with the rows it was trained on.
+void check_same_rows(const fs::path& folder, const fs::path& dataset, const Dataset& data) {
+  if (!fs::exists(folder / "data.json")) return;
+  const Json stored = read_json(folder / "data.json");
+  for (const char* hash : {"train_sha256", "split_sha256"}) {
+    if (stored.is_object() && stored.contains(hash) && data.about.contains(hash) &&
+        stored[hash] != data.about[hash]) {
+      throw data_error("{} has changed since {} began: its {} rows differ", dataset.string(),
+                       folder.string(), hash == std::string("train_sha256") ? "train" : "held-out");
+    }
+  }
 }
 
 }  // namespace
@@ -282,7 +276,14 @@ Json metrics_json(const MetricValues& metrics) {
 }
 
 bool is_run_folder(const fs::path& folder) {
-  return fs::exists(folder / "config.resolved.json") || fs::exists(folder / "status.json");
+  const fs::path config = folder / "config.resolved.json";
+  if (!fs::is_regular_file(config)) return false;
+  try {
+    const Json json = read_json(config);
+    return json.is_object() && json.contains("model") && json.contains("settings");
+  } catch (const InputError&) {
+    return false;
+  }
 }
 
 bool is_bundle_folder(const fs::path& folder) { return fs::exists(folder / "model.json"); }
@@ -316,32 +317,30 @@ RunOutcome run(const RunRequest& request) {
   const TrainSettings& train = checked.settings.train_settings;
   if (!look_at_test) data.test = {};
   if (resuming) {
-    const Json stored = read_json(folder / "data.json");
-    if (stored.contains("train_sha256") && data.about.contains("train_sha256") &&
-        stored["train_sha256"] != data.about["train_sha256"]) {
-      throw data_error("{} has changed since {} began: its train rows differ", dataset.string(),
-                       folder.string());
-    }
+    check_same_rows(folder, dataset, data);
   } else {
     if (folder.empty()) folder = default_folder(checked.info->name, data.name, train.seed);
     prepare_output(folder);
-    Json config = {{"model", checked.info->name},
+  }
+  Json resolved = {{"model", checked.info->name},
                    {"dataset", fs::absolute(dataset).lexically_normal().string()},
                    {"settings", settings_json(checked.settings)}};
-    if (!look_at_test) config["looks_at_test"] = false;
-    write_json(folder / "config.resolved.json", config);
-  }
+  if (!look_at_test) resolved["looks_at_test"] = false;
+  write_json(folder / "config.resolved.json", resolved);
   Status status(folder);
   status.write("running", 0, -1);
   // The run's own log beside the caller's.
   auto file = std::make_shared<std::ofstream>(folder / "train.log", std::ios::app);
   auto mutex = std::make_shared<std::mutex>();
-  const Log log([file, mutex, outer = request.log](Level level, const std::string& message) {
-    outer.write(level, message);
+  const auto to_file = [file, mutex](Level level, const std::string& message) {
     static constexpr const char* kNames[] = {"DEBUG", "INFO", "WARN", "ERROR"};
     const std::lock_guard lock(*mutex);
     *file << now_rfc3339() << " " << kNames[static_cast<int>(level)] << " " << message << "\n"
           << std::flush;
+  };
+  const Log log([to_file, outer = request.log](Level level, const std::string& message) {
+    outer.write(level, message);
+    to_file(level, message);
   });
   try {
     write_file(folder / "command.txt", request.command + "\n");
@@ -357,9 +356,6 @@ RunOutcome run(const RunRequest& request) {
     config.stop_requested = request.stop_requested;
     config.progress = request.progress;
     config.on_epoch = [&status](int64_t epoch) { status.write("running", 0, epoch); };
-    if (checked.protocol.name == "mmrec") {
-      log.warn("protocol mmrec: validation items compete at test (its mask leaves them in)");
-    }
     if (!fs::exists(folder / "metrics.jsonl") || !resuming ||
         !fs::exists(folder / "checkpoints" / "last")) {
       int64_t n_parameters = 0;
@@ -405,6 +401,11 @@ RunOutcome run(const RunRequest& request) {
     results["audit"] = reported != nullptr ? reported->audit : Json::object();
     results["audit"]["seed"] = train.seed;
     results["audit"]["looks_at_test"] = result.test_looks;
+    const std::string label = checked.info->label ? checked.info->label(checked.all) : "";
+    if (!label.empty()) results["audit"]["notes"].push_back(label);
+    if (reported != nullptr) {
+      for (const Json& note : results["audit"]["notes"]) log.warn("{}", note.get<std::string>());
+    }
     results["n_epochs"] = result.n_epochs;
     results["n_steps"] = result.n_steps;
     results["stopped_by"] = result.stopped_by;
@@ -418,7 +419,7 @@ RunOutcome run(const RunRequest& request) {
     results["peak_gpu_mb"] = nullptr;
     if (reported != nullptr) write_file(folder / "per_user.tsv", per_user_tsv(*reported, data));
     write_lists(folder / "recs_top50.tsv", *checked.model, data, checked.protocol,
-                result.test.has_value(), log);
+                result.test ? Split::test : Split::valid);
     save_bundle(
         folder / "model", *checked.model, *checked.info, checked.settings,
         {{"protocol", train.protocol}, {"valid", results["valid"]}, {"test", results["test"]}});
@@ -436,11 +437,11 @@ RunOutcome run(const RunRequest& request) {
     status.write("finished", 0, result.n_epochs - 1);
     return {folder, results};
   } catch (const RunError& e) {
-    log.write(Level::error, e.what());
+    to_file(Level::error, e.what());  // the caller tells the user
     status.ended(e.code());
     throw;
   } catch (const InputError& e) {
-    log.write(Level::error, e.what());
+    to_file(Level::error, e.what());
     status.ended(e.code());
     throw;
   } catch (...) {
@@ -455,8 +456,9 @@ OpenRun open_run(const fs::path& folder, const Log& log) {
   const Json config = read_json(path);
   OpenRun out;
   out.model = text_of(config, "model", path);
-  auto checked =
-      check(out.model, text_of(config, "dataset", path), settings_from(config, path), log);
+  const fs::path dataset = text_of(config, "dataset", path);
+  auto checked = check(out.model, dataset, settings_from(config, path), log);
+  check_same_rows(folder, dataset, *checked.data);
   State state;
   checked.model->state(state);
   // Closed-form models have undefined or empty tensors until they are loaded.

@@ -49,15 +49,16 @@ class Training {
         config_(config),
         settings_(config.settings),
         metric_(selecting_metric(config.settings, config.protocol, data.n_items)),
-        options_(eval_options(config.settings, config.protocol, data.n_items)),
+        options_(eval_options(config.settings, config.protocol)),
         stopping_(config.protocol, config.settings.stopping_step >= 0
                                        ? config.settings.stopping_step
                                        : config.protocol.patience) {
     if (options_.metrics.empty()) {
       // With K in their names: "map" and "mrr" alone mean the whole list.
       for (const auto& name : default_metrics()) {
-        for (const int64_t k : options_.topk)
+        for (const int64_t k : cut_topk(options_, data.n_items)) {
           options_.metrics.push_back(fmt::format("{}@{}", name, k));
+        }
       }
     }
     asked_ = options_.metrics;
@@ -65,7 +66,10 @@ class Training {
     watch_.log = [this](const Json& line) { append_line("metrics.jsonl", line); };
     watch_.progress = config.progress;
     watch_.stop_requested = config.stop_requested;
-    watch_.checkpoint = [this] { write_last(); };
+    watch_.checkpoint = [this] {
+      hook_checkpoint_ = true;
+      write_last();
+    };
     watch_.text = config.log;
     const bool own_epochs = settings_.epochs_given || settings_.epochs != TrainSettings{}.epochs;
     max_epochs_ = own_epochs ? settings_.epochs : config.protocol.epochs;
@@ -83,7 +87,6 @@ class Training {
       if (!config_.folder.empty()) write_last();
     }
     if (model_.trainable()) {
-      check_valid();
       epochs();
     } else if (epoch_ == 0) {
       closed_form();
@@ -107,6 +110,7 @@ class Training {
     state.add("trainer.train_s", train_s_, Role::training);
     state.add("trainer.eval_s", eval_s_, Role::training);
     state.add("trainer.test_looks", test_looks_, Role::training);
+    state.add("trainer.epoch_done", epoch_done_, Role::training);
     state.add("trainer.metrics_lines", metrics_lines_, Role::training);
     state.add("trainer.curve_lines", curve_lines_, Role::training);
     return state;
@@ -155,15 +159,23 @@ class Training {
     const fs::path last = checkpoints() / "last";
     if (!fs::exists(last / "state.json")) {
       config_.log.info("no checkpoint yet: starting again from epoch 0");
-      for (const char* name : {"metrics.jsonl", "test_curve.jsonl"}) {
-        fs::remove(config_.folder / name);
-      }
+      cut("metrics.jsonl", 1);  // what the run is, written before the training
+      cut("test_curve.jsonl", 0);
       return;
     }
     configure();  // tables need their rule before they can replay
     trainer_state().load(read_checkpoint(last));
     cut("metrics.jsonl", metrics_lines_);
     cut("test_curve.jsonl", curve_lines_);
+    // Looks since the checkpoint: at its end, and by `evaluate`.
+    const fs::path results = config_.folder / "results.json";
+    if (fs::exists(results)) {
+      const Json json = read_json(results);
+      if (json.is_object() && json.contains("test_looks") &&
+          json["test_looks"].is_number_integer()) {
+        test_looks_ = std::max(test_looks_, json["test_looks"].get<int64_t>());
+      }
+    }
     has_checkpoint_ = true;
     if (stopping_.best_epoch() >= 0 && fs::exists(last / "best.safetensors")) {
       State::Saved best = read_checkpoint(checkpoints() / "best");
@@ -263,15 +275,6 @@ class Training {
   }
 
   // --- epochs ------------------------------------------------------------------------------
-  void check_valid() const {
-    if (!has_valid_ && !settings_.epochs_given) {
-      throw usage_error(
-          "'{}' has no validation rows to choose an epoch by: give --epochs N (all N run, the last "
-          "is kept) or import another split",
-          data_.name);
-    }
-  }
-
   bool time_is_up() const {
     return settings_.time_limit > 0 &&
            spent_before_ + seconds_since(started_) >= settings_.time_limit * 60;
@@ -310,8 +313,41 @@ class Training {
   void one_epoch(Sampler& sampler) {
     const auto start = Clock::now();
     model_.train(true);
-    model_.begin_epoch(epoch_, watch_);
-    configure();
+    if (epoch_done_.is_null()) {
+      model_.begin_epoch(epoch_, watch_);
+      configure();
+      steps(sampler);
+    } else {
+      configure();  // a checkpoint that end_epoch wrote: the steps are behind it
+    }
+    const Json done = epoch_done_;
+    hook_checkpoint_ = false;
+    model_.end_epoch(epoch_, watch_);
+    if (hook_checkpoint_) throw_if_stopped();
+    epoch_done_ = nullptr;
+    const double time_s = seconds_since(start);
+    train_s_ += time_s;
+    epoch_s_.push_back(time_s);
+    const auto n = done["steps"].get<int64_t>();
+    std::vector<std::pair<std::string, double>> sums;
+    for (const auto& [name, sum] : done["parts"].items())
+      sums.emplace_back(name, sum.get<double>());
+    const double mean = n > 0 ? done["total"].get<double>() / static_cast<double>(n) : 0;
+    log_epoch(time_s, mean, sums, n, done["examples"].get<int64_t>());
+    model_.train(false);
+    const bool last = epoch_ + 1 == max_epochs_ || timed_out_;
+    // Without a step there is nothing new to rank, but a result must have a best epoch.
+    const bool worth = n > 0 || stopping_.best_epoch() < 0;
+    if (has_valid_ && ((epoch_ + 1) % settings_.eval_step == 0 || last) && worth) validate();
+    if (settings_.test_curve && has_rows(data_, Split::test)) test_curve();
+    ++epoch_;
+    if (!config_.folder.empty() && (epoch_ % settings_.checkpoint == 0 || last)) write_last();
+    config_.on_epoch(epoch_ - 1);
+  }
+
+  /// The epoch's steps; their sums go to epoch_done_, for the log and for checkpoints that
+  /// end_epoch writes.
+  void steps(Sampler& sampler) {
     sampler.begin_epoch(epoch_);
     std::vector<std::pair<std::string, double>> sums;
     double total = 0;
@@ -339,19 +375,9 @@ class Training {
       n_examples += batch.size();
       bar.advance(1);
     }
-    model_.end_epoch(epoch_, watch_);
-    const double time_s = seconds_since(start);
-    train_s_ += time_s;
-    epoch_s_.push_back(time_s);
-    const double mean = n > 0 ? total / static_cast<double>(n) : 0;
-    log_epoch(time_s, mean, sums, n, n_examples);
-    model_.train(false);
-    const bool last = epoch_ + 1 == max_epochs_ || timed_out_;
-    if (has_valid_ && ((epoch_ + 1) % settings_.eval_step == 0 || last) && n > 0) validate();
-    if (settings_.test_curve && has_rows(data_, Split::test)) test_curve();
-    ++epoch_;
-    if (!config_.folder.empty() && (epoch_ % settings_.checkpoint == 0 || last)) write_last();
-    config_.on_epoch(epoch_ - 1);
+    epoch_done_ = {{"total", total}, {"steps", n}, {"examples", n_examples}};
+    epoch_done_["parts"] = Json::object();
+    for (const auto& [name, sum] : sums) epoch_done_["parts"][name] = sum;
   }
 
   void check_finite(const Loss& loss) const {
@@ -395,7 +421,17 @@ class Training {
   }
 
   void validate() {
-    const Evaluation result = evaluate(model_, data_, config_.protocol, Split::valid, options_);
+    const Evaluation result = [&] {
+      try {
+        return evaluate(model_, data_, config_.protocol, Split::valid, options_);
+      } catch (const RunError& e) {
+        if (e.code() != Exit::diverged) throw;
+        throw RunError(Exit::diverged,
+                       fmt::format("diverged in epoch {}: ranking after it: {}; try a smaller "
+                                   "learning_rate",
+                                   epoch_, e.what()));
+      }
+    }();
     eval_s_ += result.time_s;
     const double score = result.value(metric_);
     const bool best = stopping_.add(epoch_, score);
@@ -489,7 +525,8 @@ class Training {
   int64_t max_epochs_ = 0, epoch_ = 0, step_ = 0, prepared_ = 0, test_looks_ = 0;
   int64_t metrics_lines_ = 0, curve_lines_ = 0;
   double train_s_ = 0, eval_s_ = 0, spent_before_ = 0;
-  bool has_valid_ = false, has_checkpoint_ = false, timed_out_ = false;
+  Json epoch_done_;  ///< sums of the epoch's steps while end_epoch has not ended, else null
+  bool has_valid_ = false, has_checkpoint_ = false, timed_out_ = false, hook_checkpoint_ = false;
   const Clock::time_point started_ = Clock::now();
 };
 
@@ -504,15 +541,11 @@ std::string selecting_metric(const TrainSettings& settings, const Protocol& prot
   return k > n_items ? fmt::format("{}@{}", name.substr(0, at), n_items) : name;
 }
 
-EvalOptions eval_options(const TrainSettings& settings, const Protocol& protocol, int64_t n_items) {
+EvalOptions eval_options(const TrainSettings& settings, const Protocol& protocol) {
   EvalOptions options;
   options.metrics = settings.metrics;
   options.topk = settings.topk.empty() ? protocol.topk : settings.topk;
   options.topk_given = !settings.topk.empty();
-  if (!options.topk_given) {
-    for (int64_t& k : options.topk) k = std::min(k, n_items);
-    options.topk.erase(std::unique(options.topk.begin(), options.topk.end()), options.topk.end());
-  }
   options.sparse_max = settings.sparse_max;
   options.tail_ratio = settings.tail_ratio;
   options.map_norm = settings.map_norm;
@@ -520,7 +553,31 @@ EvalOptions eval_options(const TrainSettings& settings, const Protocol& protocol
   return options;
 }
 
+std::vector<int64_t> cut_topk(const EvalOptions& options, int64_t n_items) {
+  std::vector<int64_t> out = options.topk;
+  if (options.topk_given) return out;
+  for (int64_t& k : out) k = std::min(k, n_items);
+  out.erase(std::unique(out.begin(), out.end()), out.end());
+  return out;
+}
+
+void check_training(Model& model, const Dataset& data, const TrainSettings& settings,
+                    const Protocol& protocol) {
+  EvalOptions options = eval_options(settings, protocol);
+  options.metrics.push_back(selecting_metric(settings, protocol, data.n_items));
+  for (const Split split : {Split::valid, Split::test}) {
+    if (has_rows(data, split)) check_evaluation(data, protocol, split, options);
+  }
+  if (model.trainable() && !has_rows(data, Split::valid) && !settings.epochs_given) {
+    throw usage_error(
+        "'{}' has no validation rows to choose an epoch by: give --epochs N (all N run, the last "
+        "is kept) or import another split",
+        data.name);
+  }
+}
+
 TrainResult train_model(Model& model, const Dataset& data, const TrainConfig& config) {
+  check_training(model, data, config.settings, config.protocol);
   return Training(model, data, config).run();
 }
 

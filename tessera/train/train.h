@@ -44,8 +44,16 @@ struct TrainResult {
 /// loss part), failed (1, disk).
 TrainResult train_model(Model& model, const Dataset& data, const TrainConfig& config);
 
-/// The options that evaluation takes from a run's settings; a protocol's K is cut to the catalogue.
-EvalOptions eval_options(const TrainSettings& settings, const Protocol& protocol, int64_t n_items);
+/// Refuses (exit 2) what a training or its evaluation would refuse later: metrics, cutoffs, a split
+/// that the protocol cannot take, no validation rows and no --epochs.
+void check_training(Model& model, const Dataset& data, const TrainSettings& settings,
+                    const Protocol& protocol);
+
+/// The options that evaluation takes from a run's settings.
+EvalOptions eval_options(const TrainSettings& settings, const Protocol& protocol);
+
+/// The cutoffs of `options`; a protocol's own are cut to the catalogue.
+std::vector<int64_t> cut_topk(const EvalOptions& options, int64_t n_items);
 
 /// The canonical name of the metric that selects: valid_metric, or the protocol's, its K cut.
 std::string selecting_metric(const TrainSettings& settings, const Protocol& protocol,

@@ -2,7 +2,9 @@
 import json
 import os
 import re
+import resource
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -54,10 +56,15 @@ class CommandLine(unittest.TestCase):
     def read_json(self, *parts):
         return json.loads(self.read(*parts))
 
-    def run_program(self, *arguments, stdin=None, timeout=600):
+    def run_program(self, *arguments, stdin=None, timeout=600, largest_file=None):
+        """`largest_file`: bytes after which a write fails, as on a disk that is full."""
+        def limit():
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
         arguments = [str(a) for a in arguments]
         done = subprocess.run([PROGRAM, *arguments], cwd=self.folder, input=stdin, timeout=timeout,
-                              capture_output=True, text=True, errors="backslashreplace")
+                              capture_output=True, text=True, errors="backslashreplace",
+                              preexec_fn=limit if largest_file else None)
         return Done(arguments, done.returncode, done.stdout, done.stderr)
 
     def succeeds(self, *arguments, **more):
@@ -76,7 +83,9 @@ class CommandLine(unittest.TestCase):
         self.assertEqual(len(lines), 1, f"wanted one line 'error: ...'\n{done}")
         message = lines[0][len("error: "):]
         self.assertRegex(message, words, str(done))
-        names = "|".join(("Popularity", "ItemKNN", "BPR", "LightGCN", "VBPR", "BM3"))
+        names = "|".join(("Popularity", "ItemKNN", "BPR", "LightGCN", "VBPR", "BM3", "FREEDOM", "MGCN",
+                          "MMSSL", "PAMD", "R2MR", "SASRec", "GRU4Rec", "MC1", "BERT4Rec", "FDSA",
+                          "KDSR"))
         self.assertRegex(message, rf"^({names}|[^A-Z])", f"starts upper case: {message}")
         return done
 

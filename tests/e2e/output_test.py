@@ -1,7 +1,9 @@
 """stdout holds the result and nothing else; with --json it is one document."""
 import json
 import os
+import subprocess
 
+import command_line
 from command_line import CommandLine
 from resume_test import events
 
@@ -69,6 +71,14 @@ class Output(CommandLine):
         self.assertEqual(results["test"]["recall@1"], 0.0)
         self.assertEqual(results["test"]["recall@2"], 1.0)
         self.assertAlmostEqual(results["test"]["ndcg@2"], 0.6309297535714575)  # 1 / log2(3)
+
+    def test_a_full_disk_under_stdout_is_an_error(self):
+        for how, code in (("> /dev/full", 1), ("| head -c 10 > /dev/null", 0)):
+            script = f'"$0" models --markdown {how}; exit ${{PIPESTATUS[0]}}'
+            done = subprocess.run(["bash", "-c", script, command_line.PROGRAM],
+                                  capture_output=True, text=True)
+            self.assertEqual(done.returncode, code, done.stderr)
+            self.assertEqual("cannot write the result" in done.stderr, code == 1, done.stderr)
 
     def test_help_and_version(self):
         self.assertRegex(self.succeeds("--version").stdout, r"^tessera \d+\.\d+\.\d+\n$")

@@ -112,6 +112,16 @@ class Resume(CommandLine):
                 self.assertEqual(self.read_json("stopped", "status.json")["state"], "finished")
                 self.check_same_as_unbroken()
 
+    def test_full_disk_leaves_the_old_checkpoint(self):
+        self.stopped_after(3, signal.SIGINT)
+        before = self.tree("stopped", "checkpoints")
+        done = self.fails(1, r"cannot write stopped/checkpoints/(last|best)/weights\.safetensors: File "
+                          r"too large; the file there before is unchanged",
+                          "train", "--resume", "stopped", largest_file=12000)
+        self.assertEqual(self.tree("stopped", "checkpoints"), before, str(done))
+        self.succeeds("train", "--resume", "stopped")
+        self.check_same_as_unbroken()
+
     def test_same_command_twice_gives_the_same_run(self):
         self.succeeds("train", *self.MODEL, "-o", "stopped")
         self.check_same_as_unbroken()

@@ -11,6 +11,10 @@
 #include "tessera/base/error.h"
 #include "tessera/model/registry.h"
 #include "tessera/model/sampler.h"
+#include "tessera/ops/fill.h"
+#include "tessera/ops/losses.h"
+#include "tessera/train/train.h"
+#include "tests/planted.h"
 
 namespace tessera {
 namespace {
@@ -265,6 +269,82 @@ TEST(Bm3Golden, NeedsFeaturesAndDrawsNoNegatives) {
   EXPECT_THROW(find_model("BM3").make({}, Context{bare, Random(1), {}, {}}), InputError);
   Golden golden({});
   EXPECT_EQ(golden.model->batch_spec().n_negatives, 0);
+}
+
+// Traps 3, 6 and 10 with dropout: the loss in plain tensor operations, masks drawn for whole
+// tables.
+TEST(Bm3Golden, DropoutMasksTargetsOnly) {
+  Golden golden({{"dropout", 0.5, "test"}, {"reg_weight", 0, "test"}});
+  // Item 1 occurs twice: both pairs and all terms meet the same i'.
+  golden.batch.step = 3;
+  const double found = golden.run().total.item<double>();
+
+  const auto values = [&] {
+    State state;
+    golden.model->state(state);
+    return state.save();
+  }();
+  const auto& w = values.weights;
+  const auto& o = values.optimizer;
+  const auto linear = [](const torch::Tensor& x, const torch::Tensor& weight,
+                         const torch::Tensor& bias) { return x.matmul(weight.t()) + bias; };
+  const auto predict = [&](const torch::Tensor& x) {
+    return linear(x, w.at("predictor.weight"), w.at("predictor.bias"));
+  };
+  const auto away = [](const torch::Tensor& a, const torch::Tensor& b) {
+    return 1 - torch::cosine_similarity(a, b).mean();
+  };
+  const torch::NoGradGuard no_grad;
+  const Vectors h = dynamic_cast<GraphModel&>(*golden.model).propagate();
+  const auto dropped = [&](const torch::Tensor& x, const std::string& name) {
+    return x * dropout_mask(torch::arange(x.size(0)), 2, 0.5, Random(1).stream("drop." + name), 3);
+  };
+  const auto u = golden.batch.users, i = golden.batch.positives;
+  const auto target_u = dropped(h.users, "user"), target_i = dropped(h.items, "item");
+  auto wanted = away(predict(h.users).index_select(0, u), target_i.index_select(0, i)) +
+                away(predict(h.items).index_select(0, i), target_u.index_select(0, u));
+  for (const std::string m : {"image", "text"}) {
+    const auto x =
+        linear(o.at(m + ".features"), o.at(m + ".projection.weight"), o.at(m + ".projection.bias"));
+    const auto online = predict(x).index_select(0, i);
+    wanted = wanted + 2 * away(online, target_i.index_select(0, i)) +
+             2 * away(online, dropped(x, "modality." + m).index_select(0, i));
+  }
+  EXPECT_NEAR(found, wanted.item<double>(), 2e-6);
+}
+
+TEST(Bm3Golden, ScaleOfTargetsDoesNotMatter) {
+  const auto a = torch::tensor({{1.F, 2.F}, {-1.F, .5F}}),
+             b = torch::tensor({{.3F, -2.F}, {1.F, 1.F}});
+  const auto each = torch::full({2}, .5);
+  EXPECT_NEAR(cosine_loss(a, b, each).item<double>(),
+              cosine_loss(a, b * torch::tensor({{7.F}, {.2F}}), each).item<double>(), 1e-6);
+}
+
+// Trap 9, and section 12: below the start value after one epoch.
+TEST(Bm3Golden, LearningRateIsConstantAndOneEpochImproves) {
+  const Dataset data = planted_pairs({});
+  const ModelInfo& info = find_model("BM3");
+  const RunSettings settings = resolve_settings(info, {});
+  auto model = info.make({}, Context{data, Random(5), settings.train_settings, {}});
+  for (const auto& group : model->parameter_groups()) {
+    EXPECT_FALSE(group.learning_rate) << group.name << " has a schedule of its own";
+  }
+  TrainConfig config;
+  config.settings = settings.train_settings;
+  config.settings.epochs = 2;
+  config.settings.epochs_given = true;
+  config.settings.train_batch_size = 256;
+  config.protocol = find_protocol("mmrec");
+  std::vector<double> losses;
+  config.log = Log([&](Level, const std::string& line) {
+    const size_t at = line.find("train loss: ");
+    if (at != std::string::npos) losses.push_back(std::stod(line.substr(at + 12)));
+  });
+  train_model(*model, data, config);
+  ASSERT_EQ(losses.size(), 2u);
+  EXPECT_LT(losses[1], losses[0]);
+  EXPECT_LT(losses[1], 10);
 }
 
 }  // namespace

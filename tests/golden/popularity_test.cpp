@@ -8,6 +8,8 @@
 
 #include "tessera/base/files.h"
 #include "tessera/eval/evaluate.h"
+#include "tessera/model/registry.h"
+#include "tessera/model/sampler.h"
 
 namespace tessera {
 namespace {
@@ -189,6 +191,94 @@ TEST(PopularityTable, Toys) {
 TEST(PopularityTable, Sports) {
   check("amazon-sports/sequences.txt", read_sequences,
         {{"strict", .00913, .00523, .01506, .00672}});
+}
+
+// The exact table of specs: sequential section 5.1.
+struct Exact {
+  std::string model, protocol;
+  int64_t hits10;
+  double hit5, hit10, hit20, ndcg10;
+};
+
+void check_exact(const std::string& file, std::vector<Row> (*read)(const fs::path&),
+                 const std::vector<Exact>& rows) {
+  const fs::path path = data_folder() / file;
+  if (!fs::exists(path)) GTEST_SKIP() << path.string() << " is missing: set TESSERA_DATA";
+  const Dataset data = build(read(path));
+  for (const Exact& exact : rows) {
+    const auto model = find_model(exact.model).make({}, Context{data, Random(0), {}, {}});
+    model->prepare({});
+    EvalOptions options;
+    options.metrics = {"hit@5", "hit@10", "hit@20", "ndcg@10"};
+    const Evaluation result =
+        evaluate(*model, data, find_protocol(exact.protocol), Split::test, options);
+    const std::vector<double> wanted = {exact.hit5, exact.hit10, exact.hit20, exact.ndcg10};
+    for (size_t i = 0; i < wanted.size(); ++i) {
+      EXPECT_EQ(fmt::format("{:.6f}", result.metrics[i].second), fmt::format("{:.6f}", wanted[i]))
+          << exact.model << " " << exact.protocol << " " << result.metrics[i].first;
+    }
+    EXPECT_NEAR(result.metrics[1].second * static_cast<double>(result.n_users),
+                static_cast<double>(exact.hits10), 1e-6);
+  }
+}
+
+TEST(ExactTable, Toys) {
+  check_exact("amazon-toys/sequences.txt", read_sequences,
+              {{"Popularity", "seq-none", 173, .005512, .008912, .013239, .004882},
+               {"Popularity", "seq-mask", 175, .005564, .009015, .013445, .004933},
+               {"MC1", "seq-none", 1366, .057902, .070369, .081341, .047324},
+               {"MC1", "seq-mask", 1371, .058727, .070626, .081393, .047882}});
+}
+
+TEST(ExactTable, Sports) {
+  check_exact("amazon-sports/sequences.txt", read_sequences,
+              {{"Popularity", "seq-none", 319, .005534, .008961, .014860, .005101},
+               {"Popularity", "seq-mask", 325, .005731, .009130, .015057, .005227},
+               {"MC1", "seq-none", 1304, .028316, .036631, .046379, .023171},
+               {"MC1", "seq-mask", 1314, .028457, .036912, .046463, .023442}});
+}
+
+TEST(ExactTable, Ml1m) {
+  check_exact("ml-1m/interactions.tsv", read_labelled,
+              {{"Popularity", "seq-none", 114, .008940, .018874, .041722, .009273},
+               {"Popularity", "seq-mask", 238, .021854, .039404, .069868, .019398},
+               {"MC1", "seq-none", 988, .110430, .163576, .232450, .091801},
+               {"MC1", "seq-mask", 1158, .135762, .191722, .260596, .112142}});
+}
+
+// Counts of specs: kdsr section 8; a recall times the number of test rows is a whole number.
+TEST(Ratio20, Counts) {
+  struct Wanted {
+    std::string file;
+    int64_t train_rows, test_rows;
+  };
+  for (const Wanted& wanted : {Wanted{"amazon-toys/sequences.txt", 119424, 28761},
+                               Wanted{"amazon-sports/sequences.txt", 210551, 50188}}) {
+    const fs::path path = data_folder() / wanted.file;
+    if (!fs::exists(path)) GTEST_SKIP() << path.string() << " is missing: set TESSERA_DATA";
+    std::vector<Row> rows = read_sequences(path);  // by user, in order
+    for (size_t begin = 0; begin < rows.size();) {
+      size_t end = begin;
+      while (end < rows.size() && rows[end].user == rows[begin].user) ++end;
+      const size_t n_test = (end - begin) / 5;
+      for (size_t i = begin; i < end; ++i) {
+        rows[i].split = i + n_test < end ? Split::train : Split::test;
+      }
+      begin = end;
+    }
+    const Dataset data = build(rows);
+    BatchSpec spec;
+    spec.unit = BatchSpec::Unit::sequence_row;
+    spec.rows = BatchSpec::Rows::prefix;
+    EXPECT_EQ(Sampler(data, spec, 1, Random(1)).n_batches(), wanted.train_rows);
+    Popularity model(data);
+    EvalOptions options;
+    options.metrics = {"recall@5", "ndcg@20"};
+    const Evaluation result = evaluate(model, data, find_protocol("ratio20"), Split::test, options);
+    EXPECT_EQ(result.n_users, wanted.test_rows);
+    const double hits = result.value("recall@5") * static_cast<double>(wanted.test_rows);
+    EXPECT_NEAR(hits, std::round(hits), 1e-6);
+  }
 }
 
 }  // namespace

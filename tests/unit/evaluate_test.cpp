@@ -358,6 +358,23 @@ TEST(Evaluate, NanIsAnError) {
   }
 }
 
+// Protocol section 5, ratio20: every test row with the true history before it.
+TEST(Evaluate, EveryPositionIsAQueryOfItsOwn) {
+  const std::vector<int32_t> users = {0, 1, 1}, items = {0, 3, 2};
+  const std::vector<int32_t> test_users = {0, 0, 1}, test_items = {1, 2, 0};
+  const Dataset data = make_dataset(2, 4, make_interactions(2, users, items), {},
+                                    make_interactions(2, test_users, test_items));
+  FixedModel model(data, torch::tensor({{.1F, .4F, .3F, .2F}, {.4F, .3F, .2F, .1F}}), true);
+  const Evaluation result =
+      evaluate(model, data, find_protocol("ratio20"), Split::test, ask({"hit@1"}));
+  EXPECT_EQ(result.n_users, 3);
+  EXPECT_NEAR(result.value("hit@1"), 2.0 / 3, 1e-12);
+  EXPECT_EQ(result.audit["users_without_held_out_items"], 0);
+  const Ragged& rows = model.asked.at(0).histories;
+  EXPECT_TRUE(torch::equal(rows.items, torch::tensor({0, 0, 1, 3, 2}, torch::kInt32)));
+  EXPECT_TRUE(torch::equal(rows.offsets, torch::tensor({0, 1, 3, 5}, torch::kInt64)));
+}
+
 TEST(Evaluate, OnlySequentialModelsSeeValidRowsAtTest) {
   const MaskTest test;
   const auto history = [&](const std::string& protocol, Split split, bool sequential) {

@@ -70,11 +70,18 @@ TEST(Knn, KMayExceedTheRows) {
 TEST(Knn, EqualsTheDenseMatrix) {
   const torch::Tensor rows = normal(700, 33, 0, 1, Random(1));
   const torch::Tensor unit = rows / rows.norm(2, 1, true);
-  const auto [values, items] = unit.matmul(unit.t()).topk(10, 1);
-  const torch::Tensor expected = torch::zeros({700, 700}).scatter_(1, items, values);
-  EXPECT_TRUE(torch::allclose(dense(knn_graph(rows, 10)), expected, 1e-5, 1e-6));
+  const auto [values, items] = unit.matmul(unit.t()).topk(11, 1);
+  // Rows whose 10th and 11th neighbour are equal but for rounding may keep either.
+  const torch::Tensor clear = values.select(1, 9) - values.select(1, 10) > 1e-6;
+  EXPECT_GT(clear.sum().item<int64_t>(), 690);
+  const torch::Tensor expected =
+      torch::zeros({700, 700}).scatter_(1, items.narrow(1, 0, 10), values.narrow(1, 0, 10));
+  const auto same = [&](const torch::Tensor& found) {
+    return torch::allclose(found.index({clear}), expected.index({clear}), 1e-5, 1e-6);
+  };
+  EXPECT_TRUE(same(dense(knn_graph(rows, 10))));
   // Scale does not matter, not even where squares leave float32.
-  EXPECT_TRUE(torch::allclose(dense(knn_graph(rows * 1e-30, 10)), expected, 1e-5, 1e-6));
+  EXPECT_TRUE(same(dense(knn_graph(rows * 1e-30, 10))));
 }
 
 TEST(Knn, NormalisedByRowSums) {

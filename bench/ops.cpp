@@ -1,0 +1,192 @@
+// Single ops against the machine's own limits, which this program measures first: bytes moved over
+// the bandwidth of a sum of two arrays, or operations over the rate of a square GEMM. The counter
+// `share` is the part of that limit that is reached; rates are those of the threads in use.
+#include <ATen/Parallel.h>
+#include <benchmark/benchmark.h>
+#include <torch/autograd.h>
+#include <torch/types.h>
+#include <torch/utils.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <vector>
+
+#include "tessera/base/random.h"
+#include "tessera/ops/adam.h"
+#include "tessera/ops/fill.h"
+#include "tessera/ops/gather.h"
+#include "tessera/ops/graph.h"
+#include "tessera/ops/losses.h"
+#include "tessera/ops/parallel.h"
+#include "tessera/ops/topk.h"
+
+namespace tessera {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds(const std::function<void()>& body) {
+  double best = 1e9;
+  for (int round = 0; round < 7; ++round) {
+    const auto start = Clock::now();
+    body();
+    best = std::min(best, std::chrono::duration<double>(Clock::now() - start).count());
+  }
+  return best;
+}
+
+struct Limits {
+  double bytes_per_s, flop_per_s;
+};
+
+const Limits& limits() {
+  static const Limits measured = [] {
+    constexpr int64_t n = 1 << 25;
+    std::vector<float> a(n, 1), b(n, 2), c(n, 0);
+    const double pass = seconds([&] {
+      parallel_for(0, n, 1 << 16, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) c[i] = a[i] + b[i];
+      });
+    });
+    const auto x = torch::ones({1536, 1536}), y = torch::ones({1536, 1536});
+    const double product = seconds([&] { benchmark::DoNotOptimize(x.matmul(y)); });
+    return Limits{12.0 * n / pass, 2.0 * 1536 * 1536 * 1536 / product};
+  }();
+  return measured;
+}
+
+void bytes(benchmark::State& state, double each) {
+  const double total = each * static_cast<double>(state.iterations());
+  state.counters["GB/s"] = benchmark::Counter(total / 1e9, benchmark::Counter::kIsRate);
+  state.counters["share"] =
+      benchmark::Counter(total / limits().bytes_per_s, benchmark::Counter::kIsRate);
+}
+
+void flop(benchmark::State& state, double each) {
+  const double total = each * static_cast<double>(state.iterations());
+  state.counters["GFLOP/s"] = benchmark::Counter(total / 1e9, benchmark::Counter::kIsRate);
+  state.counters["share"] =
+      benchmark::Counter(total / limits().flop_per_s, benchmark::Counter::kIsRate);
+}
+
+// The size of Baby: 19,445 users, 7,050 items, 118,551 train pairs.
+constexpr int64_t kUsers = 19445, kItems = 7050, kPairs = 118551, kDim = 64;
+
+BipartiteGraph graph() {
+  const Random random(1, "bench");
+  std::vector<int64_t> offsets = {0};
+  std::vector<int32_t> items;
+  for (int64_t u = 0; u < kUsers; ++u) {
+    const int64_t n = (u + 1) * kPairs / kUsers - u * kPairs / kUsers;
+    std::vector<int32_t> row;
+    for (int64_t k = 0; k < n; ++k) {
+      const double r = random.uniform(0, static_cast<uint64_t>(u), static_cast<uint32_t>(k));
+      row.push_back(static_cast<int32_t>(kItems * std::pow(r, 2.5)));
+    }
+    std::sort(row.begin(), row.end());
+    row.erase(std::unique(row.begin(), row.end()), row.end());
+    items.insert(items.end(), row.begin(), row.end());
+    offsets.push_back(static_cast<int64_t>(items.size()));
+  }
+  return {torch::tensor(offsets, torch::kInt64), torch::tensor(items, torch::kInt32), kItems};
+}
+
+torch::Tensor table(int64_t rows, int64_t cols) {
+  return normal(rows, cols, 0, 0.1, Random(2, "table"));
+}
+
+torch::Tensor some_rows(int64_t n, int64_t below) {
+  const Random random(3, "rows");
+  auto out = torch::empty({n}, torch::kInt64);
+  for (int64_t k = 0; k < n; ++k) {
+    uint32_t draw = 0;
+    out[k] = static_cast<int64_t>(
+        random.below(static_cast<uint32_t>(below), 0, static_cast<uint64_t>(k), draw));
+  }
+  return out;
+}
+
+void propagation(benchmark::State& state) {
+  const auto g = graph();
+  const auto users = table(kUsers, kDim), items = table(kItems, kDim);
+  for (auto _ : state) benchmark::DoNotOptimize(propagate(g, users, items));
+  // A row is read for each end of each edge, and each output row is written.
+  bytes(state, static_cast<double>(2 * g.n_edges() + kUsers + kItems) * kDim * 4);
+}
+BENCHMARK(propagation)->UseRealTime()->Unit(benchmark::kMillisecond);
+
+AdamOptions adam_options() {
+  AdamOptions options;
+  options.learning_rate = [](int64_t) { return 1e-3; };
+  return options;
+}
+
+void adam_dense(benchmark::State& state) {
+  auto value = table(kUsers + kItems, kDim);
+  const auto gradient = table(kUsers + kItems, kDim);
+  DenseAdam adam;
+  for (auto _ : state) adam.step("value", value, gradient, adam_options());
+  bytes(state, 7.0 * 4 * static_cast<double>(value.numel()));  // reads p m v g, writes p m v
+}
+BENCHMARK(adam_dense)->UseRealTime()->Unit(benchmark::kMillisecond);
+
+void adam_rows(benchmark::State& state) {
+  RowTable rows(table(kItems, 4096));
+  rows.configure(adam_options());
+  const auto touched = std::get<0>(at::_unique(some_rows(1600, kItems)));
+  for (auto _ : state) {
+    const auto leaf = rows.gather(touched);
+    leaf.mutable_grad() = torch::ones_like(leaf);
+    rows.step();
+  }
+  bytes(state, 9.0 * 4 * 4096 * static_cast<double>(touched.numel()));  // and the gathered copy
+}
+BENCHMARK(adam_rows)->UseRealTime()->Unit(benchmark::kMillisecond);
+
+void gather_and_back(benchmark::State& state) {
+  const auto rows = some_rows(4096, kItems);
+  const auto x = table(kItems, kDim).requires_grad_();
+  const auto g = table(4096, kDim);
+  for (auto _ : state) {
+    gather_rows(x, rows).backward(g);
+    x.mutable_grad().reset();
+  }
+  bytes(state, (4.0 * 4096 + kItems) * kDim * 4);  // reads and writes rows twice, clears the table
+}
+BENCHMARK(gather_and_back)->UseRealTime()->Unit(benchmark::kMillisecond);
+
+void bpr(benchmark::State& state) {
+  const auto u = table(2048, kDim).requires_grad_(), p = table(2048, kDim).requires_grad_(),
+             n = table(2048, kDim).requires_grad_();
+  for (auto _ : state)
+    benchmark::DoNotOptimize(torch::autograd::grad({bpr_loss(u, p, n)}, {u, p, n}));
+  bytes(state, 6.0 * 2048 * kDim * 4);
+}
+BENCHMARK(bpr)->UseRealTime()->Unit(benchmark::kMillisecond);
+
+void projection(benchmark::State& state) {
+  const auto x = table(1457, 4096), w = table(kDim, 4096);
+  for (auto _ : state) benchmark::DoNotOptimize(x.matmul(w.t()));
+  flop(state, 2.0 * 1457 * 4096 * kDim);
+}
+BENCHMARK(projection)->UseRealTime()->Unit(benchmark::kMillisecond);
+
+void ranking(benchmark::State& state) {
+  const auto users = table(4096, kDim), items = table(kItems, kDim);
+  for (auto _ : state) benchmark::DoNotOptimize(top_k_product(users, items, {}, 50));
+  flop(state, 2.0 * 4096 * kItems * kDim);
+}
+BENCHMARK(ranking)->UseRealTime()->Unit(benchmark::kMillisecond);
+
+}  // namespace
+}  // namespace tessera
+
+int main(int argc, char** argv) {
+  const auto& limit = tessera::limits();
+  std::printf("limits, %d threads: %.1f GB/s, %.0f GFLOP/s\n", at::get_num_threads(),
+              limit.bytes_per_s / 1e9, limit.flop_per_s / 1e9);
+  benchmark::Initialize(&argc, argv);
+  benchmark::RunSpecifiedBenchmarks();
+}

@@ -1,0 +1,60 @@
+"""A dataset folder of Tessera as the plain programs read it, and the files of bench_dump."""
+import json
+import os
+import struct
+import warnings
+
+import numpy as np
+import torch
+
+
+class Data:
+    """Rows by split; ids are the indices of the maps. features: name -> float32 [n_items, width]"""
+
+    def __init__(self, folder):
+        about = json.load(open(os.path.join(folder, "dataset.json"), encoding="utf-8"))
+        self.n_users, self.n_items = about["n_users"], about["n_items"]
+        users, items = (self._map(os.path.join(folder, f"{kind}_map.tsv")) for kind in ("user", "item"))
+        rows = {"train": [], "valid": [], "test": []}
+        with open(os.path.join(folder, "interactions.tsv"), encoding="utf-8") as file:
+            head = file.readline().rstrip("\n").split("\t")
+            u, i, s = head.index("user_id"), head.index("item_id"), head.index("split")
+            for line in file:
+                cells = line.rstrip("\n").split("\t")
+                if cells[s] in rows:
+                    rows[cells[s]].append((users[cells[u]], items[cells[i]]))
+        self.rows = {k: np.array(v, dtype=np.int64).reshape(-1, 2) for k, v in rows.items()}
+        self.features = {}
+        for name in sorted(f[:-9] for f in os.listdir(folder) if f.endswith("_feat.npy")):
+            self.features[name] = torch.from_numpy(
+                np.load(os.path.join(folder, f"{name}_feat.npy")).astype(np.float32))
+
+    @staticmethod
+    def _map(path):
+        with open(path, encoding="utf-8") as file:
+            next(file)
+            return {raw: int(index) for raw, index in (line.rstrip("\n").split("\t") for line in file)}
+
+    def adjacency(self):
+        """A_hat as a COO tensor over users then items, as the public frameworks build it."""
+        users, items = np.unique(self.rows["train"], axis=0).T
+        n = self.n_users + self.n_items
+        row = np.concatenate([users, items + self.n_users])
+        col = np.concatenate([items + self.n_users, users])
+        root = (np.bincount(row, minlength=n) + 1e-7) ** -0.5
+        value = torch.from_numpy((root[row] * root[col]).astype(np.float32))
+        return torch.sparse_coo_tensor(torch.from_numpy(np.stack([row, col])), value,
+                                       (n, n)).coalesce()
+
+
+warnings.filterwarnings("ignore", message="Sparse invariant")
+
+
+def read_safetensors(path):
+    kinds = {"F32": np.float32, "F64": np.float64, "I64": np.int64, "I32": np.int32, "BOOL": np.bool_,
+             "U8": np.uint8, "F16": np.float16}
+    with open(path, "rb") as file:
+        head = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+        body = file.read()
+    return {name: torch.from_numpy(np.frombuffer(body[slice(*e["data_offsets"])], dtype=kinds[
+        e["dtype"]]).reshape(e["shape"]).copy()) for name, e in head.items() if name != "__metadata__"}

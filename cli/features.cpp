@@ -1,0 +1,58 @@
+#include "tessera/study/features.h"
+
+#include "cli/cli.h"
+
+namespace tessera::cli {
+namespace {
+
+std::string text_of(const Json& made) {
+  std::string out;
+  for (const auto& [name, entry] : made["features"].items()) {
+    const auto& source = entry["source"];
+    out += fmt::format("{:<20} {} x {}", name, entry["rows"].dump(), entry["width"].dump());
+    if (source.contains("missing"))
+      out += fmt::format(", {} items without", source["missing"].dump());
+    if (source.contains("failed") && source["failed"] != 0) {
+      out += fmt::format(", {} failed", source["failed"].dump());
+    }
+    if (!entry["valid_for"].is_null()) out += ", good for this split only";
+    out += "\n";
+  }
+  return out + "folder " + made["folder"].get<std::string>();
+}
+
+}  // namespace
+
+void add_features(CLI::App& app, Common& common) {
+  struct Flags {
+    std::string folder, encoder;
+  };
+  auto flags = std::make_shared<Flags>();
+  CLI::App* verb =
+      add_verb(app, common, "features",
+               "make feature files for a dataset folder; any setting of the encoder is also a flag",
+               true, [&common, flags] {
+                 FeaturesRequest request;
+                 if (!flags->folder.empty() && !common.datasets.empty()) {
+                   throw usage_error("the dataset is given twice: {} and -d {}", flags->folder,
+                                     common.datasets[0]);
+                 }
+                 request.dataset = flags->folder.empty() ? common.dataset() : flags->folder;
+                 request.encoder = flags->encoder;
+                 request.settings = gather_settings(common);
+                 request.output = common.output;
+                 request.log = make_log(common);
+                 request.stop_requested = interrupted;
+                 const Json made = make_features(request);
+                 if (common.json) {
+                   print_json(made);
+                 } else {
+                   print(text_of(made));
+                 }
+               });
+  verb->add_option("folder", flags->folder, "dataset folder");
+  verb->add_option("--encoder", flags->encoder,
+                   "a model that makes features (pamd, ..) or a run of one; tfidf; 'exec:COMMAND'");
+}
+
+}  // namespace tessera::cli

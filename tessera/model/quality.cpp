@@ -1,0 +1,220 @@
+#include "tessera/model/quality.h"
+
+#include <torch/autograd.h>
+#include <torch/types.h>
+#include <torch/utils.h>
+
+#include <algorithm>
+#include <array>
+#include <map>
+#include <numeric>
+#include <utility>
+
+#include "tessera/base/error.h"
+#include "tessera/nn/review.h"
+#include "tessera/ops/knn.h"
+
+namespace tessera {
+namespace {
+
+constexpr int64_t kBins = 40, kNeighbours = 5;
+constexpr size_t kShown = 5, kWorst = 100;
+constexpr std::array<const char*, 4> kAreas = {"unscored", "low", "disparity", "high"};
+
+using Modality = Quality::Modality;
+
+int64_t count(const torch::Tensor& flags) { return flags.sum().item<int64_t>(); }
+
+Json item_json(const Dataset& data, int64_t item) {
+  Json out = {{"item", std::string(data.item_ids[item])}, {"title", data.item_columns.title(item)}};
+  for (const char* column : {"image", "picture", "image_path"}) {
+    const auto* values = data.item_columns.find(column);
+    if (values == nullptr || (*values)[static_cast<size_t>(item)].empty()) continue;
+    out["picture"] = (*values)[static_cast<size_t>(item)];
+    break;
+  }
+  return out;
+}
+
+Json neighbours(const Modality& m, const Dataset& data, const torch::Tensor& table, int64_t item) {
+  const auto index = torch::tensor({item}, torch::kInt64);
+  const TopK top =
+      nearest_rows(table.index_select(0, index), table, std::min(kNeighbours, data.n_items), index);
+  Json out = Json::array();
+  for (int64_t j = 0; j < top.items.size(1); ++j) {
+    const int64_t other = top.items[0][j].item<int32_t>();
+    if (other < 0 || !m.exists[other].item<bool>()) continue;
+    Json entry = item_json(data, other);
+    entry["cosine"] = top.scores[0][j].item<float>();
+    out.push_back(std::move(entry));
+  }
+  return out;
+}
+
+std::vector<int64_t> histogram(const torch::Tensor& values, double low, double high) {
+  std::vector<int64_t> n(kBins, 0);
+  for (int64_t i = 0; i < values.numel(); ++i) {
+    const double share = high > low ? (values[i].item<double>() - low) / (high - low) : 0;
+    ++n[static_cast<size_t>(std::min(kBins - 1, static_cast<int64_t>(share * kBins)))];
+  }
+  return n;
+}
+
+Json view(const Modality& m, const Quality& quality, int64_t n_items, int64_t n_all_users) {
+  const auto index = m.exists.logical_and(quality.scored).nonzero().flatten();
+  const auto s = m.scores.index_select(0, index).to(torch::kFloat64);
+  const auto null = m.null_scores.index_select(0, index).to(torch::kFloat64);
+  Json out = {{"modality", m.name},
+              {"eta", m.eta},
+              {"consensus", m.consensus},
+              {"present", count(m.present)},
+              {"missing", n_items - count(m.present)},
+              {"filled", count((m.round > 0).logical_and(m.present.logical_not()))},
+              {"rewritten", count(m.round > 0)},
+              {"scored", index.numel()},
+              {"high", count(m.high)}};
+  if (index.numel() == 0) return out;
+  out["mean"] = s.mean().item<double>();
+  out["null_mean"] = null.mean().item<double>();
+  const auto sorted = std::get<0>(s.sort());
+  out["deciles"] = Json::array();
+  for (int64_t decile = 1; decile < 10; ++decile) {
+    out["deciles"].push_back(sorted[(sorted.numel() - 1) * decile / 10].item<double>());
+  }
+  const double low = std::min(s.min().item<double>(), null.min().item<double>());
+  const double high = std::max(s.max().item<double>(), null.max().item<double>());
+  out["histogram"] = {{"low", low},
+                      {"high", high},
+                      {"scores", histogram(s, low, high)},
+                      {"null", histogram(null, low, high)}};
+  out["by_users"] = Json::array();
+  const auto users = quality.n_users.index_select(0, index);
+  const std::vector<std::pair<int64_t, int64_t>> bands = {
+      {1, 2}, {3, 5}, {6, 10}, {11, 20}, {21, 50}, {51, std::max<int64_t>(51, n_all_users)}};
+  for (const auto& [from, to] : bands) {
+    const auto inside = (users >= from).logical_and(users <= to);
+    if (count(inside) == 0) continue;
+    const auto part = s.masked_select(inside);
+    out["by_users"].push_back({{"users_from", from},
+                               {"users_to", to},
+                               {"items", part.numel()},
+                               {"mean", part.mean().item<double>()},
+                               {"std", part.std(/*unbiased=*/false).item<double>()}});
+  }
+  return out;
+}
+
+Json rewritten(const Quality& quality, const Dataset& data, const Random& random) {
+  const auto& all = quality.rewrites;
+  const auto rows = [&](const std::vector<size_t>& chosen) {
+    Json list = Json::array();
+    for (const size_t j : chosen) {
+      const auto& r = all[j];
+      const Modality& m = quality.modalities[static_cast<size_t>(r.modality)];
+      Json entry = item_json(data, r.item);
+      entry["modality"] = m.name;
+      entry["source"] = quality.modalities[static_cast<size_t>(r.source)].name;
+      entry["round"] = r.round;
+      entry["filled"] = !m.present[r.item].item<bool>();
+      entry["before"] = r.before;
+      entry["after"] = r.after;
+      entry["neighbours_before"] = neighbours(m, data, m.before, r.item);
+      entry["neighbours_after"] = neighbours(m, data, m.now, r.item);
+      list.push_back(std::move(entry));
+    }
+    return list;
+  };
+  std::vector<size_t> order(all.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::vector<size_t> drawn = order;
+  random.stream("report.random").shuffle(drawn, 0);
+  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) {
+    return all[a].after - all[a].before > all[b].after - all[b].before;
+  });
+  const auto few = static_cast<std::ptrdiff_t>(std::min(kShown, all.size()));
+  return {{"n", all.size()},
+          {"largest_gain", rows({order.begin(), order.begin() + few})},
+          {"smallest_gain", rows({order.end() - few, order.end()})},
+          {"random", rows({drawn.begin(), drawn.begin() + few})}};
+}
+
+/// Items whose row is present, scored below eta and not rewritten, the lowest first.
+Json worst(const Modality& m, const Quality& quality, const Dataset& data) {
+  const auto items = m.present.logical_and(quality.scored)
+                         .logical_and(m.round == 0)
+                         .logical_and(m.high.logical_not())
+                         .nonzero()
+                         .flatten();
+  std::vector<std::pair<float, int64_t>> low;
+  for (int64_t j = 0; j < items.numel(); ++j) {
+    const int64_t item = items[j].item<int64_t>();
+    low.emplace_back(m.scores[item].item<float>(), item);
+  }
+  std::sort(low.begin(), low.end());
+  low.resize(std::min(kWorst, low.size()));
+  Json list = Json::array();
+  for (const auto& [score, item] : low) {
+    Json entry = item_json(data, item);
+    entry["score"] = score;
+    entry["null_score"] = m.null_scores[item].item<float>();
+    entry["users"] = quality.n_users[item].item<int64_t>();
+    list.push_back(std::move(entry));
+  }
+  return list;
+}
+
+}  // namespace
+
+std::string quality_tsv(const Quality& quality, const Dataset& data) {
+  std::map<std::pair<int64_t, int64_t>, const Quality::Rewrite*> by_row;
+  for (const auto& r : quality.rewrites) by_row[{r.item, r.modality}] = &r;
+  std::string out =
+      "item\tmodality\tpresent\tscore\tnull_score\tarea\tstatus\tround\tsource\tscore_before\n";
+  for (int64_t i = 0; i < data.n_items; ++i) {
+    const auto area = static_cast<size_t>(quality.area[i].item<int64_t>());
+    for (size_t m = 0; m < quality.modalities.size(); ++m) {
+      const Modality& of = quality.modalities[m];
+      const auto found = by_row.find({i, static_cast<int64_t>(m)});
+      const bool present = of.present[i].item<bool>();
+      const bool has_score = quality.scored[i].item<bool>() && of.exists[i].item<bool>();
+      const auto number = [&](const torch::Tensor& x) {
+        return has_score ? fmt::format("{:.6f}", x[i].item<float>()) : std::string();
+      };
+      out += fmt::format("{}\t{}\t{}\t{}\t{}\t{}\t{}", data.item_ids[i], of.name, present ? 1 : 0,
+                         number(of.scores), number(of.null_scores), kAreas.at(area),
+                         found != by_row.end() ? "rewritten"
+                         : present             ? "original"
+                                               : "missing");
+      if (found == by_row.end()) {
+        out += "\t\t\t\n";
+        continue;
+      }
+      const auto& r = *found->second;
+      out += fmt::format("\t{}\t{}\t{:.6f}\n", r.round,
+                         quality.modalities[static_cast<size_t>(r.source)].name, r.before);
+    }
+  }
+  return out;
+}
+
+Json quality_report(const Quality& quality, const Dataset& data, const Random& random) {
+  const torch::NoGradGuard no_grad;
+  Json out = Json::object();
+  out["note"] =
+      "a score compares an item's features with its users' taste: niche items score low without "
+      "being broken, and an item with few users has a noisy score";
+  out["areas"] = Json::object();
+  for (size_t area = kAreas.size(); area-- > 0;) {
+    out["areas"][kAreas[area]] = count(quality.area == static_cast<int64_t>(area));
+  }
+  out["modalities"] = Json::array();
+  out["worst"] = Json::object();
+  for (const auto& m : quality.modalities) {
+    out["modalities"].push_back(view(m, quality, data.n_items, data.n_users));
+    out["worst"][m.name] = worst(m, quality, data);
+  }
+  out["rewritten"] = rewritten(quality, data, random);
+  return out;
+}
+
+}  // namespace tessera

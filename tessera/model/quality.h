@@ -1,0 +1,50 @@
+#pragma once
+
+#include <torch/types.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "tessera/base/json.h"
+#include "tessera/base/random.h"
+#include "tessera/data/dataset.h"
+
+namespace tessera {
+
+/// What a reviewer of item features found and what became of it (r2mr section 8): the numbers
+/// behind quality.tsv and the report.
+struct Quality {
+  struct Modality {
+    std::string name;
+    double eta = 0;
+    bool consensus = true;      ///< takes part in rewriting
+    torch::Tensor present;      ///< bool [n_items], as given
+    torch::Tensor exists;       ///< bool [n_items], as given or filled
+    torch::Tensor scores;       ///< [n_items]
+    torch::Tensor null_scores;  ///< [n_items], with the rows permuted
+    torch::Tensor high;         ///< bool [n_items]
+    torch::Tensor round;        ///< int64 [n_items], 0: never rewritten
+    torch::Tensor before, now;  ///< rows [n_items, d]
+  };
+  struct Rewrite {
+    int64_t item, modality, round, source;
+    double before, after;  ///< scores
+  };
+  std::vector<Modality> modalities;
+  torch::Tensor scored;   ///< bool [n_items]
+  torch::Tensor area;     ///< int64 [n_items], Area of nn/review.h
+  torch::Tensor n_users;  ///< int64 [n_items]
+  std::vector<Rewrite> rewrites;
+};
+
+/// Columns item, modality, present, score, null_score, area, status (original, rewritten, missing),
+/// round, source, score_before; a row for each item and modality.
+std::string quality_tsv(const Quality& quality, const Dataset& data);
+
+/// Areas; by modality a histogram over that of the null, deciles and scores against the number of
+/// users; rewritten rows with their neighbours before and after; the 100 lowest unrepaired items of
+/// each modality.
+Json quality_report(const Quality& quality, const Dataset& data, const Random& random);
+
+}  // namespace tessera

@@ -1,0 +1,240 @@
+#include "tessera/model/sequence_model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "tessera/base/error.h"
+#include "tessera/ops/gather.h"
+
+namespace tessera {
+namespace {
+
+constexpr int64_t kSlots = 1 << 14;  // encoded at once when ranking
+
+}  // namespace
+
+void SequenceSettings::describe(Fields& f) {
+  f.add("max_length", max_length, "items of a history that are read, the last ones", at_least(1));
+  f.choice("rows", rows,
+           "training rows: user (the last window), chunk (all windows), prefix (one per target)",
+           {"user", "chunk", "prefix"});
+  f.choice("loss", loss, "ce: softmax over all items; the others over sampled negatives",
+           {"ce", "sampled_softmax", "bce", "gbce"});
+  f.add("n_negatives", n_negatives, "negatives of a sampled loss (bce: 1)", at_least(1));
+  f.choice("neg_share", neg_share,
+           "who shares negatives: nobody, a row (none of its user's items), the batch",
+           {"position", "row", "batch"});
+  f.add("unseen_negatives", unseen_negatives,
+        "a position's negatives are none of its user's items (bce: true)");
+  f.add("logq", logq, "sampled_softmax: corrects for how often a negative is drawn");
+  f.add("gbce_t", gbce_t, "calibration of gbce; 0: bce", between(0, 1));
+  f.choice("reduce", reduce, "of bce: the sum over target and negatives, or their mean",
+           {"sum", "mean"});
+  f.preset("loss", "bce", {{"n_negatives", 1}, {"unseen_negatives", true}});
+  f.global_default("train_batch_size", 128);
+}
+
+SequenceModel::SequenceModel(const SequenceSettings& settings, const Context& context)
+    : Model(context), sequence_(settings) {}
+
+BatchSpec SequenceModel::batch_spec() const {
+  BatchSpec spec;
+  spec.unit = BatchSpec::Unit::sequence_row;
+  spec.rows = sequence_.rows == "prefix"  ? BatchSpec::Rows::prefix
+              : sequence_.rows == "chunk" ? BatchSpec::Rows::chunk
+                                          : BatchSpec::Rows::user;
+  spec.max_length = sequence_.max_length;
+  return spec;
+}
+
+MakeParameter SequenceModel::maker() {
+  return [this](const std::string& name, torch::Tensor initial) -> torch::Tensor& {
+    return parameter(name, std::move(initial));
+  };
+}
+
+Pass SequenceModel::pass_of(const Batch& batch) const {
+  Pass pass;
+  pass.offsets = batch.rows.offsets;
+  pass.training = training();
+  pass.random = random_;
+  pass.step = batch.step;
+  return pass;
+}
+
+torch::Tensor SequenceModel::row_vectors(const torch::Tensor& items, const Pass& pass) {
+  return gather_rows(encode(items, pass), last_slots(pass.offsets));
+}
+
+Loss SequenceModel::loss(const Batch& batch) {
+  const auto items = batch.rows.items.to(torch::kInt64);
+  const Pass pass = pass_of(batch);
+  const int64_t n_rows = batch.rows.n_rows();
+  const auto rows = torch::arange(n_rows, torch::kInt64);
+  torch::Tensor vectors, row_of;
+  if (sequence_.rows != "prefix") {  // a target at every slot
+    vectors = encode(items, pass);
+    row_of = rows.repeat_interleave(batch.rows.offsets.diff());
+  } else {
+    vectors = row_vectors(items, pass);
+    row_of = rows;
+  }
+  Loss out;
+  out.total = item_loss(vectors, batch.targets, row_of, batch);
+  out.parts.emplace_back(sequence_.loss, out.total);
+  return out;
+}
+
+torch::Tensor SequenceModel::item_loss(const torch::Tensor& vectors, const torch::Tensor& targets,
+                                       const torch::Tensor& row_of, const Batch& batch) {
+  const auto items = candidates();
+  if (sequence_.loss == "ce") return softmax_loss(vectors, items, targets, candidate_bias());
+  TORCH_CHECK(!candidate_bias().defined(), "sampled losses know no bias");
+  const auto sampled = negatives(row_of, batch);
+  const int64_t k = sampled.size(1);
+  SampledLoss kind;
+  if (sequence_.loss == "sampled_softmax") {
+    if (sequence_.logq) {
+      kind.correction = std::log(static_cast<double>(k) / static_cast<double>(data_.n_items));
+    }
+  } else {
+    kind.kind = SampledLoss::Kind::binary;
+    kind.mean = sequence_.loss == "gbce" || sequence_.reduce == "mean";
+    if (sequence_.loss == "gbce") {
+      kind.target_weight = gbce_weight(k, data_.n_items, sequence_.gbce_t);
+    }
+  }
+  torch::Tensor group_of = row_of;
+  if (sequence_.neg_share == "batch") group_of = torch::zeros_like(row_of);
+  if (sequence_.neg_share == "position") group_of = torch::arange(row_of.size(0), torch::kInt64);
+  return sampled_loss(vectors, items, targets, sampled, group_of, kind);
+}
+
+/// int64 [groups, k], keyed by (step, group); uniform over all items, of a row without repeats.
+torch::Tensor SequenceModel::negatives(const torch::Tensor& row_of, const Batch& batch) const {
+  const Random random = random_.stream("sequence_negatives");
+  const auto step = static_cast<uint64_t>(batch.step);
+  const auto n_items = static_cast<uint32_t>(data_.n_items);
+  const auto* users = batch.row_users.const_data_ptr<int64_t>();
+  if (sequence_.neg_share == "row") {
+    int64_t k = std::min<int64_t>(sequence_.n_negatives, data_.n_items);
+    for (int64_t row = 0; row < batch.rows.n_rows(); ++row) {
+      const auto own = static_cast<int64_t>(data_.train_distinct.of(users[row]).size());
+      if (own < data_.n_items) k = std::min(k, data_.n_items - own);
+    }
+    torch::Tensor out = torch::empty({batch.rows.n_rows(), k}, torch::kInt64);
+    auto* to = out.mutable_data_ptr<int64_t>();
+    std::vector<int32_t> others;
+    for (int64_t row = 0; row < batch.rows.n_rows(); ++row) {
+      const auto own = data_.train_distinct.of(users[row]);
+      others.clear();
+      for (int32_t item = 0; item < data_.n_items; ++item) {
+        // A user who has every item: its own ones stand in, and count nothing as targets.
+        if (!contains(own, item) || static_cast<int64_t>(own.size()) == data_.n_items) {
+          others.push_back(item);
+        }
+      }
+      uint32_t draw = 0;
+      for (int64_t j = 0; j < k; ++j) {  // the first k places of a Fisher-Yates shuffle
+        const auto left = static_cast<uint32_t>(others.size() - static_cast<size_t>(j));
+        const auto from =
+            static_cast<size_t>(j) + random.below(left, step, static_cast<uint64_t>(row), draw);
+        std::swap(others[static_cast<size_t>(j)], others[from]);
+        to[row * k + j] = others[static_cast<size_t>(j)];
+      }
+    }
+    return out;
+  }
+  const int64_t groups = sequence_.neg_share == "batch" ? 1 : row_of.size(0);
+  const int64_t k = sequence_.n_negatives;
+  torch::Tensor out = torch::empty({groups, k}, torch::kInt64);
+  auto* to = out.mutable_data_ptr<int64_t>();
+  const auto* row = row_of.const_data_ptr<int64_t>();
+  for (int64_t group = 0; group < groups; ++group) {
+    const auto own = data_.train_distinct.of(users[row[group]]);
+    const bool unseen = sequence_.unseen_negatives && sequence_.neg_share == "position" &&
+                        static_cast<int64_t>(own.size()) < data_.n_items;
+    uint32_t draw = 0;
+    for (int64_t j = 0; j < k; ++j) {
+      int32_t item = 0;
+      do {
+        item =
+            static_cast<int32_t>(random.below(n_items, step, static_cast<uint64_t>(group), draw));
+      } while (unseen && contains(own, item));
+      to[group * k + j] = item;
+    }
+  }
+  return out;
+}
+
+torch::Tensor SequenceModel::score(const Queries& queries) {
+  const int64_t n = queries.size();
+  // The windows as spans into the histories, shortest first, so that rows of like length meet.
+  const Interactions known = queries.histories.defined() ? Interactions{} : known_rows(data_);
+  std::vector<std::span<const int32_t>> windows(static_cast<size_t>(n));
+  for (int64_t row = 0; row < n; ++row) {
+    std::span<const int32_t> history;
+    if (queries.histories.defined()) {
+      const auto* offset = queries.histories.offsets.const_data_ptr<int64_t>();
+      history = {queries.histories.items.const_data_ptr<int32_t>() + offset[row],
+                 static_cast<size_t>(offset[row + 1] - offset[row])};
+    } else if (const int64_t user = queries.users.const_data_ptr<int64_t>()[row]; user >= 0) {
+      history = known.of(user);
+    }
+    const auto most = static_cast<size_t>(sequence_.max_length);
+    windows[static_cast<size_t>(row)] =
+        history.subspan(history.size() - std::min(history.size(), most));
+  }
+  std::vector<int64_t> order(static_cast<size_t>(n));
+  std::iota(order.begin(), order.end(), int64_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
+    return windows[static_cast<size_t>(a)].size() < windows[static_cast<size_t>(b)].size();
+  });
+
+  const auto against = candidates();
+  const auto bias = candidate_bias();
+  torch::Tensor vectors = torch::zeros({n, against.size(1)});
+  std::vector<int64_t> without;
+  for (size_t at = 0; at < order.size();) {
+    if (windows[static_cast<size_t>(order[at])].empty()) {
+      without.push_back(order[at++]);
+      continue;
+    }
+    std::vector<int64_t> items, offsets = {0}, rows;
+    while (at < order.size()) {
+      const auto& window = windows[static_cast<size_t>(order[at])];
+      if (!rows.empty() && static_cast<int64_t>(items.size() + window.size()) > kSlots) break;
+      items.insert(items.end(), window.begin(), window.end());
+      offsets.push_back(static_cast<int64_t>(items.size()));
+      rows.push_back(order[at++]);
+    }
+    Pass pass;
+    pass.offsets = torch::tensor(offsets, torch::kInt64);
+    vectors.index_copy_(0, torch::tensor(rows, torch::kInt64),
+                        row_vectors(torch::tensor(items, torch::kInt64), pass));
+  }
+  torch::Tensor out =
+      bias.defined() ? torch::addmm(bias, vectors, against.t()) : torch::mm(vectors, against.t());
+  if (!without.empty()) {
+    if (!counts_.defined()) counts_ = item_counts(data_.train, data_.n_items).to(torch::kFloat);
+    for (const int64_t row : without) out[row].copy_(counts_);
+  }
+  return out;
+}
+
+Interactions known_rows(const Dataset& data) {
+  if (data.known.offsets.defined()) return data.known;
+  std::vector<int32_t> users, items;
+  for (int64_t user = 0; user < data.n_users; ++user) {
+    for (const Interactions* rows : {&data.train, &data.valid, &data.history, &data.seen}) {
+      if (user >= rows->n_users()) continue;
+      const auto row = rows->of(user);
+      items.insert(items.end(), row.begin(), row.end());
+      users.insert(users.end(), row.size(), static_cast<int32_t>(user));
+    }
+  }
+  return make_interactions(data.n_users, users, items);
+}
+
+}  // namespace tessera

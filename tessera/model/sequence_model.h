@@ -1,0 +1,64 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "tessera/model/model.h"
+#include "tessera/nn/sequence_encoder.h"
+#include "tessera/ops/sequence_losses.h"
+
+namespace tessera {
+
+/// What sequence models share: their rows and their loss (sequential sections 1 and 3).
+struct SequenceSettings {
+  int64_t max_length = 50;
+  std::string rows = "user", loss = "ce", neg_share = "position", reduce = "sum";
+  int64_t n_negatives = 256;
+  bool logq = false, unseen_negatives = false;
+  double gbce_t = 0.75;
+
+  /// Also 128 rows as the default batch.
+  void describe(Fields& f);
+};
+
+/// A model that scores a history: the next item from the items before it, oldest first. Users
+/// without a history get the train counts as scores; a query that gives no histories means those
+/// of known_rows(). Queries are cut to the last max_length items.
+class SequenceModel : public Model {
+ public:
+  SequenceModel(const SequenceSettings& settings, const Context& context);
+  Abilities abilities() const override { return {.takes_histories = true}; }
+  BatchSpec batch_spec() const override;
+  /// The chosen loss over every position with a target.
+  Loss loss(const Batch& batch) override;
+  torch::Tensor score(const Queries& queries) override;
+
+ protected:
+  /// Vectors of the next item at every slot: items int64 [P], packed by pass.offsets. [P, d]
+  virtual torch::Tensor encode(const torch::Tensor& items, const Pass& pass) = 0;
+  /// What they are compared with. [n_items, d]
+  virtual torch::Tensor candidates() = 0;
+  /// Added to the scores, [n_items] or undefined.
+  virtual torch::Tensor candidate_bias() { return {}; }
+  /// One vector a row, for ranking; the last slot's unless a model knows better. [rows, d]
+  virtual torch::Tensor row_vectors(const torch::Tensor& items, const Pass& pass);
+
+  Pass pass_of(const Batch& batch) const;
+  /// The chosen loss of vectors [P, d] against targets [P]; row_of int64 [P], rising, is the row of
+  /// `batch` that a vector belongs to.
+  torch::Tensor item_loss(const torch::Tensor& vectors, const torch::Tensor& targets,
+                          const torch::Tensor& row_of, const Batch& batch);
+  MakeParameter maker();
+
+  const SequenceSettings sequence_;
+
+ private:
+  torch::Tensor negatives(const torch::Tensor& row_of, const Batch& batch) const;
+
+  torch::Tensor counts_;  // train rows by item, made when first needed
+};
+
+/// The train, valid, history and read rows of each user, oldest first; never test.
+Interactions known_rows(const Dataset& data);
+
+}  // namespace tessera

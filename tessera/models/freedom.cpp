@@ -1,0 +1,195 @@
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "tessera/base/error.h"
+#include "tessera/model/registry.h"
+#include "tessera/ops/fill.h"
+#include "tessera/ops/gather.h"
+#include "tessera/ops/graph.h"
+#include "tessera/ops/item_graph.h"
+#include "tessera/ops/losses.h"
+
+namespace tessera {
+namespace {
+
+/// FREEDOM (Zhou & Shen, MM 2023): LightGCN on a user-item graph that loses most edges of popular
+/// nodes anew every epoch, plus one step over a frozen graph of items that look or read alike. The
+/// published code has no known deviation, so both variants are one.
+class Freedom : public GraphModel {
+ public:
+  struct Config {
+    std::string variant = "paper";
+    int64_t embedding_size = 64;
+    int64_t n_layers = 2;
+    double dropout = 0.8;
+    double reg_weight = 1e-3;
+    int64_t k = 10;
+    std::vector<double> modality_weights;
+    bool freeze_features = false;
+    std::string missing = "zero";
+    int64_t n_negatives = 1;
+
+    void describe(Fields& f) {
+      f.choice("variant", variant, "the paper's form, or the published code's (the same)",
+               {"paper", "released"});
+      f.add("embedding_size", embedding_size, "width of the IDs and of the projections",
+            at_least(1));
+      f.add("n_layers", n_layers, "propagation steps over users and items", between(0, 8));
+      f.add("dropout", dropout, "share of the edges dropped every epoch; search 0.8, 0.9",
+            between(0, 1));
+      f.add("reg_weight", reg_weight, "weight of ranking by each modality alone", at_least(0));
+      f.add("k", k, "neighbours of an item, itself counted", at_least(1));
+      f.list("modality_weights", modality_weights,
+             "of the item graphs, in the order of the modalities; empty: image 0.1 and text 0.9, "
+             "else equal",
+             at_least(0));
+      f.add("freeze_features", freeze_features, "keep the feature tables as they are");
+      f.choice("missing", missing, "rows of items without a modality (none of its graph's edges)",
+               {"zero", "mean", "neighbours", "error"});
+      f.add("n_negatives", n_negatives, "negatives per positive", at_least(1));
+    }
+  };
+
+  Freedom(const Config& config, const Context& context)
+      : GraphModel(context),
+        config_(config),
+        graph_(data_.train_distinct.offsets, data_.train_distinct.items, data_.n_items),
+        users_(parameter("user_embedding",
+                         xavier_uniform(data_.n_users, config.embedding_size, init("user")))),
+        items_(parameter("item_embedding",
+                         xavier_uniform(data_.n_items, config.embedding_size, init("item")))) {
+    if (data_.features.empty()) {
+      throw data_error(
+          "FREEDOM needs item features and '{}' has none selected; add some with 'tessera import "
+          "--feature NAME=FILE'",
+          data_.name);
+    }
+    std::vector<std::string> names;
+    std::vector<NeighbourGraph> graphs;
+    for (const auto& feature : data_.features) {
+      names.push_back(feature.name);
+      graphs.push_back(normalised(knn_graph(feature.all(), config.k, /*weighted=*/false)));
+      if (config.reg_weight == 0) continue;
+      Modality m;
+      m.name = feature.name;
+      const torch::Tensor rows = filled(data_, feature, config.missing);
+      if (config.freeze_features) {
+        m.frozen = rows;
+      } else {
+        m.table = &table(m.name + ".features", rows, Role::training);
+      }
+      const int64_t d = config.embedding_size, width = feature.width();
+      m.weight =
+          &parameter(m.name + ".projection.weight",
+                     linear_default_weight(d, width, init(m.name + ".weight")), Role::training);
+      m.bias = &parameter(m.name + ".projection.bias",
+                          linear_default_bias(width, d, init(m.name + ".bias")), Role::training);
+      modalities_.push_back(m);
+    }
+    similar_ = ItemGraph(
+        weighted_sum(graphs, modality_weights(names, config.modality_weights, "FREEDOM")));
+  }
+
+  Abilities abilities() const override {
+    return {.uses_features = true, .score_reads_features = true, .ranks_cold_items = true};
+  }
+  BatchSpec batch_spec() const override {
+    return {.unit = BatchSpec::Unit::pair, .n_negatives = config_.n_negatives};
+  }
+
+  void begin_epoch(int64_t epoch, const Watch&) override { thin_ = thinned(epoch); }
+
+  Vectors propagate() override { return propagate_over(graph_); }
+
+  Loss loss(const Batch& batch) override {
+    const Vectors h = propagate_over(thin_.defined() ? thin_ : graph_);
+    const auto negatives = batch.negative_inverse.flatten();
+    const auto u = gather_rows(h.users, batch.users);
+    const auto hi = gather_rows(h.items, batch.distinct_items);
+    const auto bpr =
+        bpr_loss(u, gather_rows(hi, batch.positive_inverse), gather_rows(hi, negatives));
+    Loss out{bpr, {{"bpr", bpr}}};
+    for (auto& m : modalities_) {
+      const auto rows = m.table != nullptr ? m.table->gather(batch.distinct_items)
+                                           : m.frozen.index_select(0, batch.distinct_items);
+      const auto projected = torch::addmm(*m.bias, rows, m.weight->t());
+      const auto part = bpr_loss(u, gather_rows(projected, batch.positive_inverse),
+                                 gather_rows(projected, negatives));
+      out.total = out.total + config_.reg_weight * part;
+      out.parts.emplace_back("bpr_" + m.name, part);
+    }
+    return out;
+  }
+
+ private:
+  struct Modality {
+    std::string name;
+    RowTable* table = nullptr;  // [n_items, width], trained
+    torch::Tensor frozen;       // the same, not trained
+    torch::Tensor *weight = nullptr, *bias = nullptr;
+  };
+
+  Random init(const std::string& name) const { return random_.stream("init." + name); }
+
+  Vectors propagate_over(const BipartiteGraph& graph) const {
+    const auto [users, items] = layer_mean(graph, users_, items_, config_.n_layers);
+    return {users, items + tessera::propagate(similar_, items_)};
+  }
+
+  /// floor(E (1 - dropout)) edges, drawn without replacement with probability proportional to
+  /// 1 / sqrt(d_u d_i): the largest of log weight + Gumbel noise, which is the same law.
+  BipartiteGraph thinned(int64_t epoch) const {
+    if (config_.dropout == 0) return graph_;
+    const auto& parts = graph_.parts();
+    const int64_t n_edges = graph_.n_edges();
+    const auto kept =
+        static_cast<int64_t>(std::floor(static_cast<double>(n_edges) * (1.0 - config_.dropout)));
+    const int64_t* from = parts.user_offsets.const_data_ptr<int64_t>();
+    const int32_t* item = parts.user_items.const_data_ptr<int32_t>();
+    const double* user_root = parts.user_root.const_data_ptr<double>();
+    const double* item_root = parts.item_root.const_data_ptr<double>();
+    const Random draw = random_.stream("drop.edges");
+    std::vector<double> keys(static_cast<size_t>(n_edges));
+    std::vector<int64_t> order(keys.size());
+    std::iota(order.begin(), order.end(), int64_t{0});
+    for (int64_t u = 0; u < graph_.n_users(); ++u) {
+      for (int64_t e = from[u]; e < from[u + 1]; ++e) {
+        const double uniform =
+            (draw.bits(static_cast<uint64_t>(epoch), static_cast<uint64_t>(e), 0) + 0.5) * 0x1p-32;
+        keys[static_cast<size_t>(e)] =
+            std::log(user_root[u] * item_root[item[e]]) - std::log(-std::log(uniform));
+      }
+    }
+    const auto first = [&](int64_t a, int64_t b) {
+      const double x = keys[static_cast<size_t>(a)], y = keys[static_cast<size_t>(b)];
+      return x != y ? x > y : a < b;
+    };
+    std::nth_element(order.begin(), order.begin() + kept, order.end(), first);
+    std::vector<char> keep(keys.size(), 0);
+    for (int64_t j = 0; j < kept; ++j) keep[static_cast<size_t>(order[static_cast<size_t>(j)])] = 1;
+    std::vector<int64_t> offsets = {0};
+    std::vector<int32_t> items;
+    for (int64_t u = 0; u < graph_.n_users(); ++u) {
+      for (int64_t e = from[u]; e < from[u + 1]; ++e) {
+        if (keep[static_cast<size_t>(e)] != 0) items.push_back(item[e]);
+      }
+      offsets.push_back(static_cast<int64_t>(items.size()));
+    }
+    return {torch::tensor(offsets, torch::kInt64), torch::tensor(items, torch::kInt32),
+            data_.n_items};
+  }
+
+  const Config config_;
+  const BipartiteGraph graph_;
+  BipartiteGraph thin_;  // of this epoch
+  ItemGraph similar_;
+  torch::Tensor& users_;
+  torch::Tensor& items_;
+  std::vector<Modality> modalities_;
+};
+
+const RegisterModel<Freedom> registered{"FREEDOM", "FREEDOM, Zhou & Shen 2023"};
+
+}  // namespace
+}  // namespace tessera

@@ -1,0 +1,49 @@
+#include "tessera/model/registry.h"
+#include "tessera/model/sequence_model.h"
+#include "tessera/ops/fill.h"
+#include "tessera/ops/gather.h"
+
+namespace tessera {
+namespace {
+
+/// GRU4Rec in the line of Tan et al. (DLRS 2016) as public frameworks have it: a GRU over the
+/// history, an output map, the full softmax at every position. The stream-parallel batches and
+/// ranking losses of the 2015 original are not meant.
+class Gru4Rec : public SequenceModel {
+ public:
+  struct Config {
+    SequenceSettings sequence;
+    int64_t embedding_size = 64, hidden_size = 128;
+    double dropout = 0.3;
+
+    void describe(Fields& f) {
+      sequence.describe(f);
+      f.add("embedding_size", embedding_size, "width of the embeddings", at_least(1));
+      f.add("hidden_size", hidden_size, "units of the GRU", at_least(1));
+      f.add("dropout", dropout, "rate on the embeddings of the history", between(0, 0.95));
+    }
+  };
+
+  Gru4Rec(const Config& config, const Context& context)
+      : SequenceModel(config.sequence, context),
+        config_(config),
+        items_(parameter("item_embedding", xavier_normal(data_.n_items, config.embedding_size,
+                                                         random_.stream("init.item")))),
+        encoder_("encoder", config.embedding_size, config.hidden_size, maker(), random_) {}
+
+ protected:
+  torch::Tensor encode(const torch::Tensor& items, const Pass& pass) override {
+    return encoder_(dropout(gather_rows(items_, items), config_.dropout, pass, "input"), pass);
+  }
+  torch::Tensor candidates() override { return items_; }
+
+ private:
+  const Config config_;
+  torch::Tensor& items_;  // [n_items, d]
+  GruEncoder encoder_;
+};
+
+const RegisterModel<Gru4Rec> registered{"GRU4Rec", "GRU4Rec, Tan et al. 2016"};
+
+}  // namespace
+}  // namespace tessera

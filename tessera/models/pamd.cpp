@@ -1,0 +1,1023 @@
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+#include "tessera/base/error.h"
+#include "tessera/model/registry.h"
+#include "tessera/model/row_encoder.h"
+#include "tessera/nn/part_net.h"
+#include "tessera/ops/fill.h"
+#include "tessera/ops/parts.h"
+#include "tessera/ops/pca.h"
+
+namespace tessera {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr double kPcaScale = 0.25;  // section 1: L_ort grows with the fourth power of the scale
+constexpr int64_t kPcaWidth = 128;
+constexpr int64_t kCheckEvery = 10, kChecks = 5, kMinEpochs = 50, kMaxEpochs = 1000;
+
+/// What one modality's raw rows go through (section 1), fitted on the present rows.
+class Preparation {
+ public:
+  Preparation(const std::string& kind, const torch::Tensor& rows, const torch::Tensor& present,
+              const Random& random)
+      : kind_(kind) {
+    if (kind == "pca") {
+      pca_ = fit_pca(rows, kPcaWidth, random, present);
+    } else if (kind == "zscore") {
+      const auto there = rows.index_select(0, present.nonzero().squeeze(1)).to(torch::kDouble);
+      mean_ = there.size(0) > 0 ? there.mean(0) : torch::zeros({rows.size(1)}, torch::kDouble);
+      spread_ = there.size(0) > 0 ? there.std(0, /*unbiased=*/false) : torch::zeros_like(mean_);
+    }
+  }
+  /// float32 [n, width()]
+  torch::Tensor operator()(const torch::Tensor& rows) const {
+    if (kind_ == "pca") return (pca_.transform(rows) * kPcaScale).to(torch::kFloat);
+    if (kind_ == "zscore") {
+      const auto open = spread_ >= 1e-6;
+      const auto scaled = (rows - mean_) / torch::where(open, spread_, torch::ones_like(spread_));
+      return torch::where(open, scaled, torch::zeros_like(scaled)).to(torch::kFloat);
+    }
+    if (kind_ == "l2") return rows / rows.square().sum(1, true).sqrt().clamp_min(1e-12);
+    return rows;
+  }
+
+ private:
+  std::string kind_;
+  Pca pca_;
+  torch::Tensor mean_, spread_;
+};
+
+torch::Tensor cosine_table(const torch::Tensor& a, const torch::Tensor& b) {
+  const auto unit = [](const torch::Tensor& x) {
+    return x / x.square().sum(1, true).sqrt().clamp_min(1e-12);
+  };
+  return unit(a).matmul(unit(b).t());
+}
+
+/// PAMD (Han et al., WWW 2022): each modality's vector is split into a part in common with the
+/// others and a specific rest, pretrained without interactions; the recommender weighs the parts
+/// by attention of the user. The paper's body was not available: section numbers are those of the
+/// specification, which follows the published code. With linear maps, common and specific carry
+/// the same information with another emphasis; preset = separate makes them differ.
+class Pamd : public Model,
+             public FeatureSupplier,
+             public RowEncoder,
+             public TrainedSupplier,
+             public Reporter {
+ public:
+  struct Config {
+    std::string variant = "paper", preset = "default";
+    int64_t embedding_size = 64;
+    double tau = 0.5;
+    std::string prep = "pca";
+    std::string encoder = "linear", common_map = "linear", decoder = "pair";
+    std::string contrast = "softmax_order", order_specific = "signed", pair_reduction = "sample";
+    double purify = 0, w_en = 1, w_de = 1;
+    int64_t pre_epochs = -1, pre_batch_size = 100;
+    double pre_learning_rate = 1e-3, pre_weight_decay = 1e-5;
+    std::string missing = "mean";
+    std::string tokens = "parts";
+    std::vector<std::string> only_parts, without_parts, eval_mask;
+    std::string loss = "bce";
+    double finetune_lr = 1e-3, id_std = 0.1;
+    bool freeze_pretrained = false;
+    std::string cold_id = "zero";
+    std::string export_norm = "none", export_stage = "pretrained";
+
+    void describe(Fields& f) {
+      f.choice("variant", variant, "the intended method, or the published code's form",
+               {"paper", "released"});
+      f.choice("preset", preset, "separate: specific parts that hold little of the common ones",
+               {"default", "separate"});
+      f.add("embedding_size", embedding_size, "width d of parts and IDs; search 32, 64, 100",
+            at_least(1));
+      f.add("tau", tau, "temperature of the order loss; search 0.2, 0.5, 1", above(0));
+      f.choice("prep", prep, "of the raw rows, also what decoders must rebuild",
+               {"pca", "zscore", "l2", "none"});
+      f.choice("encoder", encoder, "of each modality, and its decoders", {"linear", "mlp"});
+      f.choice("common_map", common_map, "from the whole vector to its common part",
+               {"linear", "mlp"});
+      f.choice("decoder", decoder, "one for each ordered pair, or one for each target",
+               {"pair", "target"});
+      f.choice("contrast", contrast, "how common, whole and specific decodes are put in order",
+               {"softmax_order", "mse_rank", "none"});
+      f.choice("order_specific", order_specific,
+               "the specific decode's cosine as it is, or its size", {"signed", "abs"});
+      f.add("purify", purify, "weight of the correlation of common and specific parts",
+            at_least(0));
+      f.choice("pair_reduction", pair_reduction, "batchsum: a fault of the published code",
+               {"sample", "batchsum"});
+      f.add("w_en", w_en, "weight of alignment and orthogonality", at_least(0));
+      f.add("w_de", w_de, "weight of the order loss", at_least(0));
+      f.add("pre_epochs", pre_epochs, "epochs of pretraining; -1: until held-out items stop it",
+            at_least(-1));
+      f.add("pre_batch_size", pre_batch_size, "items a step of pretraining", at_least(1));
+      f.add("pre_learning_rate", pre_learning_rate, "of pretraining", at_least(0));
+      f.add("pre_weight_decay", pre_weight_decay, "of pretraining, added to the gradient",
+            at_least(0));
+      f.choice("missing", missing,
+               "rows of items without a modality; decode: from their other modalities; mask: its "
+               "parts are left out",
+               {"mean", "decode", "mask", "rand"});
+      f.choice("tokens", tokens, "what attention weighs: the parts, or the undivided vectors",
+               {"parts", "whole"});
+      f.list("only_parts", only_parts,
+             "parts that attention sees, like image_common; empty: all; none: IDs alone");
+      f.list("without_parts", without_parts, "parts that attention does not see");
+      f.list("eval_mask", eval_mask,
+             "parts left out when ranking only, for a look at a trained model; all: IDs alone");
+      f.choice("loss", loss, "of positive and negative scores", {"bce", "bpr"});
+      f.add("finetune_lr", finetune_lr,
+            "learning rate of pretrained tensors; search 1e-4, 3e-4, 1e-3", at_least(0));
+      f.add("id_std", id_std, "standard deviation of the initial IDs; search .03, .1", at_least(0));
+      f.add("freeze_pretrained", freeze_pretrained, "train the IDs alone");
+      f.choice("cold_id", cold_id, "ID of items without a train row when ranking",
+               {"zero", "keep"});
+      f.choice("export_norm", export_norm, "of exported rows", {"none", "l2", "zscore"});
+      f.choice("export_stage", export_stage,
+               "finetuned: after training, good for the same split only",
+               {"pretrained", "finetuned"});
+      f.alias("d", {"embedding_size"});
+      f.preset("variant", "released",
+               {{"embedding_size", 100},
+                {"prep", "none"},
+                {"pair_reduction", "batchsum"},
+                {"missing", "rand"},
+                {"pre_epochs", 220},
+                {"id_std", 1.0},
+                {"finetune_lr", 1e-4}});
+      f.preset("preset", "separate", {{"purify", 0.03}, {"order_specific", "abs"}, {"w_en", 10.0}});
+      f.global_default("train_batch_size", 1024);
+      f.global_default("weight_decay", 1e-5);
+    }
+
+    /// vc, vs, cc and cs are the published names of image and text, common and specific.
+    static std::vector<Ablation> ablations(const std::vector<std::string>& modalities) {
+      std::vector<Ablation> out = {{"full", {}},
+                                   {"PAMD_en", {{"w_de", 0.0}}},
+                                   {"PAMD_de", {{"w_en", 0.0}}},
+                                   {"CON", {{"contrast", "none"}}},
+                                   {"ID only", {{"only_parts", "none"}}},
+                                   {"no pretraining", {{"pre_epochs", 0}}},
+                                   {"frozen", {{"freeze_pretrained", true}}},
+                                   {"raw features", {{"tokens", "whole"}, {"pre_epochs", 0}}},
+                                   {"separate", {{"preset", "separate"}}}};
+      for (const auto& modality : modalities) {
+        for (const std::string part : {"common", "specific"}) {
+          const std::string name = modality + "_" + part;
+          const std::string label = modality == "image"  ? std::string("v") + part[0]
+                                    : modality == "text" ? std::string("c") + part[0]
+                                                         : name;
+          out.push_back({label + " only", {{"only_parts", name}}});
+          out.push_back({label + " without", {{"without_parts", name}}});
+        }
+      }
+      return out;
+    }
+  };
+
+  Pamd(const Config& config, const Context& context)
+      : Model(context),
+        config_(config),
+        counts_(item_counts(data_.train, data_.n_items).to(torch::kFloat)),
+        net_(net_options(), [this](const std::string& name) -> const torch::Tensor& {
+          return *tensors_.at(name);
+        }) {
+    for (const auto& spec : PartNet::parameters(net_.options())) {
+      const int64_t rows = spec.shape.size() > 1 ? spec.shape[0] : 1, cols = spec.shape.back();
+      auto initial = spec.bound > 0 ? uniform(rows, cols, -spec.bound, spec.bound, init(spec.name))
+                                    : torch::full({rows, cols}, spec.fill, torch::kFloat);
+      const bool unused =
+          config_.tokens == "whole" && spec.name.find(".common") != std::string::npos;
+      auto& tensor = parameter(spec.name, initial.reshape(spec.shape),
+                               spec.decoder || unused ? Role::inner : Role::scoring);
+      tensors_[spec.name] = &tensor;
+      pretrained_.emplace_back(spec.name, &tensor);
+      if (!spec.decoder && !unused) tuned_.emplace_back(spec.name, &tensor);
+    }
+    const int64_t d = config_.embedding_size;
+    users_ = &table("user_embedding", normal(data_.n_users, d, 0, config_.id_std, init("user")));
+    items_ = &table("item_embedding", normal(data_.n_items, d, 0, config_.id_std, init("item")));
+    filled_.resize(present_.size());
+    name_tokens();
+    attended_ = chosen_tokens();
+    ranked_ = attended_.clone();
+    for (const auto& name : config_.eval_mask)
+      ranked_ = ranked_.logical_and(token_row(name).logical_not());
+    int64_t n_new = 0;
+    for (int64_t u = 0; u < data_.n_users; ++u) n_new += data_.train.of(u).empty();
+    if (n_new > 0) {
+      log_.info("{} users without train rows are answered by popularity, nothing personal", n_new);
+    }
+  }
+
+  Abilities abilities() const override {
+    return {.uses_features = true, .score_reads_features = true, .ranks_cold_items = true};
+  }
+  BatchSpec batch_spec() const override {
+    return {.unit = BatchSpec::Unit::pair, .n_negatives = 1};
+  }
+
+  std::vector<ParameterGroup> parameter_groups() override {
+    ParameterGroup ids;
+    ids.name = "ids";
+    ids.tables = {{"user_embedding", users_}, {"item_embedding", items_}};
+    std::vector<ParameterGroup> out = {ids};
+    if (!config_.freeze_pretrained && attended_.any().item<bool>()) {
+      ParameterGroup pretrained;
+      pretrained.name = "pretrained";
+      pretrained.tensors = tuned_;
+      const double rate = config_.finetune_lr;
+      pretrained.learning_rate = [rate](int64_t) { return rate; };
+      out.push_back(pretrained);
+    }
+    if (train_.weight_decay > 0) {
+      for (auto& group : out) {
+        group.weight_decay = train_.weight_decay;
+        group.decay = AdamOptions::Decay::gradient;
+      }
+    }
+    return out;
+  }
+
+  void state(State& state) override {
+    Model::state(state);
+    state.add("pre.adam", adam_, Role::inner);
+    state.add("pre.epoch", pre_epoch_, Role::frozen);
+    state.add("pre.done", pre_done_, Role::frozen);
+    state.add("pre.best_loss", best_loss_, Role::frozen);
+    state.add("pre.best_gap", best_gap_, Role::frozen);
+    state.add("pre.misses", misses_, Role::frozen);
+    state.add("pre.checks", checks_, Role::frozen);
+    if (config_.missing == "decode") {
+      for (size_t m = 0; m < filled_.size(); ++m) {
+        state.add(names()[m] + ".filled", filled_[m], Role::scoring);
+      }
+    }
+  }
+
+  void prepare(const Watch& watch) override { fit(watch); }
+
+  Loss loss(const Batch& batch) override {
+    const auto users = users_->gather(batch.distinct_users);
+    const auto ids = items_->gather(batch.distinct_items);
+    const auto& items = batch.distinct_items;
+    const auto parts =
+        config_.freeze_pretrained ? all_tokens().index_select(0, items) : tokens(items);
+    const auto y =
+        part_attention(users, ids, parts, open(items, attended_),
+                       torch::cat({batch.user_inverse, batch.user_inverse}),
+                       torch::cat({batch.positive_inverse, batch.negative_inverse.flatten()}));
+    const int64_t n = batch.size();
+    const auto up = y.narrow(0, 0, n), down = y.narrow(0, n, n);
+    const auto total = config_.loss == "bpr"
+                           ? torch::softplus(down - up).sum()
+                           : torch::softplus(-up).sum() + torch::softplus(down).sum();
+    return {total, {{config_.loss, total}}};
+  }
+
+  /// Users without a train row get the items' train counts: nothing personal is known of them.
+  torch::Tensor score(const Queries& queries) override {
+    const auto users = queries.users.defined() ? queries.users.to(torch::kInt64)
+                                               : torch::full({queries.size()}, -1, torch::kInt64);
+    auto ids = items_->value();
+    if (config_.cold_id == "zero") ids = ids * (counts_ > 0).to(torch::kFloat).unsqueeze(1);
+    const auto every = torch::arange(data_.n_items, torch::kInt64);
+    auto out =
+        part_scores(users_->rows(users.clamp_min(0)), ids, all_tokens(), open(every, ranked_));
+    const auto* user = users.const_data_ptr<int64_t>();
+    for (int64_t row = 0; row < users.size(0); ++row) {
+      if (user[row] < 0 || data_.train.of(user[row]).empty()) out[row].copy_(counts_);
+    }
+    return out;
+  }
+
+  // --- features for others -----------------------------------------------------------------
+  void fit(const Watch& watch) override;
+  Json report() override;
+  bool needs_training() const override { return config_.export_stage == "finetuned"; }
+  std::vector<NamedRows> export_features(const Json&) override {
+    return parts_of(data_.features, data_.n_items, config_.export_stage);
+  }
+  std::vector<NamedRows> encode(const std::vector<Feature>& features, int64_t n_items) override {
+    return parts_of(features, n_items, config_.freeze_pretrained ? "pretrained" : "finetuned");
+  }
+
+ protected:
+  void forget() override { all_tokens_ = torch::Tensor(); }
+
+ private:
+  Random init(const std::string& name) const { return random_.stream("init." + name); }
+  const std::vector<std::string>& names() const { return net_.options().names; }
+  int64_t n_modalities() const { return static_cast<int64_t>(names().size()); }
+
+  /// Prepares the features and says what the net is made of.
+  PartNetOptions net_options() {
+    if (data_.features.size() < 2) {
+      std::vector<std::string> has;
+      for (const auto& f : data_.features) has.push_back(f.name);
+      throw data_error(
+          "PAMD needs at least two modalities and '{}' has {} selected; add some with 'tessera "
+          "import --feature NAME=FILE'",
+          data_.name, has.empty() ? "none" : fmt::format("only {}", fmt::join(has, ", ")));
+    }
+    PartNetOptions out;
+    for (const auto& feature : data_.features) {
+      out.names.push_back(feature.name);
+      const auto present = feature.present();
+      const auto rows = feature.all();
+      preparations_.emplace_back(config_.prep, rows, present,
+                                 random_.stream("pca." + feature.name));
+      auto x = preparations_.back()(rows);
+      const auto gone = present.logical_not();
+      if (gone.any().item<bool>()) {
+        const auto there = x.index_select(0, present.nonzero().squeeze(1));
+        torch::Tensor fill = there.size(0) > 0 ? there.mean(0, true) : torch::zeros({1, x.size(1)});
+        if (config_.missing == "rand") {  // the published code: a noise image, padding text
+          fill = feature.name == "text"
+                     ? torch::zeros({1, x.size(1)})
+                     : uniform(x.size(0), x.size(1), 0, 1, random_.stream("rand." + feature.name));
+        }
+        x = torch::where(gone.unsqueeze(1), fill, x);
+      }
+      if (x.size(1) == 0) {
+        throw data_error("PAMD: modality '{}' has the same row for every item", feature.name);
+      }
+      out.widths.push_back(x.size(1));
+      x_.push_back(x.contiguous());
+      present_.push_back(present);
+      has_gaps_ = has_gaps_ || gone.any().item<bool>();
+    }
+    out.d = config_.embedding_size;
+    out.mlp_encoder = config_.encoder == "mlp";
+    out.mlp_common = config_.common_map == "mlp";
+    out.shared_decoder = config_.decoder == "target";
+    out.order.contrast = config_.contrast == "mse_rank" ? OrderOptions::Contrast::mse_rank
+                         : config_.contrast == "none"   ? OrderOptions::Contrast::none
+                                                        : OrderOptions::Contrast::softmax_order;
+    out.order.tau = config_.tau;
+    out.order.absolute = config_.order_specific == "abs";
+    out.order.batch_sum = config_.pair_reduction == "batchsum";
+    out.purify = config_.purify;
+    out.w_en = config_.w_en;
+    out.w_de = config_.w_de;
+    return out;
+  }
+
+  // --- tokens of attention -----------------------------------------------------------------
+  void name_tokens() {
+    if (config_.tokens == "whole") {
+      token_names_ = names();
+      return;
+    }
+    for (const char* part : {"_common", "_specific"}) {
+      for (const auto& name : names()) token_names_.push_back(name + part);
+    }
+  }
+
+  /// The tokens that a name stands for, bool [K]: one, a modality's, all common or specific, all.
+  torch::Tensor token_row(const std::string& typed) const {
+    const std::string wanted = squeezed(typed);
+    torch::Tensor row = torch::zeros({n_tokens()}, torch::kBool);
+    auto* to = row.mutable_data_ptr<bool>();
+    bool found = wanted == "all";
+    for (int64_t k = 0; k < n_tokens(); ++k) {
+      const std::string& modality = names()[static_cast<size_t>(k % n_modalities())];
+      const std::string part = k < n_modalities() ? "common" : "specific";
+      to[k] = wanted == "all" || wanted == squeezed(token_names_[static_cast<size_t>(k)]) ||
+              wanted == squeezed(modality) || wanted == part;
+      found = found || to[k];
+    }
+    if (!found) {
+      throw usage_error("PAMD has no part '{}'{}: it has {}", printable(typed),
+                        did_you_mean(typed, token_names_), fmt::join(token_names_, ", "));
+    }
+    return row;
+  }
+
+  torch::Tensor chosen_tokens() const {
+    torch::Tensor out = torch::full({n_tokens()}, config_.only_parts.empty(), torch::kBool);
+    const bool none = config_.only_parts.size() == 1 && squeezed(config_.only_parts[0]) == "none";
+    if (!none) {
+      for (const auto& name : config_.only_parts) out = out.logical_or(token_row(name));
+    }
+    for (const auto& name : config_.without_parts) {
+      out = out.logical_and(token_row(name).logical_not());
+    }
+    return out;
+  }
+
+  int64_t n_tokens() const { return static_cast<int64_t>(token_names_.size()); }
+
+  /// x of modality m for those items, gaps filled.
+  torch::Tensor rows_of(size_t m, const torch::Tensor& items) const {
+    const auto& rows = filled_[m].defined() ? filled_[m] : x_[m];
+    return rows.index_select(0, items);
+  }
+
+  /// Tokens of items, [n, K, d]: c of every modality, then s.
+  torch::Tensor tokens(const torch::Tensor& items) const {
+    std::vector<torch::Tensor> first, second;
+    for (size_t m = 0; m < names().size(); ++m) {
+      const Parts parts = net_.split(m, rows_of(m, items));
+      first.push_back(config_.tokens == "whole" ? parts.e : parts.c);
+      second.push_back(parts.s);
+    }
+    if (config_.tokens != "whole") first.insert(first.end(), second.begin(), second.end());
+    return torch::stack(first, 1);
+  }
+
+  const torch::Tensor& all_tokens() {
+    if (!all_tokens_.defined()) {
+      const torch::NoGradGuard no_grad;
+      all_tokens_ = tokens(torch::arange(data_.n_items, torch::kInt64));
+    }
+    return all_tokens_;
+  }
+
+  /// Which tokens of those items are in the softmax, bool [n, K]; undefined where all are.
+  torch::Tensor open(const torch::Tensor& items, const torch::Tensor& tokens) const {
+    const bool masked = config_.missing == "mask" && has_gaps_;
+    if (!masked && tokens.all().item<bool>()) return {};
+    auto out = tokens.unsqueeze(0).expand({items.size(0), n_tokens()});
+    if (masked) {
+      std::vector<torch::Tensor> there;
+      for (int64_t k = 0; k < n_tokens(); ++k) {
+        there.push_back(present_[static_cast<size_t>(k % n_modalities())].index_select(0, items));
+      }
+      out = out.logical_and(torch::stack(there, 1));
+    }
+    return out.contiguous();
+  }
+
+  // --- pretraining -------------------------------------------------------------------------
+  struct PreItems {
+    std::vector<int64_t> train;
+    torch::Tensor held;  // int64
+  };
+  PreItems pretraining_items() const;
+  void pretrain_epoch(const std::vector<int64_t>& items);
+  Json check(const torch::Tensor& held, const Watch& watch);
+  PartNet::Loss net_loss(const torch::Tensor& items) const;
+  void fill_by_decoding();
+  Json attention_view();
+  Json cosine_view();
+  Json picture_view(const torch::Tensor& tokens) const;
+  Json neighbour_view(const torch::Tensor& tokens) const;
+  Json separation_view(const torch::Tensor& tokens) const;
+  std::vector<NamedRows> parts_of(const std::vector<Feature>& features, int64_t n_items,
+                                  const std::string& stage);
+
+  const Config config_;
+  const torch::Tensor counts_;  // float32 [n_items], train rows
+  std::vector<Preparation> preparations_;
+  std::vector<torch::Tensor> x_, present_;  // by modality, [n_items, D_m] and bool [n_items]
+  bool has_gaps_ = false;
+  PartNet net_;
+  std::map<std::string, torch::Tensor*> tensors_;
+  std::vector<std::pair<std::string, torch::Tensor*>> pretrained_, tuned_;
+  RowTable* users_ = nullptr;
+  RowTable* items_ = nullptr;
+  std::vector<torch::Tensor> filled_;  // missing = decode: x with decoded rows
+  std::vector<std::string> token_names_;
+  torch::Tensor attended_, ranked_;  // bool [K]
+  torch::Tensor all_tokens_;
+  DenseAdam adam_;
+  int64_t pre_epoch_ = 0, pre_done_ = 0, misses_ = 0;
+  double best_loss_ = 1e300, best_gap_ = -1e300;
+  Json checks_ = Json::array();  // one entry a check, and the state before and after
+};
+
+/// Items with two modalities or more; max(20, 5 %) of the fully present ones are held out, at most
+/// half of them.
+Pamd::PreItems Pamd::pretraining_items() const {
+  auto n_present = torch::zeros({data_.n_items}, torch::kInt64);
+  for (const auto& p : present_) n_present += p.to(torch::kInt64);
+  const auto* n = n_present.const_data_ptr<int64_t>();
+  std::vector<int64_t> full;
+  for (int64_t i = 0; i < data_.n_items; ++i) {
+    if (n[i] == n_modalities()) full.push_back(i);
+  }
+  random_.stream("pretrain.held_out").shuffle(full, 0);
+  const auto n_full = static_cast<int64_t>(full.size());
+  const int64_t n_held = std::min(n_full / 2, std::max<int64_t>(20, std::llround(0.05 * n_full)));
+  full.resize(static_cast<size_t>(n_held));
+  std::sort(full.begin(), full.end());
+  PreItems out;
+  for (int64_t i = 0; i < data_.n_items; ++i) {
+    if (n[i] >= 2 && !std::binary_search(full.begin(), full.end(), i)) out.train.push_back(i);
+  }
+  out.held = torch::tensor(full, torch::kInt64);
+  return out;
+}
+
+PartNet::Loss Pamd::net_loss(const torch::Tensor& items) const {
+  std::vector<torch::Tensor> x, present;
+  for (size_t m = 0; m < names().size(); ++m) {
+    x.push_back(x_[m].index_select(0, items));
+    present.push_back(present_[m].index_select(0, items));
+    if (present.back().all().item<bool>()) present.back() = torch::Tensor();
+  }
+  return net_.loss(x, present);
+}
+
+void Pamd::pretrain_epoch(const std::vector<int64_t>& items) {
+  std::vector<int64_t> order = items;
+  random_.stream("pretrain.order").shuffle(order, static_cast<uint64_t>(pre_epoch_));
+  AdamOptions rule;
+  const double rate = config_.pre_learning_rate;
+  rule.learning_rate = [rate](int64_t) { return rate; };
+  rule.weight_decay = config_.pre_weight_decay;
+  if (rule.weight_decay > 0) rule.decay = AdamOptions::Decay::gradient;
+  const auto all = torch::tensor(order, torch::kInt64);
+  for (int64_t begin = 0; begin < all.size(0); begin += config_.pre_batch_size) {
+    const auto batch = all.slice(0, begin, std::min(all.size(0), begin + config_.pre_batch_size));
+    const PartNet::Loss loss = net_loss(batch);
+    if (!std::isfinite(loss.total.item<double>())) {
+      std::string term = "total";
+      for (const auto& [name, value] : loss.terms) {
+        if (!std::isfinite(value.item<double>())) term = name;
+      }
+      throw RunError(Exit::diverged,
+                     fmt::format("diverged in epoch {} of pretraining: loss part '{}' is {}; try "
+                                 "prep = pca or a smaller pre_learning_rate",
+                                 pre_epoch_, term, loss.total.item<double>()));
+    }
+    if (!loss.total.requires_grad()) continue;  // w_en = w_de = 0
+    loss.total.backward();
+    const torch::NoGradGuard no_grad;
+    for (const auto& [name, tensor] : pretrained_) {
+      torch::Tensor& gradient = tensor->mutable_grad();
+      if (!gradient.defined()) continue;
+      adam_.step(name, *tensor, gradient.contiguous(), rule);
+      gradient.reset();
+    }
+  }
+}
+
+/// H, A and what else one check logs, on those items.
+Json Pamd::check(const torch::Tensor& held, const Watch& watch) {
+  const torch::NoGradGuard no_grad;
+  const PartNet::Loss loss = net_loss(held);
+  std::vector<Parts> parts;
+  for (size_t m = 0; m < names().size(); ++m) {
+    parts.push_back(net_.split(m, x_[m].index_select(0, held)));
+  }
+  const int64_t n = held.size(0);
+  double matched = 0, unmatched = 0, norm_c = 0, norm_s = 0, first = 0, tenth = 0;
+  int64_t n_pairs = 0;
+  std::vector<torch::Tensor> all_matched;
+  for (size_t a = 0; a < parts.size(); ++a) {
+    norm_c += parts[a].c.norm(2, {1}).mean().item<double>() / static_cast<double>(parts.size());
+    norm_s += parts[a].s.norm(2, {1}).mean().item<double>() / static_cast<double>(parts.size());
+    for (size_t b = a + 1; b < parts.size(); ++b, ++n_pairs) {
+      const auto table = cosine_table(parts[a].c, parts[b].c).to(torch::kDouble);
+      const double diagonal = table.trace().item<double>();
+      matched += diagonal / static_cast<double>(n);
+      all_matched.push_back(table.diagonal());
+      // How many others are nearer to an item of a than its own vector of b.
+      const auto nearer = (table > table.diagonal().unsqueeze(1)).sum(1);
+      first += (nearer < 1).to(torch::kDouble).mean().item<double>();
+      tenth += (nearer < 10).to(torch::kDouble).mean().item<double>();
+      unmatched += (table.sum().item<double>() - diagonal) /
+                   static_cast<double>(std::max<int64_t>(1, n * (n - 1)));
+    }
+  }
+  matched /= static_cast<double>(n_pairs);
+  unmatched /= static_cast<double>(n_pairs);
+  if (norm_c < 1e-3) {
+    watch.text.warn("pretraining: the common parts collapse, their mean norm is {:.2g}", norm_c);
+  }
+  Json out = {{"epoch", pre_epoch_}, {"loss", {{"total", loss.total.item<double>()}}}};
+  for (const auto& [name, value] : loss.terms) out["loss"][name] = value.item<double>();
+  out["l"] = Json::object();
+  for (const auto& [name, value] : loss.directions) out["l"][name] = value;
+  out["p_c"] = loss.p_c;
+  out["p_0"] = loss.p_0;
+  out["p_s"] = loss.p_s;
+  out["ordered"] = loss.ordered;
+  out["matched"] = matched;
+  out["unmatched"] = unmatched;
+  const auto spread =
+      torch::quantile(torch::cat(all_matched), torch::tensor({.05, .5, .95}, torch::kDouble));
+  out["matched_5_50_95"] = {spread[0].item<double>(), spread[1].item<double>(),
+                            spread[2].item<double>()};
+  out["hit@1"] = first / static_cast<double>(n_pairs);
+  out["hit@10"] = tenth / static_cast<double>(n_pairs);
+  out["n_held_out"] = n;
+  out["norm_c"] = norm_c;
+  out["norm_s"] = norm_s;
+  return out;
+}
+
+/// Sections 3 and 5. Ends early when asked to stop; a later call goes on.
+void Pamd::fit(const Watch& watch) {
+  if (pre_done_ != 0) return;
+  const PreItems items = pretraining_items();
+  const bool fixed = config_.pre_epochs >= 0;
+  const int64_t n_epochs = fixed ? config_.pre_epochs : kMaxEpochs;
+  const auto all_train = torch::tensor(items.train, torch::kInt64);
+  const bool enough = items.held.size(0) >= 2;
+  const torch::Tensor held = enough ? items.held : all_train;
+  if (items.train.empty() && n_epochs > 0) {
+    watch.text.warn("pretraining: no item has two modalities, so nothing is pretrained");
+  }
+  const bool idle = items.train.empty() || held.size(0) < 2;
+  auto saved = Clock::now();
+  const Progress bar = watch.progress("pretraining", n_epochs);
+  const auto note = [&](const Json& line) {
+    Json event = {{"event", "pretraining"}};
+    event.update(line);
+    watch.log(event);
+    watch.text.info(
+        "pretraining epoch {} [held-out loss: {:.4f}, common parts: matched cosine {:.3f}, "
+        "unmatched {:.3f}, in order: {:.3f}]",
+        pre_epoch_, line["loss"]["total"].get<double>(), line["matched"].get<double>(),
+        line["unmatched"].get<double>(), line["ordered"].get<double>());
+    checks_.push_back(line);
+  };
+  if (!idle && pre_epoch_ == 0 && checks_.empty()) note(check(held, watch));
+  while (!idle && pre_epoch_ < n_epochs) {
+    if (watch.stop_requested()) {
+      watch.checkpoint();
+      return;
+    }
+    pretrain_epoch(items.train);
+    ++pre_epoch_;
+    bar.advance(1);
+    if (pre_epoch_ % kCheckEvery == 0) {
+      const Json line = check(held, watch);
+      note(line);
+      const double loss = line["loss"]["total"].get<double>();
+      const double gap = line["matched"].get<double>() - line["unmatched"].get<double>();
+      const bool lower = loss < best_loss_ - 1e-3 * std::abs(best_loss_);
+      const bool wider = gap > best_gap_ + 0.01;
+      if (lower) best_loss_ = loss;
+      if (wider) best_gap_ = gap;
+      misses_ = lower || wider ? 0 : misses_ + 1;
+      if (!fixed && misses_ >= kChecks && pre_epoch_ >= kMinEpochs) break;
+    }
+    if (Clock::now() - saved > std::chrono::seconds(30)) {
+      watch.checkpoint();
+      saved = Clock::now();
+    }
+  }
+  bar.advance(n_epochs - pre_epoch_);
+  pre_done_ = 1;
+  adam_.moments().clear();
+  if (config_.missing == "decode") fill_by_decoding();
+  forget();
+}
+
+/// x^m of an item without m: the mean over its modalities a of D_am(c^a).
+void Pamd::fill_by_decoding() {
+  const torch::NoGradGuard no_grad;
+  std::vector<torch::Tensor> common;
+  for (size_t m = 0; m < names().size(); ++m) common.push_back(net_.split(m, x_[m]).c);
+  for (size_t m = 0; m < names().size(); ++m) {
+    auto sum = torch::zeros_like(x_[m]);
+    auto n = torch::zeros({data_.n_items, 1});
+    for (size_t a = 0; a < names().size(); ++a) {
+      if (a == m) continue;
+      const auto there = present_[a].to(torch::kFloat).unsqueeze(1);
+      sum += there * net_.decode(a, m, common[a]);
+      n += there;
+    }
+    const auto gone = present_[m].logical_not().unsqueeze(1).logical_and(n > 0);
+    filled_[m] = torch::where(gone, sum / n.clamp_min(1), x_[m]).contiguous();
+  }
+}
+
+/// Section 6; `stage` says whether the encoders have seen interactions.
+std::vector<NamedRows> Pamd::parts_of(const std::vector<Feature>& features, int64_t n_items,
+                                      const std::string& stage) {
+  const torch::NoGradGuard no_grad;
+  const int64_t d = config_.embedding_size;
+  auto sum = torch::zeros({n_items, d});
+  auto n = torch::zeros({n_items, 1});
+  std::vector<NamedRows> out(1);
+  Json overlaps = Json::object();
+  const auto normed = [&](torch::Tensor rows) {
+    if (config_.export_norm == "l2") {
+      return rows / rows.square().sum(1, true).sqrt().clamp_min(1e-12);
+    }
+    if (config_.export_norm != "zscore" || rows.size(0) == 0) return rows;
+    const auto spread = rows.std(0, /*unbiased=*/false);
+    const auto scaled = (rows - rows.mean(0)) / spread.clamp_min(1e-6);
+    return torch::where(spread >= 1e-6, scaled, torch::zeros_like(scaled));
+  };
+  const auto named = [&](const std::string& name, const torch::Tensor& rows,
+                         const torch::Tensor& items) {
+    return NamedRows{name, normed(rows).contiguous(), items, Json::object()};
+  };
+  for (size_t m = 0; m < names().size(); ++m) {
+    const auto place = std::find_if(features.begin(), features.end(),
+                                    [&](const Feature& f) { return f.name == names()[m]; });
+    if (place == features.end()) continue;
+    const auto items = place->present().nonzero().squeeze(1);
+    if (place->width() != data_.features[m].width()) {
+      throw data_error("modality '{}' is {} wide, PAMD was trained with {}", place->name,
+                       place->width(), data_.features[m].width());
+    }
+    if (items.size(0) == 0) continue;
+    const Parts parts = net_.split(m, preparations_[m](place->gather(items)));
+    sum.index_add_(0, items, parts.c);
+    n.index_add_(0, items, torch::ones({items.size(0), 1}));
+    overlaps[names()[m]] =
+        items.size(0) >= 8 ? Json(overlap(parts.c, parts.s).item<double>()) : Json();
+    out.push_back(named(names()[m] + "_specific", parts.s, items));
+  }
+  const auto items = (n.squeeze(1) > 0).nonzero().squeeze(1);
+  if (items.size(0) == 0) {
+    throw data_error("no item has one of the modalities {}", fmt::join(names(), ", "));
+  }
+  const auto mean = sum / n.clamp_min(1);
+  out[0] = named("common", mean.index_select(0, items), items);
+  const Json last = checks_.empty() ? Json::object() : checks_.back();
+  for (auto& rows : out) {
+    rows.card = {{"name", "PAMD"},
+                 {"part", rows.modality},
+                 {"stage", stage},
+                 {"norm", config_.export_norm},
+                 {"uses_interactions", stage == "finetuned"},
+                 {"pretraining_epochs", pre_epoch_},
+                 {"matched", last.value("matched", Json())},
+                 {"unmatched", last.value("unmatched", Json())},
+                 {"overlap", overlaps}};
+  }
+  return out;
+}
+
+// --- what to show a person (section 10) ------------------------------------------------------
+
+/// Attention to common and specific parts over hits, lists and candidates of up to 300 users.
+Json Pamd::attention_view() {
+  constexpr int64_t kUsers = 300, kList = 20, kCandidates = 200;
+  std::vector<int64_t> chosen;
+  for (int64_t u = 0; u < data_.n_users; ++u) {
+    if (!data_.train.of(u).empty()) chosen.push_back(u);
+  }
+  random_.stream("report.users").shuffle(chosen, 0);
+  chosen.resize(std::min<size_t>(chosen.size(), kUsers));
+  const auto users = torch::tensor(chosen, torch::kInt64);
+  auto scores = score({users, {}});
+  std::vector<int64_t> who[3], what[3];  // hits, lists, candidates
+  const int64_t k = std::min(kList, data_.n_items);
+  for (int64_t row = 0; row < users.size(0); ++row) {
+    for (const int32_t item : data_.train.of(chosen[row])) scores[row][item] = -1e30;
+  }
+  const auto lists = std::get<1>(scores.topk(k, 1)).contiguous();
+  const auto* item = lists.const_data_ptr<int64_t>();
+  for (int64_t row = 0; row < users.size(0); ++row) {
+    const auto holds = [&](const Interactions& rows, int64_t wanted) {
+      const auto of = rows.of(chosen[row]);
+      return std::find(of.begin(), of.end(), static_cast<int32_t>(wanted)) != of.end();
+    };
+    for (int64_t r = 0; r < k; ++r) {
+      const int64_t i = item[row * k + r];
+      who[1].push_back(row);
+      what[1].push_back(i);
+      if (holds(data_.valid, i) || holds(data_.test, i)) {
+        who[0].push_back(row);
+        what[0].push_back(i);
+      }
+    }
+    for (uint32_t draw = 0; draw < static_cast<uint32_t>(std::min(kCandidates, data_.n_items));) {
+      what[2].push_back(
+          random_.stream("report.candidates")
+              .below(static_cast<uint32_t>(data_.n_items), 0, static_cast<uint64_t>(row), draw));
+      who[2].push_back(row);
+    }
+  }
+  Json rows = Json::array(), by_modality = Json::array();
+  Json view = {{"title", "Attention: common against specific parts"},
+               {"note",
+                "Share of the attention that the common parts get; uniform attention is .5. Over "
+                "the hits in lists of 20, over the whole lists, and over candidates drawn at "
+                "random."},
+               {"blocks", Json::array()}};
+  const auto gates = open(torch::arange(data_.n_items, torch::kInt64), ranked_);
+  const char* names_of[] = {"hits", "lists", "candidates"};
+  for (int set = 0; set < 3; ++set) {
+    if (who[set].empty()) continue;
+    const auto w = part_weights(users_->rows(users), all_tokens(), gates,
+                                torch::tensor(who[set], torch::kInt64),
+                                torch::tensor(what[set], torch::kInt64));
+    const auto common = w.slice(1, 0, n_modalities()).sum(1);
+    const auto specific = w.slice(1, n_modalities()).sum(1);
+    rows.push_back({names_of[set], w.size(0), common.mean().item<double>(),
+                    (common > specific).to(torch::kDouble).mean().item<double>()});
+    Json line = Json::array({names_of[set]});
+    for (int64_t token = 0; token < n_tokens(); ++token) {
+      line.push_back(w.select(1, token).mean().item<double>());
+    }
+    by_modality.push_back(line);
+    if (set == 1) {
+      const auto counts = torch::histc(common, 20, 0, 1);
+      Json labels = Json::array(), values = Json::array();
+      for (int64_t bin = 0; bin < 20; ++bin) {
+        labels.push_back(fmt::format("{:.2f}", 0.05 * static_cast<double>(bin)));
+        values.push_back(counts[bin].item<double>() / static_cast<double>(w.size(0)));
+      }
+      view["blocks"].push_back({{"kind", "bars"},
+                                {"title", "Share of common parts, pairs of users and listed items"},
+                                {"x", "share of common parts, from"},
+                                {"y", "share of pairs"},
+                                {"labels", labels},
+                                {"values", values}});
+    }
+  }
+  view["blocks"].insert(view["blocks"].begin(),
+                        Json{{"kind", "table"},
+                             {"title", "Mean share of common parts (uniform: .5)"},
+                             {"columns", {"pairs of", "n", "common", "common > specific"}},
+                             {"rows", rows}});
+  Json columns = Json::array({"pairs of"});
+  for (const auto& name : token_names_) columns.push_back(name);
+  view["blocks"].push_back({{"kind", "table"},
+                            {"title", "Mean attention by part"},
+                            {"columns", columns},
+                            {"rows", by_modality}});
+  return view;
+}
+
+/// Before and after pretraining, and as it stands: always matched and unmatched together.
+Json Pamd::cosine_view() {
+  const auto held = pretraining_items().held;
+  Json rows = Json::array();
+  const auto add = [&](const std::string& when, const Json& check) {
+    if (!check.is_object() || !check.contains("matched_5_50_95")) return;
+    const Json& q = check["matched_5_50_95"];
+    rows.push_back({when, check["matched"], q[0], q[1], q[2], check["unmatched"], check["hit@1"],
+                    check["hit@10"]});
+  };
+  if (!checks_.empty()) {
+    add("before pretraining", checks_.front());
+    add("after pretraining", checks_.back());
+  }
+  if (held.size(0) >= 2) add("now", check(held, {}));
+  return {
+      {"title", "Do the common parts agree?"},
+      {"note",
+       fmt::format("Cosine between the common parts of one item (matched) and of different "
+                   "items (unmatched), on {} items that were not trained on; the share whose "
+                   "partner is the nearest, or among the ten nearest (chance: {:.3f}, {:.3f}).",
+                   held.size(0), 1.0 / static_cast<double>(std::max<int64_t>(1, held.size(0))),
+                   10.0 / static_cast<double>(std::max<int64_t>(10, held.size(0))))},
+      {"blocks",
+       Json::array({Json{
+           {"kind", "table"},
+           {"title", "Common parts of held-out items"},
+           {"columns", {"when", "matched", "5 %", "50 %", "95 %", "unmatched", "hit@1", "hit@10"}},
+           {"rows", rows}}})}};
+}
+
+/// A joint PCA of all parts of up to 500 items; 50 pairs of common parts are joined.
+Json Pamd::picture_view(const torch::Tensor& tokens) const {
+  std::vector<int64_t> items;
+  for (int64_t i = 0; i < data_.n_items; ++i) {
+    if (std::all_of(present_.begin(), present_.end(),
+                    [i](const torch::Tensor& p) { return p[i].item<bool>(); })) {
+      items.push_back(i);
+    }
+  }
+  random_.stream("report.picture").shuffle(items, 0);
+  items.resize(std::min<size_t>(items.size(), 500));
+  Json view = {{"title", "The parts in two dimensions"}, {"blocks", Json::array()}};
+  const auto n = static_cast<int64_t>(items.size());
+  if (n < 3) return view;
+  const auto chosen = tokens.index_select(0, torch::tensor(items, torch::kInt64));
+  const auto flat = chosen.transpose(0, 1).reshape({n_tokens() * n, -1});
+  const Pca pca = fit_pca(flat, 2, random_.stream("report.pca"));
+  if (pca.axes.size(0) < 2) return view;
+  const auto points = (pca.transform(flat) * pca.scale).reshape({n_tokens(), n, 2}).contiguous();
+  const auto* at = points.const_data_ptr<double>();
+  const auto rounded = [](double value) { return std::round(value * 1e4) / 1e4; };
+  Json series = Json::array(), joins = Json::array();
+  for (int64_t k = 0; k < n_tokens(); ++k) {
+    Json of = Json::array();
+    for (int64_t i = 0; i < n; ++i) {
+      const double* p = at + (k * n + i) * 2;
+      of.push_back({rounded(p[0]), rounded(p[1]),
+                    std::string(data_.item_ids[items[static_cast<size_t>(i)]])});
+    }
+    series.push_back({{"name", token_names_[static_cast<size_t>(k)]}, {"points", of}});
+  }
+  for (int64_t i = 0; i < std::min<int64_t>(50, n); ++i) {
+    const double *a = at + i * 2, *b = at + (n + i) * 2;
+    joins.push_back({rounded(a[0]), rounded(a[1]), rounded(b[0]), rounded(b[1])});
+  }
+  view["note"] = fmt::format(
+      "Principal axes of all parts of {} items together, one colour a part; lines join the common "
+      "parts of 50 items.",
+      n);
+  const auto axis = [&](int k) {
+    return fmt::format("axis {} ({:.0f} % of the variance)", k + 1,
+                       100 * pca.explained[k].item<double>());
+  };
+  view["blocks"].push_back({{"kind", "scatter"},
+                            {"title", "Joint principal axes"},
+                            {"x", axis(0)},
+                            {"y", axis(1)},
+                            {"series", series},
+                            {"joins", joins}});
+  return view;
+}
+
+/// The five nearest by each kind of part, for three items; what only one list holds is marked.
+Json Pamd::neighbour_view(const torch::Tensor& tokens) const {
+  constexpr int64_t kNearest = 5;
+  std::vector<int64_t> items;
+  for (int64_t i = 0; i < data_.n_items; ++i) {
+    if (std::all_of(present_.begin(), present_.end(),
+                    [i](const torch::Tensor& p) { return p[i].item<bool>(); })) {
+      items.push_back(i);
+    }
+  }
+  Json view = {{"title", "Neighbours by part"},
+               {"note", "The nearest items by cosine; marked: in this list only."},
+               {"blocks", Json::array()}};
+  if (data_.n_items <= kNearest) return view;
+  random_.stream("report.neighbours").shuffle(items, 0);
+  items.resize(std::min<size_t>(items.size(), 3));
+  std::vector<std::pair<std::string, torch::Tensor>> kinds;
+  if (config_.tokens == "whole") {
+    kinds.emplace_back("whole", tokens.mean(1));
+  } else {
+    kinds.emplace_back("common", tokens.slice(1, 0, n_modalities()).mean(1));
+    for (int64_t k = n_modalities(); k < n_tokens(); ++k) {
+      kinds.emplace_back(token_names_[static_cast<size_t>(k)], tokens.select(1, k));
+    }
+  }
+  for (const int64_t of : items) {
+    Json groups = Json::array();
+    std::map<int64_t, int> times;
+    std::vector<std::vector<int64_t>> lists;
+    for (const auto& [name, rows] : kinds) {
+      auto cosines = cosine_table(rows.slice(0, of, of + 1), rows)[0];
+      cosines[of] = -2;
+      const auto best = std::get<1>(cosines.topk(kNearest)).contiguous();
+      lists.emplace_back(best.const_data_ptr<int64_t>(), best.const_data_ptr<int64_t>() + kNearest);
+      for (const int64_t item : lists.back()) ++times[item];
+    }
+    Json self;
+    self["id"] = std::string(data_.item_ids[of]);
+    groups.push_back({{"label", "item"}, {"items", Json::array({self})}});
+    for (size_t k = 0; k < kinds.size(); ++k) {
+      Json cards = Json::array();
+      for (const int64_t item : lists[k]) {
+        Json card;
+        card["id"] = std::string(data_.item_ids[item]);
+        if (kinds.size() > 1 && times[item] == 1) card["mark"] = "only here";
+        cards.push_back(card);
+      }
+      groups.push_back({{"label", "by " + kinds[k].first}, {"items", cards}});
+    }
+    view["blocks"].push_back({{"kind", "cards"}, {"title", "Neighbours"}, {"groups", groups}});
+  }
+  return view;
+}
+
+Json Pamd::separation_view(const torch::Tensor& tokens) const {
+  Json rows = Json::array();
+  bool high = false;
+  for (int64_t m = 0; m < n_modalities(); ++m) {
+    const auto items = present_[static_cast<size_t>(m)].nonzero().squeeze(1);
+    if (items.size(0) < 8) continue;
+    const auto of = tokens.index_select(0, items);
+    const double value = overlap(of.select(1, m), of.select(1, n_modalities() + m)).item<double>();
+    high = high || value > 1;
+    rows.push_back({names()[static_cast<size_t>(m)], value});
+  }
+  return {
+      {"title", "How separate are the parts?"},
+      {"note", high ? "Above 1: the specific parts hold much of the common content with another "
+                      "emphasis, as linear maps let them; where specific has to mean specific, "
+                      "train with --preset separate."
+                    : "0: coordinates of common and specific parts are uncorrelated."},
+      {"blocks", Json::array({Json{{"kind", "table"},
+                                   {"title", "Overlap of common and specific part"},
+                                   {"columns", Json::array({"modality", "overlap"})},
+                                   {"rows", rows}}})}};
+}
+
+Json Pamd::report() {
+  const torch::NoGradGuard no_grad;
+  const torch::Tensor tokens = all_tokens();
+  Json out = {{"model", "PAMD"}, {"views", Json::array()}};
+  if (config_.tokens != "whole") out["views"].push_back(attention_view());
+  out["views"].push_back(cosine_view());
+  out["views"].push_back(picture_view(tokens));
+  out["views"].push_back(neighbour_view(tokens));
+  if (config_.tokens != "whole") out["views"].push_back(separation_view(tokens));
+  return out;
+}
+
+const RegisterModel<Pamd> registered{"PAMD", "PAMD, Han et al. 2022"};
+
+}  // namespace
+}  // namespace tessera

@@ -1,0 +1,249 @@
+#include "tessera/nn/vector_gan.h"
+
+#include <torch/autograd.h>
+#include <torch/types.h>
+#include <torch/utils.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "tessera/ops/fill.h"
+#include "tessera/ops/gather.h"
+#include "tessera/ops/parallel.h"
+
+namespace tessera {
+namespace {
+
+constexpr double kCodebookWeight = 0.1;
+constexpr double kDiscriminatorWeight = 0.1;
+constexpr double kDiscriminatorRate = 5e-5;
+
+GanBlock block(int64_t in, int64_t out, double gain, const Random& random,
+               const std::string& name) {
+  GanBlock b;
+  b.weight = xavier_uniform(in, out, random.stream(name + ".weight")).set_requires_grad(true);
+  b.bias = linear_default_bias(in, out, random.stream(name + ".bias")).set_requires_grad(true);
+  b.gain = torch::full({out}, gain).set_requires_grad(true);
+  b.shift = torch::zeros({out}).set_requires_grad(true);
+  return b;
+}
+
+void name_blocks(std::vector<std::pair<std::string, torch::Tensor*>>& out,
+                 std::vector<GanBlock>& blocks, const std::string& name) {
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    const std::string at = name + "." + std::to_string(i);
+    out.emplace_back(at + ".weight", &blocks[i].weight);
+    out.emplace_back(at + ".bias", &blocks[i].bias);
+    out.emplace_back(at + ".gain", &blocks[i].gain);
+    out.emplace_back(at + ".shift", &blocks[i].shift);
+  }
+}
+
+void take_step(DenseAdam& adam, std::vector<std::pair<std::string, torch::Tensor*>> tensors,
+               const AdamOptions& options) {
+  for (auto& [name, tensor] : tensors) {
+    torch::Tensor& gradient = tensor->mutable_grad();
+    if (!gradient.defined()) continue;
+    adam.step(name, *tensor, gradient, options);
+    gradient.reset();
+  }
+}
+
+}  // namespace
+
+torch::Tensor GanBlock::operator()(const torch::Tensor& x) const {
+  const auto y = torch::addmm(bias, x, weight);
+  return y + torch::layer_norm(y, {y.size(1)}, gain, shift, 1e-5);
+}
+
+torch::Tensor nearest_codes(const torch::Tensor& slots, const torch::Tensor& codes) {
+  const torch::NoGradGuard no_grad;
+  const int64_t n = slots.size(0), n_codes = codes.size(0);
+  const auto out = torch::empty({n}, torch::kInt64);
+  const auto half = (codes * codes).sum(1) / 2;
+  constexpr int64_t kRows = 512;
+  const auto smallest = [&](auto type, const torch::Tensor& distance, int64_t* to) {
+    using T = decltype(type);
+    const T* from = distance.const_data_ptr<T>();
+    parallel_for(0, distance.size(0), 32, [&](int64_t first, int64_t last) {
+      for (int64_t r = first; r < last; ++r) {
+        const T* row = from + r * n_codes;
+        to[r] = std::min_element(row, row + n_codes) - row;
+      }
+    });
+  };
+  for (int64_t begin = 0; begin < n; begin += kRows) {
+    const int64_t rows = std::min(kRows, n - begin);
+    // |z - c|^2 / 2 without |z|^2 / 2.
+    const auto distance = (half - slots.narrow(0, begin, rows).matmul(codes.t())).contiguous();
+    int64_t* to = out.mutable_data_ptr<int64_t>() + begin;
+    if (distance.scalar_type() == torch::kFloat32) {
+      smallest(float{}, distance, to);
+    } else {
+      smallest(double{}, distance, to);
+    }
+  }
+  return out;
+}
+
+torch::Tensor code_loss(const torch::Tensor& z, const torch::Tensor& z_q) {
+  return (z_q.detach() - z).square().mean() + kCodebookWeight * (z_q - z.detach()).square().mean();
+}
+
+double perplexity(const torch::Tensor& code_of_slot, int64_t n_codes) {
+  if (code_of_slot.numel() == 0) return 0;
+  const auto share = torch::bincount(code_of_slot, {}, n_codes).to(torch::kFloat64) /
+                     static_cast<double>(code_of_slot.numel());
+  return std::exp(-(share * share.clamp_min(1e-300).log()).sum().item<double>());
+}
+
+torch::Tensor discriminator_loss(const torch::Tensor& real, const torch::Tensor& fake) {
+  return kDiscriminatorWeight * (torch::softplus(-real).mean() + torch::softplus(fake).mean());
+}
+
+torch::Tensor adversarial_loss(const torch::Tensor& fake) { return torch::softplus(-fake).mean(); }
+
+VectorGan::VectorGan(const VectorGanOptions& options, const Random& random) : options_(options) {
+  const auto stream = [&](const std::string& name) { return random.stream("gan." + name); };
+  prompts_ =
+      normal(options.n_directions, options.prompt, 0, 1, stream("prompts")).set_requires_grad(true);
+  codes_ =
+      xavier_normal(options.n_codes, options.code_width, stream("codes")).set_requires_grad(true);
+  const auto chain = [&](std::vector<GanBlock>& blocks, int64_t in,
+                         const std::vector<int64_t>& sizes, const std::string& name) {
+    for (const int64_t out : sizes) {
+      blocks.push_back(
+          block(in, out, options.ln_gain, random, "gan." + name + std::to_string(blocks.size())));
+      in = out;
+    }
+    return in;
+  };
+  const int64_t z = chain(encoder_, options.width + options.prompt, options.encoder, "encoder");
+  TORCH_CHECK(z % options.code_width == 0, "the encoder ends in ", z,
+              " columns, no multiple of the code width ", options.code_width);
+  std::vector<int64_t> out = options.decoder;
+  out.push_back(options.width);
+  chain(decoder_, z, out, "decoder");
+  const int64_t last = chain(judge_, options.width, options.discriminator, "discriminator");
+  logit_weight_ = linear_default_weight(1, last, stream("logit.weight"))
+                      .t()
+                      .contiguous()
+                      .set_requires_grad(true);
+  logit_bias_ = linear_default_bias(last, 1, stream("logit.bias")).set_requires_grad(true);
+  best_.resize(network().size());
+}
+
+torch::Tensor VectorGan::encode(const torch::Tensor& source, const torch::Tensor& direction) const {
+  auto x = torch::cat({source, gather_rows(prompts_, direction)}, 1);
+  for (const auto& b : encoder_) x = b(x);
+  return x;
+}
+
+torch::Tensor VectorGan::decode(const torch::Tensor& z) const {
+  auto x = z;
+  for (const auto& b : decoder_) x = b(x);
+  return x;
+}
+
+torch::Tensor VectorGan::judge(const torch::Tensor& rows, bool frozen) const {
+  auto x = rows;
+  for (const auto& b : judge_) {
+    x = frozen ? GanBlock{b.weight.detach(), b.bias.detach(), b.gain.detach(), b.shift.detach()}(x)
+               : b(x);
+  }
+  return frozen ? torch::addmm(logit_bias_.detach(), x, logit_weight_.detach())
+                : torch::addmm(logit_bias_, x, logit_weight_);
+}
+
+torch::Tensor VectorGan::codes_of(const torch::Tensor& source,
+                                  const torch::Tensor& direction) const {
+  const torch::NoGradGuard no_grad;
+  return nearest_codes(encode(source, direction).reshape({-1, options_.code_width}), codes_);
+}
+
+torch::Tensor VectorGan::rewrite(const torch::Tensor& source,
+                                 const torch::Tensor& direction) const {
+  const torch::NoGradGuard no_grad;
+  const auto z = encode(source, direction);
+  const auto index = nearest_codes(z.reshape({-1, options_.code_width}), codes_);
+  return decode(codes_.index_select(0, index).view_as(z));
+}
+
+double VectorGan::step(const torch::Tensor& source, const torch::Tensor& target,
+                       const torch::Tensor& direction) {
+  const torch::AutoGradMode with_gradients(true);
+  const auto z = encode(source, direction);
+  const auto slots = z.reshape({-1, options_.code_width});
+  const auto z_q = gather_rows(codes_, nearest_codes(slots.detach(), codes_.detach())).view_as(z);
+  const auto fake = decode(z + (z_q - z).detach());
+
+  AdamOptions options;
+  options.beta1 = 0.5;
+  options.beta2 = 0.9;
+  if (options_.adv > 0) {
+    discriminator_loss(judge(target, false), judge(fake.detach(), false)).backward();
+    options.learning_rate = [](int64_t) { return kDiscriminatorRate; };
+    take_step(discriminator_adam_, discriminator(), options);
+  }
+  const auto distance = (fake - target).abs().mean();
+  auto loss = distance + code_loss(z, z_q);
+  if (options_.adv > 0) loss = loss + options_.adv * adversarial_loss(judge(fake, true));
+  loss.backward();
+  options.learning_rate = [this](int64_t) { return options_.learning_rate; };
+  options.weight_decay = 0.01;
+  options.decay = AdamOptions::Decay::decoupled;
+  take_step(adam_, network(), options);
+  return distance.item<double>();
+}
+
+void VectorGan::remember_best() {
+  const auto now = network();
+  for (size_t i = 0; i < now.size(); ++i) best_[i] = now[i].second->detach().clone();
+}
+
+void VectorGan::restore_best() {
+  const torch::NoGradGuard no_grad;
+  const auto now = network();
+  for (size_t i = 0; i < now.size(); ++i) {
+    if (best_[i].defined()) now[i].second->copy_(best_[i]);
+  }
+}
+
+VectorGan::Named VectorGan::network() {
+  Named out = {{"gan.prompts", &prompts_}, {"gan.codes", &codes_}};
+  name_blocks(out, encoder_, "gan.encoder");
+  name_blocks(out, decoder_, "gan.decoder");
+  return out;
+}
+
+VectorGan::Named VectorGan::discriminator() {
+  Named out;
+  name_blocks(out, judge_, "gan.discriminator");
+  out.emplace_back("gan.discriminator.logit.weight", &logit_weight_);
+  out.emplace_back("gan.discriminator.logit.bias", &logit_bias_);
+  return out;
+}
+
+VectorGan::Named VectorGan::tensors() {
+  Named out = network();
+  const size_t n = out.size();
+  for (auto& entry : discriminator()) out.push_back(entry);
+  for (size_t i = 0; i < n; ++i) out.emplace_back("best." + out[i].first, &best_[i]);
+  return out;
+}
+
+int64_t VectorGan::n_parameters() const {
+  int64_t n = 0;
+  for (const auto& [name, tensor] : const_cast<VectorGan*>(this)->network()) n += tensor->numel();
+  return n;
+}
+
+int64_t VectorGan::n_discriminator_parameters() const {
+  int64_t n = 0;
+  for (const auto& [name, tensor] : const_cast<VectorGan*>(this)->discriminator()) {
+    n += tensor->numel();
+  }
+  return n;
+}
+
+}  // namespace tessera

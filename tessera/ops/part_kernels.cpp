@@ -1,0 +1,58 @@
+#include "tessera/ops/part_kernels.h"
+
+#include <cstring>
+
+namespace tessera::kernels {
+namespace {
+
+/// exp(x) for x <= 0: 2^n times a polynomial in the rest (Cephes expf's coefficients).
+[[gnu::always_inline]] inline float exp_below(float x) {
+  x = x < -87.0F ? -87.0F : x;
+  const float n = static_cast<float>(static_cast<int32_t>(x * 1.44269504088896341F - 0.5F));
+  const float r = (x - n * 0.693359375F) + n * 2.12194440e-4F;
+  float p = 1.9875691500e-4F;
+  p = p * r + 1.3981999507e-3F;
+  p = p * r + 8.3334519073e-3F;
+  p = p * r + 4.1665795894e-2F;
+  p = p * r + 1.6666665459e-1F;
+  p = p * r + 5.0000001201e-1F;
+  p = p * r * r + r + 1.0F;
+  const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+  float power = 0;
+  std::memcpy(&power, &bits, sizeof(power));
+  return p * power;
+}
+
+}  // namespace
+
+#if defined(__x86_64__)
+[[gnu::target_clones("avx512f", "avx2", "default")]]
+#endif
+void part_softmax(const float* a, int64_t stride, const float* open, int64_t n_parts, float* y) {
+  constexpr float kNone = -3e38F;
+  float top[kPartLanes], sum[kPartLanes] = {}, weighted[kPartLanes] = {};
+  for (int64_t j = 0; j < kPartLanes; ++j) top[j] = kNone;
+  for (int64_t k = 0; k < n_parts; ++k) {
+    const float* row = a + (k + 1) * stride;
+    const float* gate = open ? open + k * kPartLanes : nullptr;
+    for (int64_t j = 0; j < kPartLanes; ++j) {
+      const float value = gate && gate[j] == 0 ? kNone : row[j];
+      top[j] = value > top[j] ? value : top[j];
+    }
+  }
+  for (int64_t k = 0; k < n_parts; ++k) {
+    const float* row = a + (k + 1) * stride;
+    const float* gate = open ? open + k * kPartLanes : nullptr;
+    for (int64_t j = 0; j < kPartLanes; ++j) {
+      const float below = row[j] - top[j];
+      const float each = (gate ? gate[j] : 1.0F) * exp_below(below < 0 ? below : 0);
+      sum[j] += each;
+      weighted[j] += each * row[j];
+    }
+  }
+  for (int64_t j = 0; j < kPartLanes; ++j) {
+    y[j] = a[j] + (sum[j] > 0 ? weighted[j] / sum[j] : 0.0F);
+  }
+}
+
+}  // namespace tessera::kernels

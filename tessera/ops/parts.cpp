@@ -1,0 +1,451 @@
+#include "tessera/ops/parts.h"
+
+#include <torch/autograd.h>
+#include <torch/types.h>
+#include <torch/utils.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "tessera/ops/kernels.h"
+#include "tessera/ops/parallel.h"
+#include "tessera/ops/part_kernels.h"
+
+namespace tessera {
+namespace {
+
+using kernels::dot;
+using torch::autograd::AutogradContext;
+using torch::autograd::tensor_list;
+using torch::autograd::variable_list;
+using Contrast = OrderOptions::Contrast;
+
+constexpr double kNorm = 1e-12;
+constexpr double kDeviation = 1e-6;
+constexpr int64_t kGrain = 32;  // rows a thread takes at least
+
+template <typename Body>
+void by_type(const torch::Tensor& value, const Body& body) {
+  TORCH_CHECK(value.scalar_type() == torch::kFloat32 || value.scalar_type() == torch::kFloat64,
+              "parts are float32 or float64, got ", value.scalar_type());
+  if (value.scalar_type() == torch::kFloat32) {
+    body(float{});
+  } else {
+    body(double{});
+  }
+}
+
+double log_sum_exp(double a, double b) {
+  const double top = std::max(a, b);
+  return top + std::log(std::exp(a - top) + std::exp(b - top));
+}
+
+/// Value and slopes of the loss in the three rows of cosines (float64 [3, B]; slopes alike).
+double slopes_of_cosines(const double* p, int64_t n, const OrderOptions& options, double* slope) {
+  const auto mean = 1.0 / static_cast<double>(n);
+  double total = 0;
+  std::fill(slope, slope + 3 * n, 0.0);
+  if (options.contrast == Contrast::none) {
+    for (int64_t i = 0; i < n; ++i) {
+      total += 1 - p[i];
+      slope[i] = -mean;
+    }
+    return total * mean;
+  }
+  const auto specific = [&](int64_t i) {
+    return options.absolute ? std::abs(p[2 * n + i]) : p[2 * n + i];
+  };
+  double sum = 0;
+  if (options.batch_sum) {
+    for (int64_t i = 0; i < n; ++i) sum += specific(i);
+  }
+  double summed_slope = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const double c = p[i] / options.tau, e = p[n + i] / options.tau;
+    const double s = (options.batch_sum ? sum : specific(i)) / options.tau;
+    const double two = log_sum_exp(e, s), three = log_sum_exp(c, two);
+    total += (three - c) + (two - e);
+    const double pc = std::exp(c - three), pe = std::exp(e - three), ps = std::exp(s - three);
+    const double qe = std::exp(e - two), qs = std::exp(s - two);
+    slope[i] = mean * (pc - 1) / options.tau;
+    slope[n + i] = mean * (pe + qe - 1) / options.tau;
+    slope[2 * n + i] = mean * (ps + qs) / options.tau;
+    summed_slope += slope[2 * n + i];
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    double& each = slope[2 * n + i];
+    if (options.batch_sum) each = summed_slope;
+    if (options.absolute) each *= p[2 * n + i] > 0 ? 1.0 : p[2 * n + i] < 0 ? -1.0 : 0.0;
+  }
+  return total * mean;
+}
+
+/// Cosines, their slopes and the gradient in one go; backward scales it.
+class Order : public torch::autograd::Function<Order> {
+ public:
+  static variable_list forward(AutogradContext* context, const torch::Tensor& x_in,
+                               const torch::Tensor& decoded_in, const OrderOptions& options) {
+    const auto x = x_in.contiguous(), y = decoded_in.contiguous();
+    const int64_t n = x.size(0), width = x.size(1);
+    const auto cosines = torch::zeros({3, n}, torch::kFloat64);
+    const auto lengths = torch::zeros({4, n}, torch::kFloat64);  // of x and the three decodes
+    auto* p = cosines.mutable_data_ptr<double>();
+    auto* length = lengths.mutable_data_ptr<double>();
+    by_type(x, [&](auto type) {
+      using T = decltype(type);
+      const T* xs = x.const_data_ptr<T>();
+      const T* ys = y.const_data_ptr<T>();
+      parallel_for(0, n, kGrain, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          const T* xr = xs + i * width;
+          length[i] = std::sqrt(static_cast<double>(dot(xr, xr, width)));
+          for (int64_t k = 0; k < 3; ++k) {
+            const T* yr = ys + (k * n + i) * width;
+            const double norm = std::sqrt(static_cast<double>(dot(yr, yr, width)));
+            length[(k + 1) * n + i] = norm;
+            p[k * n + i] = static_cast<double>(dot(xr, yr, width)) /
+                           (std::max(length[i], kNorm) * std::max(norm, kNorm));
+          }
+        }
+      });
+    });
+    std::vector<double> slope(static_cast<size_t>(3 * n));
+    const double value = n > 0 ? slopes_of_cosines(p, n, options, slope.data()) : 0;
+    if (decoded_in.requires_grad()) {
+      const auto gradient = torch::empty_like(y);
+      by_type(x, [&](auto type) {
+        using T = decltype(type);
+        const T* xs = x.const_data_ptr<T>();
+        const T* ys = y.const_data_ptr<T>();
+        T* to = gradient.mutable_data_ptr<T>();
+        parallel_for(0, n, kGrain, [&](int64_t begin, int64_t end) {
+          for (int64_t i = begin; i < end; ++i) {
+            const T* xr = xs + i * width;
+            for (int64_t k = 0; k < 3; ++k) {
+              const int64_t at = k * n + i;
+              const T* yr = ys + at * width;
+              T* tr = to + at * width;
+              const double norm = length[(k + 1) * n + i], g = slope[static_cast<size_t>(at)];
+              const double clamped = std::max(norm, kNorm);
+              const T by_x = static_cast<T>(g / (std::max(length[i], kNorm) * clamped));
+              const T by_y = static_cast<T>(norm > kNorm ? g * p[at] / (norm * norm) : 0.0);
+              for (int64_t j = 0; j < width; ++j) tr[j] = by_x * xr[j] - by_y * yr[j];
+            }
+          }
+        });
+      });
+      context->save_for_backward({gradient});
+    }
+    context->mark_non_differentiable({cosines});
+    return {torch::full({}, value, x.options()), cosines};
+  }
+
+  static tensor_list backward(AutogradContext* context, tensor_list upstream) {
+    const auto saved = context->get_saved_variables();
+    return {torch::Tensor(), saved[0] * upstream[0], torch::Tensor()};
+  }
+};
+
+torch::Tensor cosines_composed(const torch::Tensor& x, const torch::Tensor& decoded) {
+  const auto norm = [](const torch::Tensor& v) {
+    return v.square().sum(-1).sqrt().clamp_min(kNorm);
+  };
+  return (decoded * x).sum(-1) / (norm(x) * norm(decoded));
+}
+
+torch::Tensor mse_rank(const torch::Tensor& x, const torch::Tensor& decoded) {
+  const auto m = (decoded - x).square().mean({1, 2});
+  return torch::softplus(m[0] - m[1]) + torch::softplus(m[1] - m[2]);
+}
+
+void check_attention(const torch::Tensor& users, const torch::Tensor& ids,
+                     const torch::Tensor& parts, const torch::Tensor& open) {
+  TORCH_CHECK(users.dim() == 2 && ids.dim() == 2 && parts.dim() == 3 &&
+                  ids.size(1) == users.size(1) && parts.size(2) == users.size(1) &&
+                  parts.size(0) == ids.size(0),
+              "part attention wants users [U, d], ids [I, d] and parts [I, K, d], got ",
+              users.sizes(), " ", ids.sizes(), " ", parts.sizes());
+  TORCH_CHECK(!open.defined() || (open.scalar_type() == torch::kBool && open.dim() == 2 &&
+                                  open.size(0) == parts.size(0) && open.size(1) == parts.size(1)),
+              "part attention wants open as bool [I, K]");
+}
+
+/// w and abar of one pair from its a; returns abar.
+template <typename T>
+T softmax_of(const T* a, const bool* open, int64_t n_parts, T* w) {
+  T top = -std::numeric_limits<T>::infinity();
+  for (int64_t k = 0; k < n_parts; ++k) {
+    if (!open || open[k]) top = std::max(top, a[k]);
+  }
+  T sum = 0, mean = 0;
+  for (int64_t k = 0; k < n_parts; ++k) {
+    w[k] = !open || open[k] ? std::exp(a[k] - top) : T{0};
+    sum += w[k];
+  }
+  for (int64_t k = 0; k < n_parts; ++k) {
+    if (sum > 0) w[k] /= sum;
+    mean += w[k] * a[k];
+  }
+  return mean;
+}
+
+/// The pairs of each row, in order: pairs[starts[r]] .. of a row r.
+struct PairsOfRows {
+  std::vector<int64_t> starts, pairs;
+  PairsOfRows(const int64_t* row_of, int64_t n_pairs, int64_t n_rows)
+      : starts(static_cast<size_t>(n_rows) + 1), pairs(static_cast<size_t>(n_pairs)) {
+    for (int64_t p = 0; p < n_pairs; ++p) ++starts[static_cast<size_t>(row_of[p]) + 1];
+    for (size_t r = 1; r < starts.size(); ++r) starts[r] += starts[r - 1];
+    std::vector<int64_t> next(starts.begin(), starts.end() - 1);
+    for (int64_t p = 0; p < n_pairs; ++p) {
+      pairs[static_cast<size_t>(next[static_cast<size_t>(row_of[p])]++)] = p;
+    }
+  }
+};
+
+/// Forward keeps the slope of y in each p.r_k, [P, K]; backward gathers the pairs of each row.
+class Attention : public torch::autograd::Function<Attention> {
+ public:
+  static torch::Tensor forward(AutogradContext* context, const torch::Tensor& users_in,
+                               const torch::Tensor& ids_in, const torch::Tensor& parts_in,
+                               const torch::Tensor& open_in, const torch::Tensor& user_of_in,
+                               const torch::Tensor& item_of_in) {
+    const auto users = users_in.contiguous(), ids = ids_in.contiguous();
+    const auto parts = parts_in.contiguous();
+    const auto open = open_in.dim() == 2 ? open_in.contiguous() : torch::Tensor();
+    const auto user_of = user_of_in.contiguous(), item_of = item_of_in.contiguous();
+    const int64_t n = user_of.numel(), n_parts = parts.size(1), d = parts.size(2);
+    const auto y = torch::empty({n}, users.options());
+    const auto slopes = torch::empty({n, n_parts}, users.options());
+    by_type(users, [&](auto type) {
+      using T = decltype(type);
+      const T* ps = users.const_data_ptr<T>();
+      const T* es = ids.const_data_ptr<T>();
+      const T* rs = parts.const_data_ptr<T>();
+      const bool* gates = open.defined() ? open.const_data_ptr<bool>() : nullptr;
+      const int64_t* user = user_of.const_data_ptr<int64_t>();
+      const int64_t* item = item_of.const_data_ptr<int64_t>();
+      T* to = y.mutable_data_ptr<T>();
+      T* slope = slopes.mutable_data_ptr<T>();
+      parallel_for(0, n, kGrain, [&](int64_t begin, int64_t end) {
+        std::vector<T> a(static_cast<size_t>(n_parts));
+        for (int64_t pair = begin; pair < end; ++pair) {
+          const T* p = ps + user[pair] * d;
+          const T* r = rs + item[pair] * n_parts * d;
+          T* w = slope + pair * n_parts;
+          for (int64_t k = 0; k < n_parts; ++k) a[static_cast<size_t>(k)] = dot(p, r + k * d, d);
+          const T mean =
+              softmax_of(a.data(), gates ? gates + item[pair] * n_parts : nullptr, n_parts, w);
+          to[pair] = dot(p, es + item[pair] * d, d) + mean;
+          for (int64_t k = 0; k < n_parts; ++k) w[k] *= 1 + a[static_cast<size_t>(k)] - mean;
+        }
+      });
+    });
+    context->save_for_backward({users, ids, parts, user_of, item_of, slopes});
+    return y;
+  }
+
+  static tensor_list backward(AutogradContext* context, tensor_list upstream) {
+    const auto saved = context->get_saved_variables();
+    const auto &users = saved[0], &ids = saved[1], &parts = saved[2];
+    const int64_t n = saved[3].numel(), n_parts = parts.size(1), d = parts.size(2);
+    const auto delta = upstream[0].contiguous();
+    const auto d_users = torch::zeros_like(users), d_ids = torch::zeros_like(ids);
+    const auto d_parts = torch::zeros_like(parts);
+    by_type(users, [&](auto type) {
+      using T = decltype(type);
+      const T* ps = users.const_data_ptr<T>();
+      const T* es = ids.const_data_ptr<T>();
+      const T* rs = parts.const_data_ptr<T>();
+      const T* slope = saved[5].const_data_ptr<T>();
+      const T* dy = delta.const_data_ptr<T>();
+      const int64_t* user = saved[3].const_data_ptr<int64_t>();
+      const int64_t* item = saved[4].const_data_ptr<int64_t>();
+      T* dp = d_users.mutable_data_ptr<T>();
+      T* de = d_ids.mutable_data_ptr<T>();
+      T* dr = d_parts.mutable_data_ptr<T>();
+      const PairsOfRows of_user(user, n, users.size(0)), of_item(item, n, ids.size(0));
+      const auto rows = [&](const PairsOfRows& of, int64_t n_rows, const auto& each) {
+        parallel_for(0, n_rows, kGrain, [&](int64_t begin, int64_t end) {
+          for (int64_t row = begin; row < end; ++row) {
+            for (int64_t at = of.starts[static_cast<size_t>(row)];
+                 at < of.starts[static_cast<size_t>(row) + 1]; ++at) {
+              each(row, of.pairs[static_cast<size_t>(at)]);
+            }
+          }
+        });
+      };
+      rows(of_user, users.size(0), [&](int64_t row, int64_t pair) {
+        T* to = dp + row * d;
+        const T* e = es + item[pair] * d;
+        for (int64_t i = 0; i < d; ++i) to[i] += dy[pair] * e[i];
+        for (int64_t k = 0; k < n_parts; ++k) {
+          const T by = dy[pair] * slope[pair * n_parts + k];
+          const T* r = rs + (item[pair] * n_parts + k) * d;
+          for (int64_t i = 0; i < d; ++i) to[i] += by * r[i];
+        }
+      });
+      rows(of_item, ids.size(0), [&](int64_t row, int64_t pair) {
+        const T* p = ps + user[pair] * d;
+        T* to = de + row * d;
+        for (int64_t i = 0; i < d; ++i) to[i] += dy[pair] * p[i];
+        for (int64_t k = 0; k < n_parts; ++k) {
+          const T by = dy[pair] * slope[pair * n_parts + k];
+          T* part = dr + (row * n_parts + k) * d;
+          for (int64_t i = 0; i < d; ++i) part[i] += by * p[i];
+        }
+      });
+    });
+    return {d_users, d_ids, d_parts, torch::Tensor(), torch::Tensor(), torch::Tensor()};
+  }
+};
+
+/// a [P, K] of the pairs.
+torch::Tensor products(const torch::Tensor& users, const torch::Tensor& parts,
+                       const torch::Tensor& user_of, const torch::Tensor& item_of) {
+  return (parts.index_select(0, item_of) * users.index_select(0, user_of).unsqueeze(1)).sum(2);
+}
+
+torch::Tensor softmax_composed(const torch::Tensor& a, const torch::Tensor& open,
+                               const torch::Tensor& item_of) {
+  if (!open.defined()) return torch::softmax(a, 1);
+  const auto gate = open.index_select(0, item_of);
+  const auto w = torch::softmax(a.masked_fill(gate.logical_not(), -1e30), 1);
+  return w.masked_fill(gate.logical_not(), 0);
+}
+
+}  // namespace
+
+OrderLoss order_loss(const torch::Tensor& x, const torch::Tensor& decoded,
+                     const OrderOptions& options) {
+  TORCH_CHECK(x.dim() == 2 && decoded.dim() == 3 && decoded.size(0) == 3 &&
+                  decoded.size(1) == x.size(0) && decoded.size(2) == x.size(1),
+              "order_loss wants x [B, D] and decoded [3, B, D], got ", x.sizes(), " ",
+              decoded.sizes());
+  const auto out = Order::apply(x, decoded, options);
+  if (options.contrast == Contrast::mse_rank && x.size(0) > 0) {
+    return {mse_rank(x, decoded), out[1]};
+  }
+  return {out[0], out[1]};
+}
+
+torch::Tensor order_loss_composed(const torch::Tensor& x, const torch::Tensor& decoded,
+                                  const OrderOptions& options) {
+  if (options.contrast == Contrast::mse_rank) return mse_rank(x, decoded);
+  const auto p = cosines_composed(x, decoded);
+  if (options.contrast == Contrast::none) return (1 - p[0]).mean();
+  auto specific = options.absolute ? p[2].abs() : p[2];
+  if (options.batch_sum) specific = specific.sum().expand_as(p[0]);
+  const auto all = torch::stack({p[0], p[1], specific}) / options.tau;
+  const auto l1 = torch::logsumexp(all, 0) - all[0];
+  const auto l2 = torch::logsumexp(all.slice(0, 1), 0) - all[1];
+  return (l1 + l2).mean();
+}
+
+torch::Tensor overlap(const torch::Tensor& c, const torch::Tensor& s) {
+  TORCH_CHECK(c.dim() == 2 && c.sizes() == s.sizes(), "overlap wants two [n, d], got ", c.sizes(),
+              " ", s.sizes());
+  const auto n = static_cast<double>(std::max<int64_t>(1, c.size(0)));
+  const auto standard = [n](const torch::Tensor& x) {
+    const auto centred = x - x.mean(0, true);
+    const auto variance = centred.square().sum(0, true) / n;
+    const auto open = variance >= kDeviation * kDeviation;
+    // A column below the limit is 0 and gets no gradient through its deviation.
+    const auto deviation = torch::where(open, variance, torch::ones_like(variance)).sqrt();
+    return torch::where(open, centred / deviation, torch::zeros_like(centred));
+  };
+  const auto r = standard(c).t().matmul(standard(s)) / n;
+  return r.square().sum() / static_cast<double>(c.size(1));
+}
+
+torch::Tensor part_attention(const torch::Tensor& users, const torch::Tensor& ids,
+                             const torch::Tensor& parts, const torch::Tensor& open,
+                             const torch::Tensor& user_of, const torch::Tensor& item_of) {
+  check_attention(users, ids, parts, open);
+  // An undefined tensor cannot be an argument there: no dimension stands for "all open".
+  return Attention::apply(
+      users, ids, parts, open.defined() ? open : torch::empty({0}, torch::kBool), user_of, item_of);
+}
+
+torch::Tensor part_attention_composed(const torch::Tensor& users, const torch::Tensor& ids,
+                                      const torch::Tensor& parts, const torch::Tensor& open,
+                                      const torch::Tensor& user_of, const torch::Tensor& item_of) {
+  check_attention(users, ids, parts, open);
+  const auto a = products(users, parts, user_of, item_of);
+  const auto w = softmax_composed(a, open, item_of);
+  const auto base = (users.index_select(0, user_of) * ids.index_select(0, item_of)).sum(1);
+  return base + (w * a).sum(1);
+}
+
+torch::Tensor part_weights(const torch::Tensor& users, const torch::Tensor& parts,
+                           const torch::Tensor& open, const torch::Tensor& user_of,
+                           const torch::Tensor& item_of) {
+  return softmax_composed(products(users, parts, user_of, item_of), open, item_of);
+}
+
+torch::Tensor part_scores(const torch::Tensor& users_in, const torch::Tensor& ids_in,
+                          const torch::Tensor& parts_in, const torch::Tensor& open_in) {
+  check_attention(users_in, ids_in, parts_in, open_in);
+  const torch::NoGradGuard no_grad;
+  constexpr int64_t kRows = kernels::kTileRows, kLanes = kernels::kPartLanes;
+  static_assert(kLanes == kernels::kTileColumns);
+  const auto users = users_in.to(torch::kFloat).contiguous();
+  const auto ids = ids_in.to(torch::kFloat).contiguous();
+  const auto parts = parts_in.to(torch::kFloat).contiguous();
+  const auto open = open_in.defined() ? open_in.contiguous() : open_in;
+  const int64_t n_users = users.size(0), n_items = ids.size(0);
+  const int64_t n_parts = parts.size(1), d = users.size(1);
+  const auto out = torch::empty({n_users, n_items}, torch::kFloat);
+  const float* ps = users.const_data_ptr<float>();
+  const float* es = ids.const_data_ptr<float>();
+  const float* rs = parts.const_data_ptr<float>();
+  const bool* gates = open.defined() ? open.const_data_ptr<bool>() : nullptr;
+  float* to = out.mutable_data_ptr<float>();
+  const int64_t n_tiles = (n_items + kLanes - 1) / kLanes;
+  parallel_for(0, n_tiles, 1, [&](int64_t begin, int64_t end) {
+    const auto size = [](int64_t n) { return static_cast<size_t>(n); };
+    std::vector<float> packed(size((n_parts + 1) * d * kLanes)), left(size(kRows * d));
+    std::vector<float> tile(size((n_parts + 1) * kRows * kLanes)), open_lanes;
+    if (gates) open_lanes.resize(size(n_parts * kLanes));
+    std::array<float, kLanes> y{};
+    for (int64_t t = begin; t < end; ++t) {
+      const int64_t first = t * kLanes, n = std::min(kLanes, n_items - first);
+      std::fill(packed.begin(), packed.end(), 0.0F);
+      for (int64_t j = 0; j < n; ++j) {
+        const float* e = es + (first + j) * d;
+        for (int64_t i = 0; i < d; ++i) packed[size(i * kLanes + j)] = e[i];
+        for (int64_t k = 0; k < n_parts; ++k) {
+          const float* r = rs + ((first + j) * n_parts + k) * d;
+          float* lane = packed.data() + (k + 1) * d * kLanes + j;
+          for (int64_t i = 0; i < d; ++i) lane[i * kLanes] = r[i];
+          if (gates) {
+            open_lanes[size(k * kLanes + j)] = gates[(first + j) * n_parts + k] ? 1.0F : 0.0F;
+          }
+        }
+      }
+      for (int64_t u = 0; u < n_users; u += kRows) {
+        const int64_t rows = std::min(kRows, n_users - u);
+        const float* a = ps + u * d;
+        if (rows < kRows) {
+          std::copy(a, a + rows * d, left.begin());
+          a = left.data();
+        }
+        for (int64_t k = 0; k <= n_parts; ++k) {
+          kernels::product_tile(a, packed.data() + k * d * kLanes, d,
+                                tile.data() + k * kRows * kLanes, kLanes);
+        }
+        for (int64_t row = 0; row < rows; ++row) {
+          kernels::part_softmax(tile.data() + row * kLanes, kRows * kLanes,
+                                gates ? open_lanes.data() : nullptr, n_parts, y.data());
+          std::copy(y.begin(), y.begin() + n, to + (u + row) * n_items + first);
+        }
+      }
+    }
+  });
+  return out;
+}
+
+}  // namespace tessera

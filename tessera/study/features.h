@@ -1,0 +1,32 @@
+#pragma once
+
+#include <filesystem>
+#include <functional>
+#include <string>
+
+#include "tessera/model/registry.h"
+
+namespace tessera {
+
+struct FeaturesRequest {
+  std::filesystem::path dataset;
+  /// tfidf or exec:COMMAND (encode/content.h); or a registered model that is a FeatureSupplier; or
+  /// a run or bundle of one that is a RowEncoder, which encodes the items of `dataset` without
+  /// training.
+  std::string encoder;
+  std::filesystem::path output;  ///< run folder, where the features need a whole training
+  Settings settings;             ///< of the model and of training, in rising precedence
+  Log log;
+  std::function<bool()> stop_requested = [] { return false; };
+  std::function<Progress(std::string, int64_t)> progress = [](std::string, int64_t) {
+    return Progress{};
+  };
+};
+
+/// Makes features from the features of a dataset folder and puts them into it: {"folder",
+/// "features": entries of features.json by modality}. Rows made with the help of interactions are
+/// bound to the split (`valid_for`): a model says so in its card by "uses_interactions", and what
+/// is made from bound features is bound.
+Json make_features(const FeaturesRequest& request);
+
+}  // namespace tessera

@@ -1,0 +1,147 @@
+"""Features made from features, from texts and by other programs, and what binds them to a split."""
+import json
+import random
+import struct
+
+from command_line import CommandLine
+
+
+def npy(rows):
+    head = "{'descr': '<f4', 'fortran_order': False, 'shape': (%d, %d), }" % (len(rows), len(rows[0]))
+    head += " " * (63 - (10 + len(head)) % 64) + "\n"
+    return (b"\x93NUMPY\x01\x00" + struct.pack("<H", len(head)) + head.encode()
+            + b"".join(struct.pack(f"<{len(row)}f", *row) for row in rows))
+
+
+class Features(CommandLine):
+    N_ITEMS = 60
+
+    def setUp(self):
+        super().setUp()
+        draw = random.Random(3)
+        common = [[draw.gauss(0, 1) for _ in range(4)] for _ in range(self.N_ITEMS)]
+        for name, width, gap in (("image", 12, 7), ("text", 9, 11)):
+            mix = [[draw.gauss(0, 1) for _ in range(width)] for _ in range(4)]
+            ids = [i for i in range(self.N_ITEMS) if i % gap]
+            self.write(f"raw/{name}_feat.npy", npy(
+                [[sum(common[i][k] * mix[k][j] for k in range(4)) + draw.gauss(0, .1)
+                  for j in range(width)] for i in ids]))
+            self.write(f"raw/{name}_feat.ids", "".join(f"i{i}\n" for i in ids))
+        rows = [f"u{u}\ti{i}\t{1000 + t}" for u in range(40)
+                for t, i in enumerate(draw.sample(range(self.N_ITEMS), 8))]
+        self.write("raw/events.tsv", "user_id\titem_id\ttimestamp\n" + "\n".join(rows) + "\n")
+        self.succeeds("import", "raw", "-o", "shop", "-q")
+
+    def made(self, *arguments):
+        return json.loads(self.succeeds("features", *arguments, "-q", "--json", "-j", "1").stdout)
+
+    def test_pamd_supplies_every_model(self):
+        made = self.made("shop", "--encoder", "pamd", "--pre_epochs", "20")
+        self.assertEqual(list(made["features"]), ["common", "image_specific", "text_specific"])
+        manifest = self.read_json("shop", "features.json")
+        self.assertIsNone(manifest["common"]["valid_for"])
+        self.assertEqual(manifest["common"]["encoder"]["settings"]["pre_epochs"], 20)
+        self.assertEqual(manifest["common"]["source"]["sha256"]["image"], manifest["image"]["sha256"])
+        ids = self.read("shop", "image_specific_feat.ids").split()
+        self.assertNotIn("i7", ids)
+        self.assertIn("i7", self.read("shop", "common_feat.ids").split())
+
+        before = self.tree("shop")
+        self.made("shop", "--encoder", "pamd", "--pre_epochs", "20")
+        self.assertEqual(self.tree("shop"), before, "the same seed gives the same bytes")
+
+        for model in ("VBPR", "BM3"):
+            self.succeeds("train", "-m", model, "-d", "shop", "--modalities",
+                          "common,image_specific,text", "--epochs", "2", "-q", "-j", "1", "-o", model)
+        # What a model made is left out unless it is asked for.
+        self.succeeds("train", "-m", "VBPR", "-d", "shop", "--epochs", "1", "-q", "-o", "raw-run")
+        self.assertEqual(self.read_json("raw-run", "results.json")["modalities"], ["image", "text"])
+
+    def test_what_has_seen_interactions_is_bound(self):
+        made = self.made("shop", "--encoder", "pamd", "--pre_epochs", "10", "--epochs", "2",
+                         "--export_stage", "finetuned")
+        about = self.read_json("shop", "dataset.json")
+        self.assertEqual(made["features"]["common"]["valid_for"], about["train_sha256"])
+        self.succeeds("import", "shop", "-o", "other", "--split", "random", "--seed", "5", "-q")
+        self.assertNotIn("common", self.read_json("other", "features.json"))
+
+        train = ("train", "-m", "PAMD", "-d", "shop", "--epochs", "2", "--pre_epochs", "10", "-q",
+                 "-j", "1")
+        self.succeeds(*train, "-o", "run")
+        made = self.made("shop", "--encoder", "run")
+        self.assertEqual(made["features"]["common"]["valid_for"], about["train_sha256"])
+        self.fails(3, r"run has learned from other train rows than those of other",
+                   "features", "other", "--encoder", "run", "-q")
+        # Encoders that no interaction has changed may serve any items.
+        self.succeeds(*train, "--freeze_pretrained", "true", "-o", "frozen")
+        made = self.made("other", "--encoder", "frozen/model")
+        self.assertIsNone(made["features"]["common"]["valid_for"])
+
+    ENCODER = '''import json, sys
+calls = open("calls", "a")
+for line in sys.stdin:
+    item = json.loads(line)
+    calls.write(item["id"] + "\\n")
+    if item["id"] == "i2":
+        print(json.dumps({"id": "i2", "error": "no picture"}))
+    elif item["id"] != "i3":
+        text = item["text"]
+        print(json.dumps({"id": item["id"], "vector": [len(text), text.count("a"), 1]}))
+'''
+
+    def shop_with_texts(self, titles):
+        lines = [json.dumps({"item_id": f"i{i}", "title": title}) for i, title in enumerate(titles)]
+        self.write("items.jsonl", "\n".join(lines) + "\n")
+        self.succeeds("import", "raw/events.tsv", "--items", "items.jsonl", "--text", "title",
+                      "--no-features", "-o", "texts", "-q")
+
+    def test_tfidf_finds_alike_texts(self):
+        kinds = ("red wool scarf", "steel kitchen knife", "wooden toy train", "garden rose seeds")
+        self.shop_with_texts([f"{kinds[i % 4]} number {i}" for i in range(self.N_ITEMS)])
+        made = self.made("texts", "--encoder", "tfidf", "--width", "8")
+        entry = made["features"]["text"]
+        self.assertEqual((entry["width"], entry["source"]["columns"]), (8, ["title"]))
+        again = self.succeeds("features", "texts", "--encoder", "tfidf", "--width", "8", "-j", "1")
+        self.assertIn("up to date", again.stderr)
+        self.succeeds("train", "-m", "VBPR", "-d", "texts", "--epochs", "1", "-q", "-o", "run")
+        alike = self.succeeds("similar", "run", "i0", "--by", "text", "-n", "5", "-q").stdout
+        ids = [int(line.split("\t")[1][1:]) for line in alike.splitlines()[1:]]
+        self.assertEqual([i % 4 for i in ids], [0] * len(ids), alike)
+
+    def test_exec_counts_failures_and_sends_what_changed(self):
+        self.shop_with_texts([f"a thing {i}" for i in range(self.N_ITEMS)])
+        self.write("encode.py", self.ENCODER)
+        exec_it = ("texts", "--encoder", "exec:python3 encode.py", "--modality", "mine")
+        source = self.made(*exec_it)["features"]["mine"]["source"]
+        self.assertEqual(source["failed"], 2)
+        self.assertEqual(source["failures"],
+                         {"errors of the command": 1, "requests without an answer": 1})
+        self.assertNotIn("i2", self.read("texts", "mine_feat.ids").split())
+        first = len(self.read("calls").split())
+        self.made(*exec_it)
+        self.assertEqual(self.read("calls").split()[first:], ["i2", "i3"])
+
+        before = self.tree("texts")
+        broken = ("features", "texts", "--modality", "mine", "-q", "--encoder")
+        self.fails(3, r"exit code 3", *broken, "exec:exit 3")
+        self.fails(3, r"no vector at all", *broken, "exec:true")
+        self.fails(3, r"line 1: wanted", *broken, "exec:echo hello")
+        self.fails(3, r"more than \d+ MiB", *broken, "exec:yes")
+        self.fails(2, r"wanted a command", *broken, "exec:")
+        self.fails(2, r"no column 'titel' \(did you mean 'title'", *broken, "exec:true", "--text",
+                   "titel")
+        self.assertEqual(self.tree("texts"), before)
+
+    def test_mistakes(self):
+        before = self.tree("shop")
+        self.fails(2, r"no encoder given", "features", "shop", "-q")
+        self.fails(2, r"BM3 makes no features", "features", "shop", "--encoder", "bm3", "-q")
+        self.fails(2, r"no model 'pand' \(did you mean 'PAMD'", "features", "shop", "--encoder",
+                   "pand", "-q")
+        self.fails(2, r"PAMD has no setting 'pre_epoch' \(did you mean 'pre_epochs'", "features",
+                   "shop", "--encoder", "pamd", "--pre_epoch", "3", "-q")
+        self.fails(3, r"at least two modalities", "features", "shop", "--encoder", "pamd",
+                   "--modalities", "image", "-q")
+        self.fails(2, r"'text' that was brought in from outside", "features", "shop", "--encoder",
+                   "tfidf", "-q")
+        self.assertEqual(self.tree("shop"), before)

@@ -1,0 +1,136 @@
+"""What a run folder promises: nothing of somebody else's is lost, nothing is replaced before it is
+checked, every look at test counts, damage is found, and its own files repeat it."""
+import json
+import os
+import shutil
+import signal
+
+from bad_input_test import npy
+from command_line import CommandLine
+from resume_test import comparable, events
+
+
+class RunFolder(CommandLine):
+    BPR = ["train", "-m", "BPR", "-d", "data", "-j", "1", "--embedding_size", "8"]
+
+    def setUp(self):
+        super().setUp()
+        self.write("events.tsv", events(80, 40, 20))
+        self.succeeds("import", "events.tsv", "-o", "data", "--split", "temporal-user")
+
+    def looks(self, run):
+        results = self.read_json(run, "results.json")
+        self.assertEqual(results["audit"]["looks_at_test"], results["test_looks"])
+        return results["test_looks"]
+
+    def test_files_of_somebody_else_are_kept(self):
+        self.write("precious/important.txt", "mine")
+        self.write("precious/status.json", "{}")
+        self.fails(2, r"not empty and holds no run", *self.BPR, "--epochs", "1", "-o", "precious")
+        self.assertEqual(sorted(os.listdir(self.path("precious"))), ["important.txt", "status.json"])
+        self.succeeds(*self.BPR, "--epochs", "1", "-o", "run")
+        self.write("run/notes.txt", "mine")
+        self.succeeds(*self.BPR, "--epochs", "2", "-o", "run")
+        self.assertEqual(self.read("run", "notes.txt"), "mine")
+
+    def test_nothing_is_replaced_before_all_is_checked(self):
+        self.succeeds(*self.BPR, "--epochs", "1", "-o", "run")
+        before = self.tree("run")
+        for words, bad in ((r"topk 999", ["--metrics", "recall@999"]),
+                           (r"topk 999", ["--valid-metric", "recall@999"]),
+                           (r"modality 'foo'", ["--metrics", "ild_foo@10"]),
+                           (r"one valid row a user", ["--protocol", "seq-mask"]),
+                           (r"epochs", ["--epochs", "0"])):
+            done = self.fails(2, words, *self.BPR, *bad, "-o", "run")
+            self.assertEqual(self.tree("run"), before, str(done))
+            self.fails(2, words, *self.BPR, *bad, "-o", "new")
+            self.assertFalse(os.path.exists(self.path("new")))
+        rows = "".join(f"u{i % 9}\ti{i % 7}\ttrain\n" for i in range(63))
+        self.write("given.tsv", "user_id\titem_id\tsplit\n" + rows)
+        self.succeeds("import", "given.tsv", "-o", "no_valid")
+        self.fails(2, r"no validation rows", "train", "-m", "BPR", "-d", "no_valid", "-o", "run")
+        self.assertEqual(self.tree("run"), before)
+
+    def test_a_run_always_has_a_best_epoch(self):
+        for name, setting in (("none", ["--stopping_step", "0"]), ("tiny", ["--time_limit", "1e-9"])):
+            self.succeeds(*self.BPR, "--epochs", "5", *setting, "-o", name)
+            self.assertGreaterEqual(self.read_json(name, "results.json")["selection"]["epoch"], 0)
+            self.succeeds("evaluate", name)
+
+    def test_every_look_at_test_counts(self):
+        self.succeeds(*self.BPR, "--epochs", "2", "-o", "run")
+        for n in (2, 3):
+            self.succeeds("evaluate", "run")
+            self.assertEqual(self.looks("run"), n)
+        self.succeeds("train", "--resume", "run", "--epochs", "4", "-j", "1")
+        self.assertEqual(self.looks("run"), 4)
+        self.assertEqual(self.read_json("run", "config.resolved.json")["settings"]["epochs"]["value"], 4)
+
+    def test_its_own_settings_repeat_it(self):
+        self.succeeds(*self.BPR, "--epochs", "3", "--seed", "5", "-o", "run")
+        self.succeeds("train", "-c", "run/config.resolved.json", "-o", "again")
+        found, wanted = comparable(self.tree("again")), comparable(self.tree("run"))
+        self.assertEqual(sorted(found), sorted(wanted))
+        for name in wanted:
+            self.assertEqual(found[name], wanted[name], name)
+
+    def test_a_dataset_split_anew_is_refused(self):
+        self.succeeds(*self.BPR, "--epochs", "1", "-o", "run")
+        self.succeeds("import", "events.tsv", "-o", "data", "--split", "leave-one-out")
+        self.fails(3, r"has changed since run began: its train rows", "evaluate", "run")
+        self.fails(3, r"has changed since run began: its train rows", "train", "--resume", "run",
+                   "--epochs", "3")
+
+    def test_a_flipped_bit_is_found(self):
+        def flip(*parts):
+            with open(self.path(*parts), "r+b") as file:
+                file.seek(-3, os.SEEK_END)
+                byte = file.read(1)[0]
+                file.seek(-3, os.SEEK_END)
+                file.write(bytes([byte ^ 1]))
+
+        self.succeeds(*self.BPR, "--epochs", "2", "-o", "run")
+        flip("run", "checkpoints", "last", "weights.safetensors")
+        self.fails(3, r"weights\.safetensors.*sha256", "train", "--resume", "run", "--epochs", "4")
+        flip("run", "checkpoints", "best", "weights.safetensors")
+        self.fails(3, r"weights\.safetensors.*sha256", "evaluate", "run")
+        flip("data", "interactions.tsv")
+        self.fails(3, r"interactions\.tsv.*sha256", *self.BPR, "--epochs", "1", "-o", "other")
+
+    def test_killed_before_its_first_checkpoint(self):
+        slow = ["train", "-m", "LightGCN", "-d", "data", "-j", "1", "--epochs", "3"]
+        self.succeeds(*slow, "-o", "unbroken")
+        process = self.start(*slow, "-o", "stopped")
+        self.wait_until(lambda: os.path.exists(self.path("stopped", "data.json")), process)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        shutil.rmtree(self.path("stopped", "checkpoints"), ignore_errors=True)
+        self.succeeds("train", "--resume", "stopped")
+        found, wanted = comparable(self.tree("stopped")), comparable(self.tree("unbroken"))
+        self.assertEqual(sorted(found), sorted(wanted))
+        for name in wanted:
+            self.assertEqual(found[name], wanted[name], name)
+
+    def test_lists_of_cold_users_are_those_of_the_evaluation(self):
+        self.succeeds("import", "events.tsv", "-o", "cold", "--split", "cold-user")
+        for model in ("BPR", "ItemKNN"):
+            self.succeeds("train", "-m", model, "-d", "cold", "-o", "run", "--epochs", "2")
+            lists = self.succeeds("evaluate", "--recs", "run/recs_top50.tsv", "-d", "cold", "--json")
+            self.assertEqual(json.loads(lists.stdout)["test"]["recall@20"],
+                             self.read_json("run", "results.json")["test"]["recall@20"], model)
+
+    def test_a_label_follows_the_paper_variant_everywhere(self):
+        self.write("image_feat.npy", npy(40, 2, [float(i % 7) for i in range(80)]))
+        self.write("image_feat.ids", "".join(f"i{i}\n" for i in range(40)))
+        self.succeeds("import", "events.tsv", "-o", "data", "--split", "temporal-user",
+                      "--feature", "image=image_feat.npy")
+        words = "from summaries, paper body not checked"
+        done = self.succeeds("train", "-m", "BM3", "-d", "data", "--variant", "paper", "--epochs", "1",
+                             "-o", "run")
+        for text in (done.stdout, done.stderr, self.read("run", "results.json"),
+                     self.read("run", "model", "MODEL_CARD.md")):
+            self.assertIn(words, text)
+
+    def test_a_short_flag_is_no_value(self):
+        self.fails(2, r"epochs", "train", "-m", "BPR", "--epochs", "-d", "data")
+        self.fails(2, r"topk 9 .*|no setting", "train", "-m", "BPR", "-d", "data", "--no_such", "-j", "1")
