@@ -190,13 +190,44 @@ void print_json(const Json& value) {
   print(value.dump(2, ' ', false, Json::error_handler_t::replace));
 }
 
-void print_or_write(const Common& common, const std::string& text) {
+namespace {
+
+/// The reader of stdout went away: nothing is left to do.
+struct PipeClosed {};
+
+}  // namespace
+
+void print_or_write(const Common& common, const std::function<void(const Sink&)>& make) {
+  const auto stop = [] {
+    if (interrupted()) throw RunError(Exit::interrupted_without_checkpoint, "interrupted");
+  };
   if (common.output.empty()) {
-    print(text);
-  } else {
-    write_file(common.output, text);
-    print(common.output);
+    make([&](std::string_view text) {
+      stop();
+      if (std::fwrite(text.data(), 1, text.size(), stdout) == text.size()) return;
+      if (errno == EPIPE) throw PipeClosed{};
+      throw RunError(Exit::failed, fmt::format("cannot write the result: {}", strerror(errno)));
+    });
+    return;
   }
+  write_file_with(common.output, [&](std::ostream& out) {
+    make([&](std::string_view text) {
+      stop();
+      out.write(text.data(), static_cast<std::streamsize>(text.size()));
+    });
+  });
+  print(common.output);
+}
+
+std::vector<std::string> read_ids(const std::string& path) {
+  std::vector<std::string> out;
+  for (std::string& line : split_list(read_file(path), '\n')) {
+    if (line.back() == '\r') line.pop_back();
+    line.resize(std::min(line.find('\t'), line.size()));
+    if (!line.empty()) out.push_back(std::move(line));
+  }
+  if (out.empty()) throw data_error("{} holds no ids, wanted one a line", path);
+  return out;
 }
 
 std::vector<std::string> split_list(const std::string& text, char separator) {
@@ -343,6 +374,7 @@ int main_program(int argc, char** argv) {
     code = fail(e.code(), e.what());
   } catch (const RunError& e) {
     code = fail(e.code(), e.what());
+  } catch (const PipeClosed&) {
   } catch (const std::bad_alloc&) {
     code = fail(Exit::failed, "out of memory");
   } catch (const std::exception& e) {

@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 #include <functional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "tessera/base/error.h"
@@ -47,8 +48,13 @@ Log make_log(const Common& common);
 void print(const std::string& text);
 void print_json(const Json& value);
 
-/// A result that goes to -o, whose path is then printed, or else to stdout.
-void print_or_write(const Common& common, const std::string& text);
+/// A result of any length, as it is made: to the file -o, whose path is then printed, or else to
+/// stdout.
+using Sink = std::function<void(std::string_view)>;
+void print_or_write(const Common& common, const std::function<void(const Sink&)>& make);
+
+/// One id a line; what stands after a tab is somebody else's column. Exit 3 where there is none.
+std::vector<std::string> read_ids(const std::string& path);
 
 /// A bar on stderr, only where a person looks at it.
 std::function<Progress(std::string, int64_t)> progress_bar(const Common& common);

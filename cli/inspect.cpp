@@ -2,6 +2,7 @@
 
 #include "cli/cli.h"
 #include "cli/read_flags.h"
+#include "tessera/data/known_sets.h"
 #include "tessera/data/readers.h"
 
 namespace tessera::cli {
@@ -17,7 +18,18 @@ void add_inspect(CLI::App& app, Common& common) {
         if (flags->read.rows < 0) {
           throw usage_error("--rows must be at least 0, got {}", flags->read.rows);
         }
-        const Json report = inspect(flags->path, flags->read);
+        Json report = inspect(flags->path, flags->read);
+        // Counted here rather than in inspect(): import counts what it keeps.
+        const std::string use = report.value("use", "");
+        if (use == "interactions" || use == "folder") {
+          std::string known;
+          try {
+            known = known_set_of(flags->path, flags->read);
+          } catch (const InputError& e) {
+            known = fmt::format("rows not counted: {}", e.what());
+          }
+          if (!known.empty()) report["notes"].push_back(known);
+        }
         if (common.json) {
           print_json(report);
         } else {

@@ -1,106 +1,105 @@
+#include <map>
 #include <memory>
 
 #include "cli/cli.h"
-#include "tessera/base/files.h"
 #include "tessera/serve/recommender.h"
 
 namespace tessera::cli {
 namespace {
 
 struct Flags {
-  std::string bundle, users, users_file, history, exclude;
+  std::string bundle, users, users_file, history, exclude, only;
   int64_t n = 10;
   bool no_filter_seen = false;
 };
 
-std::vector<std::string> split(const std::string& text, char separator) {
-  std::vector<std::string> out;
-  for (size_t begin = 0; begin <= text.size();) {
-    const size_t end = std::min(text.find(separator, begin), text.size());
-    if (end > begin) out.push_back(text.substr(begin, end - begin));
-    begin = end + 1;
-  }
-  return out;
-}
-
-/// One id a line; what stands after a tab is somebody else's column.
-std::vector<std::string> read_ids(const std::string& path) {
-  std::vector<std::string> out;
-  for (std::string& line : split(read_file(path), '\n')) {
-    if (line.back() == '\r') line.pop_back();
-    line.resize(std::min(line.find('\t'), line.size()));
-    if (!line.empty()) out.push_back(std::move(line));
-  }
-  if (out.empty()) throw data_error("{} holds no ids, wanted one a line", path);
-  return out;
-}
-
-std::string as_tsv(const Recommender& recommender, const std::vector<Answer>& answers) {
-  const bool titles = recommender.bundle().data->item_columns.find("title") != nullptr;
-  std::string out = titles ? "user\titem\trank\tscore\ttitle\n" : "user\titem\trank\tscore\n";
-  for (const auto& answer : answers) {
-    const std::string_view user = answer.user.empty() ? "-" : std::string_view(answer.user);
-    for (size_t r = 0; r < answer.items.size(); ++r) {
-      const auto& [item, score] = answer.items[r];
-      out += fmt::format("{}\t{}\t{}\t{}", user, recommender.item_id(item), r + 1,
-                         static_cast<float>(score));
-      if (titles) out += "\t" + recommender.title(item);
-      out += '\n';
+void add_tsv(const Recommender& recommender, const std::vector<std::string>* titles,
+             const Answer& answer, std::string& out) {
+  const std::string_view user = answer.user.empty() ? "-" : std::string_view(answer.user);
+  for (size_t r = 0; r < answer.items.size(); ++r) {
+    const auto& [item, score] = answer.items[r];
+    fmt::format_to(std::back_inserter(out), "{}\t{}\t{}\t{}", user, recommender.item_id(item),
+                   r + 1, static_cast<float>(score));
+    if (titles != nullptr) {
+      out += '\t';
+      out += (*titles)[item];
     }
+    out += '\n';
   }
-  return out;
 }
 
-Json as_json(const Recommender& recommender, const std::vector<Answer>& answers) {
-  Json out = {{"model", recommender.bundle().about["model"]}, {"answers", Json::array()}};
-  for (const auto& answer : answers) {
-    Json list = {{"user", answer.user.empty() ? Json(nullptr) : Json(answer.user)},
-                 {"via", answer.via},
-                 {"items", Json::array()}};
-    for (size_t r = 0; r < answer.items.size(); ++r) {
-      const auto& [item, score] = answer.items[r];
-      Json row = {{"id", recommender.item_id(item)}, {"score", score}, {"rank", r + 1}};
-      if (const auto title = recommender.title(item); !title.empty()) row["title"] = title;
-      list["items"].push_back(std::move(row));
-    }
-    out["answers"].push_back(std::move(list));
+Json as_json(const Recommender& recommender, const Answer& answer) {
+  Json list = {{"user", answer.user.empty() ? Json(nullptr) : Json(answer.user)},
+               {"via", answer.via},
+               {"items", Json::array()}};
+  for (size_t r = 0; r < answer.items.size(); ++r) {
+    const auto& [item, score] = answer.items[r];
+    Json row = {{"id", recommender.item_id(item)}, {"score", score}, {"rank", r + 1}};
+    if (const auto title = recommender.title(item); !title.empty()) row["title"] = title;
+    list["items"].push_back(std::move(row));
   }
-  return out;
+  return list;
 }
 
 void recommend(const Common& common, const Flags& flags) {
   if (!common.flag("topk").empty()) throw usage_error("recommend has no --topk: here it is -n");
   const Log log = make_log(common);
   Ask ask;
-  ask.users = split(flags.users, ',');
+  ask.all_users = flags.users == "all";
+  if (!ask.all_users) ask.users = split_list(flags.users);
   if (!flags.users_file.empty()) {
+    if (ask.all_users) throw usage_error("--users all and --users-file: choose one");
     const auto more = read_ids(flags.users_file);
     ask.users.insert(ask.users.end(), more.begin(), more.end());
   }
-  ask.history = split(flags.history, ',');
-  if (ask.users.empty() && ask.history.empty()) {
+  ask.history = split_list(flags.history);
+  if (ask.users.empty() && ask.history.empty() && !ask.all_users) {
     throw usage_error(
-        "nobody to recommend to: give --users a,b or --users-file FILE or --history item,item");
+        "nobody to recommend to: give --users a,b or --users all or --users-file FILE or "
+        "--history item,item");
   }
   if (!flags.exclude.empty()) ask.exclude = read_ids(flags.exclude);
+  if (!flags.only.empty()) ask.only = read_ids(flags.only);
   ask.n = flags.n;
   ask.filter_seen = !flags.no_filter_seen;
   Recommender recommender(load_bundle(flags.bundle, log), log);
-  const auto answers = recommender.recommend(ask);
-  for (const char* via : {"history", "item mean", "popular"}) {
-    const auto n = std::count_if(answers.begin(), answers.end(),
-                                 [&](const Answer& answer) { return answer.via == via; });
-    if (n > 0) log.info("{} of {} lists via {}", n, answers.size(), via);
+  const auto* titles = recommender.bundle().data->item_columns.find("title");
+  std::map<std::string, int64_t> via;
+  int64_t n_lists = 0, n_short = 0;
+  const auto n_users = ask.all_users ? recommender.bundle().data->n_users
+                                     : std::max<int64_t>(1, static_cast<int64_t>(ask.users.size()));
+  const Progress progress = progress_bar(common)("lists", n_users);
+  print_or_write(common, [&](const Sink& sink) {
+    std::string text;
+    if (common.json) {
+      text = fmt::format("{{\n  \"model\": {},\n  \"answers\": [",
+                         recommender.bundle().about["model"].dump());
+    } else {
+      text = titles ? "user\titem\trank\tscore\ttitle\n" : "user\titem\trank\tscore\n";
+    }
+    recommender.recommend(ask, [&](Answer&& answer) {
+      ++via[answer.via];
+      n_short += static_cast<int64_t>(answer.items.size()) < ask.n ? 1 : 0;
+      if (common.json) {
+        text += n_lists == 0 ? "\n    " : ",\n    ";
+        text += as_json(recommender, answer).dump(-1, ' ', false, Json::error_handler_t::replace);
+      } else {
+        add_tsv(recommender, titles, answer, text);
+      }
+      ++n_lists;
+      progress.advance(1);
+      if (text.size() < (1U << 20)) return;
+      sink(text);
+      text.clear();
+    });
+    if (common.json) text += "\n  ]\n}\n";
+    sink(text);
+  });
+  for (const char* kind : {"history", "item mean", "popular"}) {
+    if (via[kind] > 0) log.info("{} of {} lists via {}", via[kind], n_lists, kind);
   }
-  const std::string text =
-      common.json
-          ? as_json(recommender, answers).dump(2, ' ', false, Json::error_handler_t::replace) + "\n"
-          : as_tsv(recommender, answers);
-  if (common.output.empty()) {
-    print(text);
-  } else {
-    write_file(common.output, text);
-    print(common.output);
+  if (n_short > 0) {
+    log.info("{} of {} lists are shorter than {}: no more candidates", n_short, n_lists, ask.n);
   }
 }
 
@@ -111,11 +110,12 @@ void add_recommend(CLI::App& app, Common& common) {
   CLI::App* verb = add_verb(app, common, "recommend", "top N for users or a history", false,
                             [&common, flags] { recommend(common, *flags); });
   verb->add_option("bundle", flags->bundle, "bundle folder, or a run that has one")->required();
-  verb->add_option("--users", flags->users, "user ids, a,b");
+  verb->add_option("--users", flags->users, "user ids, a,b; all: every user, one after the other");
   verb->add_option("--users-file", flags->users_file, "file of user ids, one a line");
   verb->add_option("--history", flags->history, "item ids, oldest first, a,b");
   verb->add_option("-n", flags->n, "length of a list, 10");
   verb->add_option("--exclude", flags->exclude, "file of item ids that are not wanted");
+  verb->add_option("--only", flags->only, "file of item ids: no others are answered (in stock)");
   verb->add_flag("--no-filter-seen", flags->no_filter_seen, "keep what the user has seen");
 }
 

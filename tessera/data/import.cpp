@@ -15,6 +15,7 @@
 #include "tessera/base/files.h"
 #include "tessera/data/filter.h"
 #include "tessera/data/folder.h"
+#include "tessera/data/known_sets.h"
 #include "tessera/data/manifest.h"
 #include "tessera/data/rows.h"
 #include "tessera/data/split.h"
@@ -800,6 +801,23 @@ Json columns_of(const Work& work) {
   return columns;
 }
 
+/// Which public data set this is, by its counts and the widths of its features.
+std::string known_set(const Work& work, const Json& counts) {
+  SetCounts found;
+  found.n_users = counts["n_users"];
+  found.n_items = counts["n_items"];
+  found.n_interactions = counts["n_interactions"];
+  found.train = counts["n_train"];
+  found.valid = counts["n_valid"];
+  found.test = counts["n_test"];
+  if (work.report.contains("features")) {
+    for (const auto& [name, feature] : work.report["features"].items()) {
+      found.widths[name] = feature["width"].get<int64_t>();
+    }
+  }
+  return known_set_words(found);
+}
+
 Json write_dataset(Work& work, const fs::path& folder, const Json& counts) {
   const EventTable& table = work.table;
   Json about = {{"format", 1}, {"name", dataset_name(work.options)}};
@@ -849,6 +867,7 @@ Json write_dataset(Work& work, const fs::path& folder, const Json& counts) {
                             ? write_features(work, folder)
                             : copy_features(work, folder, about["train_sha256"].get<std::string>());
   write_json(folder / "features.json", manifest);
+  if (const std::string words = known_set(work, counts); !words.empty()) note(work, "{}", words);
   work.report["drops"] = work.drops;
   work.report["counts"] = counts;
   work.report["notes"] = work.notes;

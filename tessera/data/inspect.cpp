@@ -3,6 +3,7 @@
 #include "tessera/base/error.h"
 #include "tessera/base/files.h"
 #include "tessera/data/feature.h"
+#include "tessera/data/known_sets.h"
 #include "tessera/data/read_rows.h"
 
 namespace tessera {
@@ -38,6 +39,22 @@ void inspect_dataset(const fs::path& folder, Json& report) {
     copy(it.value(), {"rows", "width", "dtype", "file", "valid_for"}, entry);
     shown[it.key()] = std::move(entry);
   }
+  SetCounts counts;
+  const auto count = [&](const char* key) {
+    return dataset.contains(key) && dataset[key].is_number_integer() ? dataset[key].get<int64_t>() : 0;
+  };
+  counts.n_users = count("n_users");
+  counts.n_items = count("n_items");
+  counts.n_interactions = count("n_interactions");
+  counts.train = count("n_train");
+  counts.valid = count("n_valid");
+  counts.test = count("n_test");
+  for (const auto& [name, entry] : shown.items()) {
+    if (entry.contains("width") && entry["width"].is_number_integer()) {
+      counts.widths[name] = entry["width"].get<int64_t>();
+    }
+  }
+  if (const auto words = known_set_words(counts); !words.empty()) report["notes"].push_back(words);
   report["features"] = std::move(shown);
   std::error_code error;
   if (fs::is_regular_file(folder / "interactions.tsv", error)) {

@@ -160,5 +160,59 @@ TEST(Recommender, FindsNeighboursByVectorsAndByPictures) {
             std::string::npos);
 }
 
+TEST(Recommender, StreamsAllUsersInOrderAsIfAskedOneByOne) {
+  for (const char* name : {"PlantedFactors", "PlantedNeighbours", "PlantedPlain"}) {
+    Recommender from = recommender(name);
+    Ask ask;
+    ask.all_users = true;
+    ask.n = 4;
+    std::vector<Answer> streamed;
+    from.recommend(ask, [&](Answer&& answer) { streamed.push_back(std::move(answer)); });
+    ASSERT_EQ(streamed.size(), 4U) << name;
+    for (const Answer& answer : streamed) {
+      const auto alone = from.recommend({.users = {answer.user}, .n = 4});
+      EXPECT_EQ(answer.via, alone[0].via);
+      ASSERT_EQ(answer.items.size(), alone[0].items.size()) << name << " " << answer.user;
+      for (size_t r = 0; r < answer.items.size(); ++r) {
+        EXPECT_EQ(answer.items[r].item, alone[0].items[r].item);
+        EXPECT_EQ(answer.items[r].score, alone[0].items[r].score);
+      }
+    }
+    EXPECT_EQ(streamed[3].user, "dan");
+    ask.history = {"apple"};
+    usage_of([&] { from.recommend(ask); });
+  }
+}
+
+TEST(Recommender, StreamsNeighboursOfAllItemsThatAreNotHidden) {
+  for (const char* by : {"cf", "image"}) {
+    Recommender from = recommender("PlantedFactors");
+    AskSimilar ask;
+    ask.all_items = true;
+    ask.n = 3;
+    ask.by = by;
+    ask.only = {"apple", "bread", "figs"};
+    std::vector<std::string> asked;
+    const int64_t left_out = from.similar(ask, [&](Neighbours&& found) {
+      asked.emplace_back(from.item_id(found.item));
+      for (const auto& one : found.items) {
+        EXPECT_NE(one.item, found.item);
+        EXPECT_TRUE(from.item_id(one.item) == "apple" || from.item_id(one.item) == "bread");
+      }
+    });
+    const bool cf = std::string(by) == "cf";
+    EXPECT_EQ(asked.size(), cf ? 5U : 4U);  // dates has no picture
+    EXPECT_EQ(left_out, cf ? 0 : 1);
+  }
+}
+
+TEST(Recommender, RefusesARestrictionThatKnowsNoItem) {
+  Recommender from = recommender("PlantedFactors");
+  EXPECT_NE(usage_of([&] {
+              from.recommend({.users = {"ann"}, .n = 1, .only = {"aple"}});
+            }).find("did you mean 'apple'?"),
+            std::string::npos);
+}
+
 }  // namespace
 }  // namespace tessera
