@@ -41,7 +41,8 @@ void inspect_dataset(const fs::path& folder, Json& report) {
   }
   SetCounts counts;
   const auto count = [&](const char* key) {
-    return dataset.contains(key) && dataset[key].is_number_integer() ? dataset[key].get<int64_t>() : 0;
+    return dataset.contains(key) && dataset[key].is_number_integer() ? dataset[key].get<int64_t>()
+                                                                     : 0;
   };
   counts.n_users = count("n_users");
   counts.n_items = count("n_items");

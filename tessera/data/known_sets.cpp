@@ -11,9 +11,11 @@ namespace {
 
 /// "160,792"
 std::string grouped(int64_t n) {
-  std::string out = std::to_string(n);
-  for (auto at = static_cast<int64_t>(out.size()) - 3; at > 0; at -= 3) {
-    out.insert(static_cast<size_t>(at), ",");
+  const std::string digits = std::to_string(n);
+  std::string out;
+  for (size_t i = 0; i < digits.size(); ++i) {
+    if (i > 0 && (digits.size() - i) % 3 == 0) out += ',';
+    out += digits[i];
   }
   return out;
 }
@@ -79,21 +81,48 @@ const std::vector<KnownSet>& known_sets() {
   static const std::map<std::string, std::vector<int64_t>> amazon = {{"image", {4096}},
                                                                      {"text", {384, 1024}}};
   static const std::vector<KnownSet> all = {
-      {"Baby (Amazon 2014, 5-core)", 19445, 7050, 160792,
-       {{"MMRec", 118551, 20559, 21682}, {"MMSSL and DiffMM", 118551, 21682, 20559}}, amazon, ""},
-      {"Sports (Amazon 2014, 5-core)", 35598, 18357, 296337,
+      {"Baby (Amazon 2014, 5-core)",
+       19445,
+       7050,
+       160792,
+       {{"MMRec", 118551, 20559, 21682}, {"MMSSL and DiffMM", 118551, 21682, 20559}},
+       amazon,
+       ""},
+      {"Sports (Amazon 2014, 5-core)",
+       35598,
+       18357,
+       296337,
        {{"MMRec", 218409, 37899, 40029},
         {"MMSSL", 218409, 40029, 37899},
         {"leave-one-out", 225141, 35598, 35598}},
-       amazon, "180 items have no image"},
-      {"Clothing (Amazon 2014, 5-core)", 39387, 23033, 278677, {{"MMRec", 197338, 40150, 41189}},
-       amazon, ""},
-      {"Electronics (Amazon 2014, 5-core)", 192403, 63001, 1689188, {},
-       {{"image", {4096}}, {"text", {384}}}, ""},
-      {"TikTok (MMSSL files)", 9308, 6710, 68722, {{"MMSSL and DiffMM", 59541, 3051, 6130}},
+       amazon,
+       "180 items have no image"},
+      {"Clothing (Amazon 2014, 5-core)",
+       39387,
+       23033,
+       278677,
+       {{"MMRec", 197338, 40150, 41189}},
+       amazon,
+       ""},
+      {"Electronics (Amazon 2014, 5-core)",
+       192403,
+       63001,
+       1689188,
+       {},
+       {{"image", {4096}}, {"text", {384}}},
+       ""},
+      {"TikTok (MMSSL files)",
+       9308,
+       6710,
+       68722,
+       {{"MMSSL and DiffMM", 59541, 3051, 6130}},
        {{"image", {128}}, {"audio", {128}}, {"text", {768}}},
        "the paper prints 9,319 users and 59,541 interactions, which is train alone"},
-      {"Allrecipes (MMSSL files)", 19805, 10068, 73494, {{"MMSSL", 58922, 6751, 7821}},
+      {"Allrecipes (MMSSL files)",
+       19805,
+       10068,
+       73494,
+       {{"MMSSL", 58922, 6751, 7821}},
        {{"image", {2048}}, {"text", {20}}},
        "its text features are sorted ingredient ids padded with 33147, not an embedding"},
       {"ML-1M", 6040, 3706, 1000209, {{"leave-one-out", 988129, 6040, 6040}}, {}, ""},
@@ -102,12 +131,27 @@ const std::vector<KnownSet>& known_sets() {
       {"ML-100K", 943, 1682, 100000, {{"leave-one-out", 98114, 943, 943}}, {}, ""},
       {"ML-100K, 5-core", 943, 1349, 99287, {}, {}, ""},
       {"ML-100K, 10-core", 943, 1152, 97953, {}, {}, ""},
-      {"Beauty (Amazon 2014, 5-core)", 22363, 12101, 198502,
-       {{"leave-one-out", 153776, 22363, 22363}}, {}, ""},
-      {"the other Beauty (40,226 users)", 40226, 54542, 353962, {}, {},
+      {"Beauty (Amazon 2014, 5-core)",
+       22363,
+       12101,
+       198502,
+       {{"leave-one-out", 153776, 22363, 22363}},
+       {},
+       ""},
+      {"the other Beauty (40,226 users)",
+       40226,
+       54542,
+       353962,
+       {},
+       {},
        "not the Beauty of most papers, which has 22,363 users"},
-      {"Toys (Amazon 2014, 5-core)", 19412, 11924, 167597,
-       {{"leave-one-out", 128773, 19412, 19412}}, {}, ""},
+      {"Toys (Amazon 2014, 5-core)",
+       19412,
+       11924,
+       167597,
+       {{"leave-one-out", 128773, 19412, 19412}},
+       {},
+       ""},
   };
   return all;
 }
@@ -123,7 +167,8 @@ std::string known_set_words(const SetCounts& counts) {
   std::vector<std::string> differences;
   const auto differ = [&](int64_t found, int64_t wanted, const char* what) {
     if (found != wanted) {
-      differences.push_back(fmt::format("{} {}, {} expected", grouped(found), what, grouped(wanted)));
+      differences.push_back(
+          fmt::format("{} {}, {} expected", grouped(found), what, grouped(wanted)));
     }
   };
   differ(counts.n_users, best->n_users, "users");
@@ -177,7 +222,9 @@ std::string known_set_of(const fs::path& path, const ReadOptions& options, uint6
   dense.n_users = dense_size(table.users);
   dense.n_items = dense_size(table.items);
   const std::string other = known_set_words(dense);
-  const auto exact = [](const std::string& text) { return text.find(", but:") == std::string::npos; };
+  const auto exact = [](const std::string& text) {
+    return text.find(", but:") == std::string::npos;
+  };
   if (words.empty() || (!exact(words) && !other.empty() && exact(other))) return other;
   return words;
 }

@@ -2,7 +2,6 @@
 
 #include <gtest/gtest.h>
 
-
 // Counts: specs/protocol.md section 9.
 namespace tessera {
 namespace {

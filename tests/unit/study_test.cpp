@@ -59,8 +59,8 @@ TEST(CompareRows, AblationsAreTheRegisteredSet) {
   for (const auto& row : rows) labels.insert(row.label);
   EXPECT_EQ(rows[0].label, "BM3");
   EXPECT_TRUE(rows[0].settings.empty());
-  for (const char* label : {"BM3, no alignment", "BM3, no masking", "BM3, audio alone",
-                            "BM3, features permuted"}) {
+  for (const char* label :
+       {"BM3, no alignment", "BM3, no masking", "BM3, audio alone", "BM3, features permuted"}) {
     EXPECT_TRUE(labels.contains(label)) << label;
   }
   EXPECT_EQ(with_ablations(parse_rows("Popularity")[0], {}).size(), 1U);
@@ -82,8 +82,8 @@ TEST(TuneSpace, ReadsListsAndRanges) {
 }
 
 TEST(TuneSpace, AGridIsWholeWithTheLastSettingFastest) {
-  const auto trials = make_trials({parse_dimension("a", "1,2"), parse_dimension("b", "x,y,z")},
-                                  "grid", 20, 999);
+  const auto trials =
+      make_trials({parse_dimension("a", "1,2"), parse_dimension("b", "x,y,z")}, "grid", 20, 999);
   ASSERT_EQ(trials.size(), 6U);
   EXPECT_EQ(trials[1].settings[0].value, "1");
   EXPECT_EQ(trials[1].settings[1].value, "y");
@@ -96,7 +96,8 @@ TEST(TuneSpace, RandomTrialsStayInTheirRangesAndRepeat) {
   const std::vector<Dimension> space = {parse_dimension("lr", "loguniform(1e-5,1e-2)"),
                                         parse_dimension("n", "int(1,3)"),
                                         parse_dimension("c", "x,y")};
-  const auto trials = make_trials(space, "random", 50, 7), again = make_trials(space, "random", 50, 7);
+  const auto trials = make_trials(space, "random", 50, 7),
+             again = make_trials(space, "random", 50, 7);
   ASSERT_EQ(trials.size(), 50U);
   std::set<std::string> whole;
   int below = 0;
@@ -121,9 +122,8 @@ TEST(Study, AFolderBelongsToOneStudy) {
   claim_study(place, "compare", "tessera compare", {{"rows", "A,B"}, {"seeds", {1, 2}}});
   claim_study(place, "compare", "again", {{"rows", "A,B"}, {"seeds", {1, 2}}});
   EXPECT_EQ(study_identity(place, "compare")["rows"], "A,B");
-  const auto other = usage_of([&] {
-    claim_study(place, "compare", "", {{"rows", "A,B"}, {"seeds", {1, 2, 3}}});
-  });
+  const auto other =
+      usage_of([&] { claim_study(place, "compare", "", {{"rows", "A,B"}, {"seeds", {1, 2, 3}}}); });
   EXPECT_NE(other.find("its seeds are [1,2], this command's [1,2,3]"), std::string::npos) << other;
   usage_of([&] { claim_study(place, "tune", "", {}); });
   usage_of([&] { study_identity(place, "tune"); });
