@@ -528,7 +528,8 @@ std::vector<FeatureSource> find_features(const fs::path& folder) {
       const auto [before, added] = found.emplace(
           modality, FeatureSource{modality, at->path(), ids_beside(at->path(), kind), kind});
       if (!added) {
-        const auto [first, second] = std::minmax(before->second.path.string(), at->path().string());
+        const auto [first, second] =
+            std::minmax({before->second.path.string(), at->path().string()});
         throw data_error("two files for {}: {} and {}; name one with --feature {}=FILE", modality,
                          first, second, modality);
       }
