@@ -328,9 +328,11 @@ TEST(Learning, OrderIsLearnedAndLostWhenShuffled) {
   options.n_modalities = 0;
   const Dataset data = planted_sequences(options);
   for (const std::string name : {"SASRec", "GRU4Rec"}) {
-    Settings given = {{"embedding_size", 32, "test"},    {"epochs", 20, "test"},
+    Settings given = {{"embedding_size", 32, "test"},
+                      {"epochs", 20, "test"},
                       {"learning_rate", 5e-3, "test"},
-                      {"train_batch_size", 32, "test"},  {"protocol", "seq-none", "test"}};
+                      {"train_batch_size", 32, "test"},
+                      {"protocol", "seq-none", "test"}};
     if (name == "SASRec") {
       given.push_back({"hidden_dropout", 0.2, "test"});
       given.push_back({"attention_dropout", 0.2, "test"});
