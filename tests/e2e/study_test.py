@@ -71,8 +71,8 @@ class Compare(Studies):
         self.assertIn("holm) over the 3 comparisons", again.stdout)
         self.assertEqual(self.tree("killed", "runs"), before)
         # Another comparison does not go there.
-        self.fails(2, r"killed holds another study: its seeds", *self.ROWS, *self.SMALL, "-o", "killed",
-                   "--seeds", "3")
+        self.fails(2, r"killed holds another study: its settings", *self.ROWS, *self.SMALL, "-o", "killed",
+                   "--epochs", "9")
         self.fails(2, r"leave them out", "compare", "--resume", "killed", "-d", "data")
         self.fails(2, r"made by 'compare'", "tune", "--resume", "killed")
 
@@ -111,7 +111,7 @@ class Compare(Studies):
             user, item, *_, label = line.split("\t")
             split[label][user].add(item)
             counts[item] += label == "train"
-        index = dict(line.split("\t") for line in self.read("data", "item_map.tsv").splitlines())
+        index = dict(line.split("\t") for line in self.read("data", "item_map.tsv").splitlines()[1:])
         items = sorted(index, key=lambda item: (-counts[item], int(index[item])))
         lines = []
         for user in split["test"]:
