@@ -21,7 +21,8 @@ BATCH, K, RANK_BLOCK = 2048, 50, 4096
 def negatives(users, data, trained, taken, rng):
     out = trained[rng.integers(len(trained), size=len(users))]
     while True:
-        again = np.isin(users * data.n_items + out, taken, assume_unique=False)
+        pairs = users * data.n_items + out
+        again = taken[np.minimum(np.searchsorted(taken, pairs), len(taken) - 1)] == pairs
         if not again.any():
             return out
         out[again] = trained[rng.integers(len(trained), size=int(again.sum()))]
