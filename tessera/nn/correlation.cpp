@@ -8,6 +8,7 @@
 #include <limits>
 #include <numeric>
 
+#include "tessera/ops/by_type.h"
 #include "tessera/ops/gather.h"
 #include "tessera/ops/kernels.h"
 #include "tessera/ops/parallel.h"
@@ -20,17 +21,6 @@ using torch::autograd::AutogradContext;
 using torch::autograd::tensor_list;
 
 constexpr double kEps = 1e-8;
-
-template <typename Body>
-void by_type(const torch::Tensor& value, const Body& body) {
-  TORCH_CHECK(value.scalar_type() == torch::kFloat32 || value.scalar_type() == torch::kFloat64,
-              "pairs work on float32 and float64, got ", value.scalar_type());
-  if (value.scalar_type() == torch::kFloat32) {
-    body(float{});
-  } else {
-    body(double{});
-  }
-}
 
 int64_t grain_of(int64_t width) { return std::max<int64_t>(1, 8192 / std::max<int64_t>(1, width)); }
 

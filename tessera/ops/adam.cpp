@@ -8,6 +8,7 @@
 #include <cmath>
 
 #include "tessera/base/error.h"
+#include "tessera/ops/by_type.h"
 #include "tessera/ops/kernels.h"
 #include "tessera/ops/parallel.h"
 
@@ -39,15 +40,6 @@ void check_floating(const torch::Tensor& value) {
   const auto type = value.scalar_type();
   TORCH_CHECK(type == torch::kFloat32 || type == torch::kFloat64,
               "adam works on float32 and float64, got ", type);
-}
-
-template <typename Body>
-void by_type(const torch::Tensor& value, const Body& body) {
-  if (value.scalar_type() == torch::kFloat32) {
-    body(float{});
-  } else {
-    body(double{});
-  }
 }
 
 constexpr int64_t kGrain = 8192;  // elements a thread takes at least

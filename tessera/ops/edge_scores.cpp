@@ -8,6 +8,7 @@
 #include <cmath>
 #include <utility>
 
+#include "tessera/ops/by_type.h"
 #include "tessera/ops/kernels.h"
 #include "tessera/ops/parallel.h"
 #include "tessera/ops/spmm.h"
@@ -83,15 +84,6 @@ void gradient(const BipartiteGraph::Parts& edges, const T* own, const T* other, 
       }
     }
   });
-}
-
-template <typename Body>
-void by_type(const torch::Tensor& value, const Body& body) {
-  if (value.scalar_type() == torch::kFloat32) {
-    body(float{});
-  } else {
-    body(double{});
-  }
 }
 
 struct Holder : torch::CustomClassHolder {

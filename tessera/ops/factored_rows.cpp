@@ -7,6 +7,7 @@
 #include <cmath>
 #include <vector>
 
+#include "tessera/ops/by_type.h"
 #include "tessera/ops/kernels.h"
 #include "tessera/ops/parallel.h"
 
@@ -19,17 +20,6 @@ using torch::autograd::tensor_list;
 constexpr double kShortest = 1e-12;
 constexpr int64_t kGrain = 32;  // rows a thread takes at least
 constexpr int64_t kStrip = 16;  // columns in registers
-
-template <typename Body>
-void by_type(const torch::Tensor& value, const Body& body) {
-  TORCH_CHECK(value.scalar_type() == torch::kFloat32 || value.scalar_type() == torch::kFloat64,
-              "factored rows work on float32 and float64, got ", value.scalar_type());
-  if (value.scalar_type() == torch::kFloat32) {
-    body(float{});
-  } else {
-    body(double{});
-  }
-}
 
 template <typename T>
 void add_scaled(T* __restrict to, const T* __restrict from, T weight, int64_t n) {

@@ -6,6 +6,7 @@
 
 #include <cmath>
 
+#include "tessera/ops/by_type.h"
 #include "tessera/ops/kernels.h"
 #include "tessera/ops/parallel.h"
 
@@ -19,17 +20,6 @@ using torch::autograd::variable_list;
 
 constexpr double kEps = 1e-8;
 constexpr int64_t kGrain = 64;  // rows a thread takes at least
-
-template <typename Body>
-void by_type(const torch::Tensor& value, const Body& body) {
-  TORCH_CHECK(value.scalar_type() == torch::kFloat32 || value.scalar_type() == torch::kFloat64,
-              "losses work on float32 and float64, got ", value.scalar_type());
-  if (value.scalar_type() == torch::kFloat32) {
-    body(float{});
-  } else {
-    body(double{});
-  }
-}
 
 template <typename T>
 T softplus(T x) {

@@ -10,6 +10,7 @@
 #include <limits>
 #include <vector>
 
+#include "tessera/ops/by_type.h"
 #include "tessera/ops/kernels.h"
 #include "tessera/ops/parallel.h"
 #include "tessera/ops/part_kernels.h"
@@ -26,17 +27,6 @@ using Contrast = OrderOptions::Contrast;
 constexpr double kNorm = 1e-12;
 constexpr double kDeviation = 1e-6;
 constexpr int64_t kGrain = 32;  // rows a thread takes at least
-
-template <typename Body>
-void by_type(const torch::Tensor& value, const Body& body) {
-  TORCH_CHECK(value.scalar_type() == torch::kFloat32 || value.scalar_type() == torch::kFloat64,
-              "parts are float32 or float64, got ", value.scalar_type());
-  if (value.scalar_type() == torch::kFloat32) {
-    body(float{});
-  } else {
-    body(double{});
-  }
-}
 
 double log_sum_exp(double a, double b) {
   const double top = std::max(a, b);

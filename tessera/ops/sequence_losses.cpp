@@ -8,6 +8,7 @@
 #include <limits>
 #include <vector>
 
+#include "tessera/ops/by_type.h"
 #include "tessera/ops/kernels.h"
 #include "tessera/ops/parallel.h"
 #include "tessera/ops/sequence_kernels.h"
@@ -17,17 +18,6 @@ namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::tensor_list;
-
-template <typename Body>
-void by_type(const torch::Tensor& value, const Body& body) {
-  TORCH_CHECK(value.scalar_type() == torch::kFloat32 || value.scalar_type() == torch::kFloat64,
-              "losses work on float32 and float64, got ", value.scalar_type());
-  if (value.scalar_type() == torch::kFloat32) {
-    body(float{});
-  } else {
-    body(double{});
-  }
-}
 
 /// Entries of [rows, width] that a thread takes at least.
 int64_t grain_of(int64_t width) {

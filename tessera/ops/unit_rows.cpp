@@ -7,6 +7,7 @@
 #include <cmath>
 #include <limits>
 
+#include "tessera/ops/by_type.h"
 #include "tessera/ops/kernels.h"
 #include "tessera/ops/parallel.h"
 
@@ -19,17 +20,6 @@ using torch::autograd::variable_list;
 
 constexpr double kShortest = 1e-12;
 constexpr int64_t kGrain = 128;  // rows a thread takes at least
-
-template <typename Body>
-void by_type(const torch::Tensor& value, const Body& body) {
-  TORCH_CHECK(value.scalar_type() == torch::kFloat32 || value.scalar_type() == torch::kFloat64,
-              "unit rows are float32 or float64, got ", value.scalar_type());
-  if (value.scalar_type() == torch::kFloat32) {
-    body(float{});
-  } else {
-    body(double{});
-  }
-}
 
 /// `row` [d] divided by its length, in place; 1 / length, 0 for a row that is too short.
 template <typename T>
