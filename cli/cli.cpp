@@ -17,6 +17,7 @@
 #include "cli/config.h"
 #include "tessera/base/files.h"
 #include "tessera/base/version.h"
+#include "tessera/study/run.h"
 
 namespace tessera::cli {
 namespace {
@@ -219,6 +220,28 @@ void print_or_write(const Common& common, const std::function<void(const Sink&)>
   print(common.output);
 }
 
+void check_bundle_flags(const Common& common, const std::string& verb) {
+  if (!common.datasets.empty() || !common.model.empty() || !common.configs.empty() ||
+      !common.sets.empty()) {
+    throw usage_error("{} answers from a bundle: it takes no -d, -m, -c or --set", verb);
+  }
+  TrainSettings settings;
+  for (const Setting& flag : common.flags) {
+    if (flag.name != "threads" && flag.name != "device") {
+      throw usage_error("{} has no flag '--{}'{}; see 'tessera {} --help'", verb, flag.name,
+                        flag.name == "topk" ? ": here it is -n" : "", verb);
+    }
+  }
+  Fields fields(verb);
+  settings.describe(fields);
+  fields.apply(common.flags);
+  use_device_and_threads(settings);
+}
+
+int64_t list_length(std::optional<int64_t> asked, int64_t n_items) {
+  return asked.value_or(std::min<int64_t>(10, n_items));
+}
+
 std::vector<std::string> read_ids(const std::string& path) {
   std::vector<std::string> out;
   for (std::string& line : split_list(read_file(path), '\n')) {
@@ -350,6 +373,7 @@ int run_program(int argc, char** argv) {
   } catch (const CLI::ParseError& e) {
     std::string text = e.what();
     std::replace(text.begin(), text.end(), '\n', ' ');
+    text[0] = static_cast<char>(std::tolower(static_cast<unsigned char>(text[0])));
     throw usage_error("{}", text);
   }
   return static_cast<int>(Exit::done);

@@ -2,6 +2,7 @@
 
 #include <CLI/CLI.hpp>
 #include <functional>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -52,6 +53,13 @@ void print_json(const Json& value);
 /// stdout.
 using Sink = std::function<void(std::string_view)>;
 void print_or_write(const Common& common, const std::function<void(const Sink&)>& make);
+
+/// What recommend and similar take of the common flags: --device and --threads, which is set here.
+/// Exit 2 for those that mean nothing to a bundle.
+void check_bundle_flags(const Common& common, const std::string& verb);
+
+/// The length of a list: what was asked, else 10, or the whole of a smaller catalogue.
+int64_t list_length(std::optional<int64_t> asked, int64_t n_items);
 
 /// One id a line; what stands after a tab is somebody else's column. Exit 3 where there is none.
 std::vector<std::string> read_ids(const std::string& path);

@@ -1,4 +1,3 @@
-#include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <memory>
@@ -46,11 +45,7 @@ void apply_settings(TrainSettings& settings, const Settings& given) {
   Fields fields("evaluate");
   settings.describe(fields);
   fields.apply(given);
-  if (settings.device != "cpu") {
-    throw usage_error("device '{}' is not available: this build computes on cpu",
-                      printable(settings.device));
-  }
-  if (settings.threads > 0) at::set_num_threads(static_cast<int>(settings.threads));
+  use_device_and_threads(settings);
 }
 
 std::unique_ptr<Dataset> open_dataset(const std::string& folder, const TrainSettings& settings) {

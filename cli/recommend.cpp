@@ -1,5 +1,6 @@
 #include <map>
 #include <memory>
+#include <optional>
 
 #include "cli/cli.h"
 #include "tessera/serve/recommender.h"
@@ -9,7 +10,7 @@ namespace {
 
 struct Flags {
   std::string bundle, users, users_file, history, exclude, only;
-  int64_t n = 10;
+  std::optional<int64_t> n;
   bool no_filter_seen = false;
 };
 
@@ -42,7 +43,7 @@ Json as_json(const Recommender& recommender, const Answer& answer) {
 }
 
 void recommend(const Common& common, const Flags& flags) {
-  if (!common.flag("topk").empty()) throw usage_error("recommend has no --topk: here it is -n");
+  check_bundle_flags(common, "recommend");
   const Log log = make_log(common);
   Ask ask;
   ask.all_users = flags.users == "all";
@@ -60,9 +61,9 @@ void recommend(const Common& common, const Flags& flags) {
   }
   if (!flags.exclude.empty()) ask.exclude = read_ids(flags.exclude);
   if (!flags.only.empty()) ask.only = read_ids(flags.only);
-  ask.n = flags.n;
   ask.filter_seen = !flags.no_filter_seen;
   Recommender recommender(load_bundle(flags.bundle, log), log);
+  ask.n = list_length(flags.n, recommender.bundle().data->n_items);
   const auto* titles = recommender.bundle().data->item_columns.find("title");
   std::map<std::string, int64_t> via;
   int64_t n_lists = 0, n_short = 0;

@@ -1,4 +1,5 @@
 #include <memory>
+#include <optional>
 
 #include "cli/cli.h"
 #include "tessera/serve/recommender.h"
@@ -9,7 +10,7 @@ namespace {
 struct Flags {
   std::string bundle, by = "cf", listed, items_file, exclude, only;
   std::vector<std::string> items;
-  int64_t n = 10;
+  std::optional<int64_t> n;
 };
 
 void add_tsv(const Recommender& recommender, const std::vector<std::string>* titles,
@@ -39,7 +40,7 @@ Json as_json(const Recommender& recommender, const Neighbours& found) {
 }
 
 void similar(const Common& common, const Flags& flags) {
-  if (!common.flag("topk").empty()) throw usage_error("similar has no --topk: here it is -n");
+  check_bundle_flags(common, "similar");
   const Log log = make_log(common);
   AskSimilar ask;
   ask.all_items = flags.listed == "all";
@@ -56,11 +57,11 @@ void similar(const Common& common, const Flags& flags) {
   if (ask.items.empty() && !ask.all_items) {
     throw usage_error("no item given: tessera similar BUNDLE ITEM..., or --items all");
   }
-  ask.n = flags.n;
   ask.by = flags.by;
   if (!flags.exclude.empty()) ask.exclude = read_ids(flags.exclude);
   if (!flags.only.empty()) ask.only = read_ids(flags.only);
   Recommender recommender(load_bundle(flags.bundle, log), log);
+  ask.n = list_length(flags.n, recommender.bundle().data->n_items);
   const auto* titles = recommender.bundle().data->item_columns.find("title");
   int64_t n_lists = 0, left_out = 0;
   const Progress progress =

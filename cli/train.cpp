@@ -29,7 +29,7 @@ std::string table(const Json& results) {
 void add_train(CLI::App& app, Common& common) {
   struct Flags {
     std::string resume;
-    bool test_curve = false;
+    bool test_curve = false, tensorboard = false;
   };
   auto flags = std::make_shared<Flags>();
   CLI::App* verb = add_verb(
@@ -47,6 +47,7 @@ void add_train(CLI::App& app, Common& common) {
           }
         }
         if (flags->test_curve) request.settings.push_back({"test_curve", true, "flag"});
+        if (flags->tensorboard) request.settings.push_back({"tensorboard", true, "flag"});
         if (!common.model.empty()) request.model = common.model;
         if (!common.datasets.empty()) request.dataset = common.dataset();
         request.resume = flags->resume;
@@ -66,6 +67,8 @@ void add_train(CLI::App& app, Common& common) {
         }
       });
   verb->add_option("--resume", flags->resume, "go on with a run folder");
+  verb->add_flag("--tensorboard", flags->tensorboard,
+                 "also write the curves as TensorBoard's, tb/");
   verb->add_flag(
       "--test-curve", flags->test_curve,
       "rank test every epoch into test_curve.jsonl: a diagnostic, nothing selects by it");

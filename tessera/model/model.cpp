@@ -30,6 +30,8 @@ void TrainSettings::describe(Fields& f) {
   f.add("threads", threads, "0: all cores", between(0, 4096));
   f.add("device", device, "cpu");
   f.add("test_curve", test_curve, "ranks test every epoch into test_curve.jsonl, a diagnostic");
+  f.add("tensorboard", tensorboard,
+        "the curves of metrics.jsonl also as TensorBoard reads them, in tb/");
   f.add("sparse_max", sparse_max, "train rows of a sparse user, at most", at_least(0));
   f.add("tail_ratio", tail_ratio, "share of items in tail_percentage's tail; above 1: train rows",
         above(0));

@@ -92,7 +92,7 @@ struct TrainSettings {
   int64_t checkpoint = 1;
   int64_t threads = 0;  ///< 0: all cores
   std::string device = "cpu";
-  bool test_curve = false;
+  bool test_curve = false, tensorboard = false;
   int64_t sparse_max = 3;
   double tail_ratio = 0.1;
   std::string map_norm = "min";

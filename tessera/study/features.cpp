@@ -16,12 +16,6 @@
 namespace tessera {
 namespace {
 
-void use_threads(int64_t threads) {
-  at::set_num_threads(threads > 0
-                          ? static_cast<int>(threads)
-                          : static_cast<int>(std::max(1U, std::thread::hardware_concurrency())));
-}
-
 Dataset open_dataset(const fs::path& folder, const TrainSettings& train) {
   DatasetView view;
   view.modalities = train.modalities;
@@ -127,7 +121,7 @@ Json make_features(const FeaturesRequest& request) {
   all.insert(all.end(), request.settings.begin(), request.settings.end());
   const RunSettings settings = resolve_settings(info, all);
   const TrainSettings& train = settings.train_settings;
-  use_threads(train.threads);
+  use_device_and_threads(train);
   const Dataset data = open_dataset(request.dataset, train);
   const Random random(static_cast<uint64_t>(train.seed));
   auto model = info.make(all, Context{data, random, train, request.log});

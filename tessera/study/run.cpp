@@ -8,6 +8,7 @@
 #include <ctime>
 #include <fstream>
 #include <mutex>
+#include <optional>
 #include <thread>
 
 #include "tessera/base/error.h"
@@ -15,6 +16,7 @@
 #include "tessera/base/version.h"
 #include "tessera/model/bundle.h"
 #include "tessera/ops/torch_version.h"
+#include "tessera/study/tensorboard.h"
 #include "tessera/train/checkpoint.h"
 
 namespace tessera {
@@ -195,15 +197,10 @@ Checked check(const std::string& model, const fs::path& dataset, const Settings&
   all.insert(all.end(), given.begin(), given.end());
   out.settings = resolve_settings(*out.info, all);
   const TrainSettings& train = out.settings.train_settings;
-  if (train.device != "cpu") {
-    throw usage_error("device '{}' is not available: this build computes on cpu", train.device);
-  }
+  use_device_and_threads(train);
   out.protocol = find_protocol(train.protocol);
   if (!train.valid_metric.empty()) canonical_metric(train.valid_metric);
   for (const auto& metric : train.metrics) canonical_metric(metric);
-  at::set_num_threads(train.threads > 0
-                          ? static_cast<int>(train.threads)
-                          : static_cast<int>(std::max(1U, std::thread::hardware_concurrency())));
   out.data = std::make_unique<Dataset>(load_dataset(dataset, view_of(train)));
   for (const int64_t k : train.topk) {
     if (k > out.data->n_items) {
@@ -221,7 +218,7 @@ Checked check(const std::string& model, const fs::path& dataset, const Settings&
 constexpr const char* kRunFiles[] = {
     "config.resolved.json", "status.json", "results.json",   "results.tsv", "metrics.jsonl",
     "test_curve.jsonl",     "train.log",   "command.txt",    "env.json",    "data.json",
-    "per_user.tsv",         "model",       "recs_top50.tsv", "checkpoints"};
+    "per_user.tsv",         "model",       "recs_top50.tsv", "checkpoints", "tb"};
 
 void prepare_output(const fs::path& folder) {
   std::error_code error;
@@ -253,6 +250,16 @@ void check_same_rows(const fs::path& folder, const fs::path& dataset, const Data
 }
 
 }  // namespace
+
+void use_device_and_threads(const TrainSettings& settings) {
+  if (settings.device != "cpu") {
+    throw usage_error("device '{}' is not available: this build computes on cpu",
+                      printable(settings.device));
+  }
+  at::set_num_threads(settings.threads > 0
+                          ? static_cast<int>(settings.threads)
+                          : static_cast<int>(std::max(1U, std::thread::hardware_concurrency())));
+}
 
 void check_run(const RunRequest& request) {
   check(request.model, request.dataset, request.settings, request.log);
@@ -355,7 +362,12 @@ RunOutcome run(const RunRequest& request) {
     config.log = log;
     config.stop_requested = request.stop_requested;
     config.progress = request.progress;
-    config.on_epoch = [&status](int64_t epoch) { status.write("running", 0, epoch); };
+    std::optional<TensorboardFiles> tensorboard;
+    config.on_epoch = [&](int64_t epoch) {
+      status.write("running", 0, epoch);
+      if (train.tensorboard && !tensorboard) tensorboard.emplace(folder);
+      if (tensorboard) tensorboard->update();
+    };
     if (!fs::exists(folder / "metrics.jsonl") || !resuming ||
         !fs::exists(folder / "checkpoints" / "last")) {
       int64_t n_parameters = 0;

@@ -35,6 +35,9 @@ struct RunOutcome {
 /// anything is replaced; a failure leaves status.json with its exit code.
 RunOutcome run(const RunRequest& request);
 
+/// Sets the number of threads, 0: all cores; exit 2 for a device that this build has not.
+void use_device_and_threads(const TrainSettings& settings);
+
 /// Builds the model of a run and drops it: what run() would refuse is refused, nothing is written.
 void check_run(const RunRequest& request);
 

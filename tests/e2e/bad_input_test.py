@@ -246,6 +246,23 @@ class Damage(CommandLine):
         self.fails(2, r"'u99'", "recommend", "run/model", "--users", "u99")
         self.fails(2, r"'i99'", "similar", "run/model", "i99")
 
+    def test_flags_that_mean_nothing_to_a_bundle(self):
+        for verb, more in (("recommend", ["--users", "u1"]), ("similar", ["i1"])):
+            self.fails(2, r"here it is -n", verb, "run/model", *more, "--topk", "5")
+            self.fails(2, rf"{verb} has no flag '--protocol'", verb, "run/model", *more, "--protocol", "mmrec")
+            self.fails(2, r"answers from a bundle", verb, "run/model", *more, "-d", "data")
+            self.fails(2, r"cuda:0.*not available", verb, "run/model", *more, "--device", "cuda:0")
+            self.fails(2, r"-n must be from 1 to", verb, "run/model", *more, "-n", "0")
+            self.fails(2, r"-n", verb, "run/model", *more, "-n", "ten")
+            self.succeeds(verb, "run/model", *more, "-j", "1")
+
+    def test_a_list_is_no_longer_than_the_catalogue(self):
+        self.write("few.tsv", "u1\ta\nu1\tb\nu1\tc\nu2\ta\nu2\tb\nu2\tc\n")
+        self.succeeds("import", "few.tsv", "-o", "few")
+        self.succeeds("train", "-m", "Popularity", "-d", "few", "-o", "few_run")
+        done = self.succeeds("recommend", "few_run", "--users", "u1", "--no-filter-seen")
+        self.assertEqual(len(done.stdout.splitlines()), 1 + 3)
+
     def test_unknown_fields_are_ignored(self):
         about = self.read_json("run", "model", "model.json")
         about["from_the_future"] = {"x": [1, 2]}

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import struct
 
 from bad_input_test import npy
 from command_line import CommandLine
@@ -134,3 +135,84 @@ class RunFolder(CommandLine):
     def test_a_short_flag_is_no_value(self):
         self.fails(2, r"epochs", "train", "-m", "BPR", "--epochs", "-d", "data")
         self.fails(2, r"topk 9 .*|no setting", "train", "-m", "BPR", "-d", "data", "--no_such", "-j", "1")
+
+    def test_tensorboard_gets_the_curves(self):
+        run = [*self.BPR, "--epochs", "3", "--tensorboard", "-o", "run"]
+        self.succeeds(*run)
+        lines = [json.loads(line) for line in self.read("run", "metrics.jsonl").splitlines()]
+        wanted = {}
+        for line in lines:
+            if line["event"] != "epoch":
+                continue
+            wanted[f"{line['phase']}/time_s", line["epoch"]] = line["time_s"]
+            if line["phase"] == "train":
+                wanted["loss/total", line["epoch"]] = line["loss"]["total"]
+            else:
+                wanted["valid/recall@20", line["epoch"]] = line["recall@20"]
+        self.assertEqual(len(wanted), 12)
+        (name,) = os.listdir(self.path("run", "tb"))
+        self.assertRegex(name, r"^events\.out\.tfevents\.\d+\.")
+        found = scalars(self.path("run", "tb", name))
+        for key, value in wanted.items():
+            self.assertAlmostEqual(found[key], value, delta=1e-6 * abs(value) + 1e-12, msg=str(key))
+        self.succeeds("train", "--resume", "run", "--epochs", "4")
+        (name,) = os.listdir(self.path("run", "tb"))
+        again = scalars(self.path("run", "tb", name))
+        self.assertEqual({key: again[key] for key in found}, found)
+        self.assertIn(("loss/total", 3), again)
+        self.succeeds(*self.BPR, "--epochs", "1", "-o", "run")
+        self.assertFalse(os.path.exists(self.path("run", "tb")))
+
+
+def crc32c(data):
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
+
+
+def scalars(path):
+    """{(tag, step): value} of a TensorBoard file, read by the formats' own descriptions: TFRecord, then
+    Event {step 2, summary 5}, Summary {value 1}, Value {tag 1, simple_value 2}."""
+    def masked(data):
+        crc = crc32c(data)
+        return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+    def number(data, at):
+        value = shift = 0
+        while True:
+            value |= (data[at] & 0x7F) << shift
+            shift, at = shift + 7, at + 1
+            if data[at - 1] < 0x80:
+                return value, at
+
+    def fields(data):
+        at = 0
+        while at < len(data):
+            key, at = number(data, at)
+            if key & 7 == 0:
+                value, at = number(data, at)
+            else:
+                size, at = number(data, at) if key & 7 == 2 else ({1: 8, 5: 4}[key & 7], at)
+                value, at = data[at:at + size], at + size
+            yield key >> 3, value
+
+    assert crc32c(b"123456789") == 0xE3069283  # the check value of CRC-32C
+    with open(path, "rb") as file:
+        data = file.read()
+    out, at, first = {}, 0, True
+    while at < len(data):
+        size, of_length = struct.unpack("<QI", data[at:at + 12])
+        record = data[at + 12:at + 12 + size]
+        (of_record,) = struct.unpack("<I", data[at + 12 + size:at + 16 + size])
+        assert (of_length, of_record) == (masked(data[at:at + 8]), masked(record)), "bad CRC"
+        at += 16 + size
+        event = dict(fields(record))
+        assert first == (event.get(3) == b"brain.Event:2"), "the first event names the version"
+        first = False
+        for _, value in fields(event.get(5, b"")):
+            parts = dict(fields(value))
+            out[parts[1].decode(), event[2]] = struct.unpack("<f", parts[2])[0]
+    return out
