@@ -13,6 +13,7 @@
 #include <fstream>
 #include <memory>
 #include <mutex>
+#include <regex>
 
 #include "cli/config.h"
 #include "tessera/base/files.h"
@@ -211,6 +212,7 @@ void print_or_write(const Common& common, const std::function<void(const Sink&)>
     });
     return;
   }
+  check_writable(common.output);
   write_file_with(common.output, [&](std::ostream& out) {
     make([&](std::string_view text) {
       stop();
@@ -330,6 +332,18 @@ std::string quoted(const std::string& argument) {
   return out + "'";
 }
 
+/// What CLI11 says of a command line, in the words of the house.
+std::string reworded(std::string text) {
+  static const std::vector<std::pair<std::regex, std::string>> words = {
+      {std::regex(R"(^Could not convert: (\S+) = (.*)$)"), "$1: wanted a number, got '$2'"},
+      {std::regex(R"(^(\S+): \d+ required \S+ missing$)"), "$1: wanted a value after it"},
+      {std::regex(R"(^(\S+) is required$)"), "$1 is missing"}};
+  std::replace(text.begin(), text.end(), '\n', ' ');
+  for (const auto& [pattern, ours] : words) text = std::regex_replace(text, pattern, ours);
+  if (!text.empty()) text[0] = static_cast<char>(std::tolower(static_cast<unsigned char>(text[0])));
+  return text;
+}
+
 int run_program(int argc, char** argv) {
   CLI::App app("Tessera: recommendations from pictures, words, sounds and clicks.", "tessera");
   app.set_version_flag("--version", std::string("tessera ") + kVersion);
@@ -365,16 +379,14 @@ int run_program(int argc, char** argv) {
   if (args[0].rfind('-', 0) != 0) {
     common.typed = take_settings(args, flags_of(*app.get_subcommand(args[0])));
   }
+  const std::string help = args[0][0] == '-' ? "tessera" : "tessera " + args[0];
   std::reverse(args.begin(), args.end());
   try {
     app.parse(std::move(args));
   } catch (const CLI::Success& e) {  // --help, --version
     return app.exit(e);
   } catch (const CLI::ParseError& e) {
-    std::string text = e.what();
-    std::replace(text.begin(), text.end(), '\n', ' ');
-    text[0] = static_cast<char>(std::tolower(static_cast<unsigned char>(text[0])));
-    throw usage_error("{}", text);
+    throw usage_error("{}; see '{} --help'", reworded(e.what()), help);
   }
   return static_cast<int>(Exit::done);
 }

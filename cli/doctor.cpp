@@ -131,7 +131,8 @@ void doctor(const Common& common) {
       openmp(),
       disk(),
       {"parquet", "yes"},
-      {"encoders", "none built in", true, "bring feature files: import --feature image=FILE"},
+      {"encoders", "tfidf, exec:COMMAND, pamd, r2mr; none for pictures or sound", true,
+       "bring feature files: import --feature image=FILE"},
       port()};
   std::vector<std::string> unfit;
   for (const auto& finding : findings) {

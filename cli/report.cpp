@@ -11,8 +11,9 @@ void add_report(CLI::App& app, Common& common) {
       app, common, "report", "one self-contained HTML page of a run, or of a folder of runs", false,
       [&common, paths] {
         const std::vector<fs::path> folders(paths->begin(), paths->end());
-        const Json data = report_data(folders, make_log(common));
         const fs::path place = common.output.empty() ? "report.html" : common.output;
+        check_writable(place);
+        const Json data = report_data(folders, make_log(common));
         write_file(place, report_page(data));
         if (common.json) {
           print_json({{"file", place.string()}});

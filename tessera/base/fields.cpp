@@ -105,14 +105,15 @@ const std::vector<std::pair<std::string, std::string>>& foreign_names() {
       {"training_neg_sample_num", "n_negatives"},
       {"train_neg_sample_args", "n_negatives"},
       {"neg_sampling", "n_negatives"},
+      {"num_neg", "n_negatives"},
       {"n_mm_layers", "n_layers"},
       {"n_ui_layers", "n_layers"},
       {"num_layers", "n_layers"},
       {"embedding_dim", "embedding_size"},
+      {"latent_dim", "embedding_size"},
       {"hidden_size", "embedding_size"},
       {"feat_embed_dim", "embedding_size"},
       {"batch_size", "train_batch_size"},
-      {"learner", "the optimiser is always Adam"},
       {"lr", "learning_rate"},
       {"max_epoch", "epochs"},
       {"num_epochs", "epochs"},
@@ -120,22 +121,37 @@ const std::vector<std::pair<std::string, std::string>>& foreign_names() {
       {"patience", "stopping_step"},
       {"gpu_id", "device"},
       {"use_gpu", "device"},
-      {"inter_splitting_label", "import --split given"},
       {"eval_args", "protocol"},
-      {"valid_metric_bigger", "higher is always better"},
-      {"filter_out_cold_start_users", "protocol"},
+      {"eval_type", "protocol"},
+      {"max_item_list_length", "max_length"},
       {"knn_k", "k"},
-      {"req_training", "every model is trained as it needs"},
-      {"num_neg", "n_negatives"},
       {"reg_weights", "reg_weight"},
       {"l2_reg", "reg_weight"},
-      {"reproducibility", "runs always repeat"},
       {"data_path", "--dataset"},
-      {"save_recommended_topk", "recs_top50.tsv is always written"},
       {"checkpoint_dir", "--output"},
       {"hyper_parameters", "search"},
   };
   return names;
+}
+
+/// Names of theirs for what is no setting here, and why.
+const std::vector<std::pair<std::string, std::string>>& foreign_habits() {
+  static const std::vector<std::pair<std::string, std::string>> habits = {
+      {"learner", "the optimiser is Adam"},
+      {"valid_metric_bigger", "every metric that selects is better when higher"},
+      {"use_neg_sampling", "a model draws negatives where its loss has them"},
+      {"req_training", "every model is trained as it needs"},
+      {"end2end", "every model is trained as it needs"},
+      {"is_multimodal_model", "--modalities chooses the features"},
+      {"reproducibility", "the same seed always gives the same run"},
+      {"save_recommended_topk", "a run writes recs_top50.tsv"},
+      {"filter_out_cold_start_users", "the protocol says who is averaged"},
+      {"filter_out_cod_start_users", "the protocol says who is averaged"},
+      {"inter_splitting_label", "'tessera import --split given' reads labels"},
+      {"inter_file_name", "files are named to 'tessera import'"},
+      {"benchmark_filename", "'tessera import' takes the split files"},
+  };
+  return habits;
 }
 
 }  // namespace
@@ -398,6 +414,9 @@ void refuse_unknown(const Settings& settings, const std::vector<const Fields*>& 
       if (name == theirs) {
         throw usage_error("unknown setting '{}': here it is '{}'", name, ours);
       }
+    }
+    for (const auto& [theirs, why] : foreign_habits()) {
+      if (name == theirs) throw usage_error("no setting '{}': {}; leave it out", name, why);
     }
     throw usage_error("{} has no setting '{}'{}", owner, printable(name), did_you_mean(name, all));
   }

@@ -22,9 +22,11 @@ namespace {
 RunError write_failed(const fs::path& path, int error) {
   // The name that the reader knows, not that of the folder it was being written in.
   static const std::regex temporary(R"((^|/)\.([^/]+)\.\d+\.tmp(?=/|$))");
+  std::error_code ignored;
   return {Exit::failed,
-          fmt::format("cannot write {}: {}; the file there before is unchanged",
-                      std::regex_replace(path.string(), temporary, "$1$2"), std::strerror(error))};
+          fmt::format("cannot write {}: {}{}", std::regex_replace(path.string(), temporary, "$1$2"),
+                      std::strerror(error),
+                      fs::exists(path, ignored) ? "; what was there before is unchanged" : "")};
 }
 
 fs::path beside(const fs::path& path) {
@@ -107,6 +109,23 @@ Json parse_json(std::string_view text, const std::string& what) {
 }
 
 Json read_json(const fs::path& path) { return parse_json(read_file(path), path.string()); }
+
+void check_writable(const fs::path& path) {
+  std::error_code error;
+  fs::path place = parent_of(fs::absolute(path.has_filename() ? path : path.parent_path()));
+  while (!fs::exists(place, error) && place.has_relative_path()) place = place.parent_path();
+  if (!fs::is_directory(place, error)) {
+    throw usage_error("cannot write {}: {} is no folder; choose another -o", path.string(),
+                      place.string());
+  }
+  // Tried out: permissions alone do not tell for root, nor for what is no disk.
+  const fs::path trial = place / fmt::format(".tessera.{}.tmp", getpid());
+  if (!fs::create_directory(trial, error)) {
+    throw usage_error("cannot write {}: {}: {}; choose another -o", path.string(), place.string(),
+                      error.message());
+  }
+  fs::remove(trial, error);
+}
 
 void write_file_with(const fs::path& path, const std::function<void(std::ostream&)>& write) {
   remove_leftovers(path);

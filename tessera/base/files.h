@@ -21,6 +21,10 @@ Json read_json(const fs::path& path);
 /// `text` as JSON; exit 3 naming `what` and the place when it does not parse.
 Json parse_json(std::string_view text, const std::string& what);
 
+/// Exit 2 where nothing can be written at `path`: asked before work whose result goes there.
+/// Parents that are missing count as makeable.
+void check_writable(const fs::path& path);
+
 /// Writes beside the place, syncs and renames; a failure (full disk, no permission) leaves the old
 /// file and throws RunError.
 void write_file(const fs::path& path, std::string_view bytes);

@@ -122,17 +122,7 @@ void check_output(const ImportOptions& options) {
           options.output.string());
     }
   }
-  fs::path place =
-      output.has_filename() ? output.parent_path() : output.parent_path().parent_path();
-  while (!fs::exists(place, error) && place.has_relative_path()) place = place.parent_path();
-  if (!fs::is_directory(place, error)) {
-    throw usage_error("cannot write {}: {} is no folder; choose another -o",
-                      options.output.string(), place.string());
-  }
-  if (access(place.c_str(), W_OK | X_OK) != 0) {
-    throw usage_error("cannot write {}: {}: {}; choose another -o", options.output.string(),
-                      place.string(), std::strerror(errno));
-  }
+  check_writable(output);
 }
 
 std::string dataset_name(const ImportOptions& options) {

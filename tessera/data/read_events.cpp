@@ -313,7 +313,7 @@ bool EventBuilder::parse_time(std::string_view text, int64_t& time, std::string&
 bool EventBuilder::add(const EventRow& row, std::string& field, std::string& reason) {
   float rating = std::numeric_limits<float>::quiet_NaN();
   if (columns_.rating && !row.rating.empty()) {
-    if (!parse_number(row.rating, rating) || std::isinf(rating)) {
+    if (!parse_number(row.rating, rating) || !std::isfinite(rating)) {
       field = "rating";
       reason = fmt::format("rating '{}' is not a number; write one like 4 or 3.5",
                            printable(row.rating));

@@ -96,6 +96,10 @@ std::string Metric::name() const {
 
 bool Metric::per_user() const { return kind <= Kind::f1 || kind == Kind::auc; }
 
+bool Metric::higher_is_better() const {
+  return kind != Kind::gini && kind != Kind::average_popularity;
+}
+
 bool Metric::whole_list() const { return kind == Kind::auc || (per_user() && k == 0); }
 
 Metric parse_metric(const std::string& typed) {

@@ -47,6 +47,8 @@ struct Metric {
   std::string name() const;
   /// A mean of per-user values that per_user.tsv can hold.
   bool per_user() const;
+  /// False for gini and average_popularity, of which nobody wants the most.
+  bool higher_is_better() const;
   /// Needs the rank of every held-out item, not only of those in the list.
   bool whole_list() const;
 };

@@ -71,11 +71,11 @@ void DenseAdam::step(const std::string& name, torch::Tensor& value, const torch:
     moments.m = torch::zeros_like(value, torch::TensorOptions().requires_grad(false));
     moments.v = torch::zeros_like(moments.m);
   }
-  TORCH_CHECK(moments.m.sizes() == value.sizes() && moments.v.sizes() == value.sizes() &&
-                  moments.m.scalar_type() == value.scalar_type() &&
-                  moments.v.scalar_type() == value.scalar_type(),
-              "adam: the moments of '", name, "' must be ", value.sizes(), ", got ",
-              moments.m.sizes());
+  // Moments of another shape can only come from a checkpoint.
+  const bool fit = moments.m.sizes() == value.sizes() && moments.v.sizes() == value.sizes() &&
+                   moments.m.scalar_type() == value.scalar_type() &&
+                   moments.v.scalar_type() == value.scalar_type() && moments.step >= 0;
+  if (!fit) throw data_error("the checkpoint's moments of '{}' do not fit it", name);
   ++moments.step;
   if (!value.is_cpu()) {
     adam_composed(value, moments.m, moments.v, gradient, moments.step, options);
@@ -108,11 +108,12 @@ void RowTable::configure(AdamOptions options) {
   if (defined() && options_.learning_rate) catch_up();
   options_ = std::move(options);
   steps_.clear();
+  ruled_from_ = step_;
 }
 
 void RowTable::need_steps() {
-  while (static_cast<int64_t>(steps_.size()) < step_) {
-    steps_.push_back(step_of(options_, static_cast<int64_t>(steps_.size()) + 1));
+  while (ruled_from_ + static_cast<int64_t>(steps_.size()) < step_) {
+    steps_.push_back(step_of(options_, ruled_from_ + static_cast<int64_t>(steps_.size()) + 1));
   }
 }
 
@@ -133,8 +134,9 @@ void RowTable::replay(const int64_t* rows, int64_t n) {
     const int64_t row = rows ? rows[i] : i;
     // A row without a step has zero moments: without decay its steps change nothing.
     if (last[row] == step_ || (last[row] == 0 && !decaying)) continue;
-    pending.push_back({row, last[row]});
+    const int64_t from = std::max(last[row], ruled_from_);
     last[row] = step_;
+    if (from < step_) pending.push_back({row, from});
   }
   if (pending.empty()) return;
   need_steps();
@@ -155,7 +157,7 @@ void RowTable::replay(const int64_t* rows, int64_t n) {
         const auto [row, from] = pending[static_cast<size_t>(i)];
         const int64_t at = row * width;
         kernels::adam(p + at, m + at, v + at, static_cast<const T*>(nullptr), width, constants,
-                      steps_.data() + from, step_ - from);
+                      steps_.data() + (from - ruled_from_), step_ - from);
       }
     });
   });
@@ -192,7 +194,7 @@ void RowTable::step() {
   need_steps();
   need_moments();
   const AdamConstants constants = constants_of(options_);
-  const AdamStep now = steps_[static_cast<size_t>(step_ - 1)];
+  const AdamStep now = steps_.back();
   const int64_t* index = rows.const_data_ptr<int64_t>();
   int64_t* last = last_step_.mutable_data_ptr<int64_t>();
   for (int64_t i = 0; i < rows.numel(); ++i) {
@@ -250,10 +252,12 @@ void RowTable::load(Parts parts) {
   }
   loaded.last_step_ = parts.last_step.clone().contiguous();
   loaded.step_ = parts.step;
-  const bool bad = parts.step < 0 ||
-                   (loaded.n_rows() > 0 && (loaded.last_step_.min().item<int64_t>() < 0 ||
-                                            loaded.last_step_.max().item<int64_t>() > parts.step));
-  if (bad) throw data_error("a row table's last steps must lie between 0 and {}", parts.step);
+  // As parts() leaves them: up to date, or never moved.
+  const bool good =
+      parts.step >= 0 &&
+      (loaded.last_step_ == 0).logical_or(loaded.last_step_ == parts.step).all().item<bool>();
+  if (!good) throw data_error("a row table's last steps must be 0 or {}", parts.step);
+  loaded.ruled_from_ = parts.step;
   loaded.options_ = std::move(options_);
   *this = std::move(loaded);
 }

@@ -97,7 +97,8 @@ class RowTable {
   AdamOptions options_;
   torch::Tensor value_, m_, v_, last_step_;
   int64_t step_ = 0;
-  std::vector<kernels::AdamStep> steps_;  ///< by step - 1
+  int64_t ruled_from_ = 0;  ///< steps taken when the rule came: all rows were up to date
+  std::vector<kernels::AdamStep> steps_;  ///< of step ruled_from_ + 1 + index
   torch::Tensor gathered_rows_, gathered_;
 };
 

@@ -9,6 +9,7 @@
 #include <fstream>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <thread>
 
 #include "tessera/base/error.h"
@@ -214,6 +215,23 @@ Checked check(const std::string& model, const fs::path& dataset, const Settings&
   return out;
 }
 
+/// What a run that goes on may be told anew: how long and how often, not what is trained.
+void check_resumed(const Json& stored, const RunSettings& now, const fs::path& folder) {
+  static const std::set<std::string> free = {"epochs",     "time_limit", "stopping_step",
+                                             "checkpoint", "threads",    "tensorboard"};
+  for (const auto* part : {&now.model, &now.train}) {
+    for (const auto& setting : *part) {
+      if (free.contains(setting.name) || !stored.contains(setting.name)) continue;
+      const Json& was = stored[setting.name]["value"];
+      if (was != setting.value) {
+        throw usage_error("{} was begun with {} = {}, got {}: a new run takes other settings",
+                          folder.string(), setting.name, was.dump(),
+                          printable(setting.value.dump()));
+      }
+    }
+  }
+}
+
 /// Everything that a run writes into its folder; other files there are somebody's own.
 constexpr const char* kRunFiles[] = {
     "config.resolved.json", "status.json", "results.json",   "results.tsv", "metrics.jsonl",
@@ -231,6 +249,7 @@ void prepare_output(const fs::path& folder) {
       if (!error) fs::remove_all(folder / name, error);
     }
   } else {
+    check_writable(folder);
     fs::create_directories(folder, error);
   }
   if (error) throw usage_error("cannot write {}: {}", folder.string(), error.message());
@@ -307,7 +326,12 @@ RunOutcome run(const RunRequest& request) {
     if (!fs::exists(path)) throw data_error("{} is no run folder", folder.string());
     const Json config = read_json(path);
     model = text_of(config, "model", path);
-    dataset = text_of(config, "dataset", path);
+    if (!request.model.empty() && find_model(request.model).name != model) {
+      throw usage_error("{} is a run of {}, got -m {}: leave it out", folder.string(), model,
+                        printable(request.model));
+    }
+    // A folder that was moved is named again; the hashes say whether it is the same.
+    if (dataset.empty()) dataset = text_of(config, "dataset", path);
     look_at_test = json_get<bool>(config, "looks_at_test", path.string(), true);
     Settings stored = settings_from(config, path);
     stored.insert(stored.end(), request.settings.begin(), request.settings.end());
@@ -324,6 +348,7 @@ RunOutcome run(const RunRequest& request) {
   const TrainSettings& train = checked.settings.train_settings;
   if (!look_at_test) data.test = {};
   if (resuming) {
+    check_resumed(read_json(folder / "config.resolved.json")["settings"], checked.settings, folder);
     check_same_rows(folder, dataset, data);
   } else {
     if (folder.empty()) folder = default_folder(checked.info->name, data.name, train.seed);

@@ -165,6 +165,7 @@ class Training {
     }
     configure();  // tables need their rule before they can replay
     trainer_state().load(read_checkpoint(last));
+    check_counters();
     cut("metrics.jsonl", metrics_lines_);
     cut("test_curve.jsonl", curve_lines_);
     // Looks since the checkpoint: at its end, and by `evaluate`.
@@ -187,6 +188,27 @@ class Training {
       }
     }
     config_.log.info("resuming after epoch {}", epoch_ - 1);
+  }
+
+  /// A checkpoint's counters are indices and sizes here.
+  void check_counters() const {
+    const auto whole = [](const Json& of, const char* name) {
+      return of.contains(name) && of[name].is_number_unsigned();
+    };
+    bool good = epoch_ >= 0 && step_ >= 0 && stopping_.best_epoch_ <= epoch_;
+    if (!epoch_done_.is_null()) {
+      good = good && epoch_done_.is_object() && whole(epoch_done_, "steps") &&
+             whole(epoch_done_, "examples") && epoch_done_.contains("total") &&
+             epoch_done_["total"].is_number() && epoch_done_.contains("parts") &&
+             epoch_done_["parts"].is_object();
+      for (const auto& part : good ? epoch_done_["parts"] : Json::array()) {
+        good = good && part.is_number();
+      }
+    }
+    if (!good) {
+      throw data_error("{}: its counters are damaged",
+                       (checkpoints() / "last" / "state.json").string());
+    }
   }
 
   // --- files -------------------------------------------------------------------------------
@@ -434,6 +456,11 @@ class Training {
     }();
     eval_s_ += result.time_s;
     const double score = result.value(metric_);
+    if (!std::isfinite(score)) {
+      throw RunError(Exit::failed, fmt::format("epoch {}: valid {} is not a number: nothing can "
+                                               "be selected by it",
+                                               epoch_, metric_));
+    }
     const bool best = stopping_.add(epoch_, score);
     config_.log.info("epoch {} evaluating [time: {:.2f}s, valid_score: {:.6f}]", epoch_,
                      result.time_s, score);
@@ -534,7 +561,22 @@ class Training {
 
 std::string selecting_metric(const TrainSettings& settings, const Protocol& protocol,
                              int64_t n_items) {
-  if (!settings.valid_metric.empty()) return canonical_metric(settings.valid_metric);
+  if (!settings.valid_metric.empty()) {
+    const Metric metric = parse_metric(settings.valid_metric);
+    using Kind = Metric::Kind;
+    const bool alone =
+        metric.kind == Kind::auc || metric.kind == Kind::mrr || metric.kind == Kind::map;
+    if (metric.k == 0 && !alone) {
+      throw usage_error("valid_metric '{}' needs a K, like {}@20", printable(settings.valid_metric),
+                        metric.name());
+    }
+    if (!metric.higher_is_better()) {
+      throw usage_error(
+          "valid_metric '{}' cannot select: more of it is not better; choose one like recall@20",
+          printable(settings.valid_metric));
+    }
+    return metric.name();
+  }
   const std::string name = canonical_metric(protocol.valid_metric);
   const size_t at = name.find('@');
   const int64_t k = at == std::string::npos ? 0 : std::stoll(name.substr(at + 1));

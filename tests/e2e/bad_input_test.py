@@ -38,7 +38,7 @@ class BadInteractions(CommandLine):
         self.refused(bytes(range(256)) * 8, r"events\.tsv.*binary")
 
     def test_wrong_delimiter(self):
-        self.refused(GOOD, r"events\.tsv", "--delimiter", "pipe")
+        self.refused(GOOD, r"only one column found with the delimiter pipe; leave --delimiter out", "--delimiter", "pipe")
 
     def test_ragged_row_names_its_line(self):
         lines = GOOD.splitlines()
@@ -82,9 +82,26 @@ class BadInteractions(CommandLine):
     def test_output_that_cannot_be_written(self):
         self.write("events.tsv", GOOD)
         self.write("file", "x")
-        done = self.run_program("import", "events.tsv", "-o", "file/out")
-        self.assertIn(done.code, (1, 2, 3), str(done))
-        self.assertRegex(done.stderr, r"error: .*file")
+        self.succeeds("import", "events.tsv", "-o", "data")
+        self.succeeds("train", "-m", "Popularity", "-d", "data", "-o", "run")
+        before = sorted(os.listdir(self.folder))
+        for place, why in (("file/out", r"file is no folder"), ("/proc/out", r"/proc: ")):
+            for call in (["import", "events.tsv"], ["train", "-m", "Popularity", "-d", "data"],
+                         ["recommend", "run", "--users", "u1"], ["report", "run"]):
+                self.fails(2, rf"cannot write .*{place}: .*{why}.*; choose another -o", *call, "-o", place)
+        self.assertEqual(sorted(os.listdir(self.folder)), before)
+
+    def test_users_and_items_only_in_test_are_counted(self):
+        rows = "".join(f"u{u}\ti{i}\ttrain\n" for u in range(4) for i in range(4))
+        self.write("events.tsv", f"user_id\titem_id\tsplit\n{rows}new\tnever\ttest\nu1\tnever\tvalid\n")
+        done = self.succeeds("import", "events.tsv", "-o", "data")
+        self.assertRegex(done.stdout, r"not in train +1 users and 1 items held out only")
+        self.succeeds("train", "-m", "Popularity", "-d", "data", "-o", "run")
+        self.assertEqual(self.read_json("run", "results.json")["audit"]["cold_users"], 1)
+
+    def test_a_rating_that_is_no_number(self):
+        for rating in ("nan", "inf", "good"):
+            self.refused(f"user,item,rating\nu1,i1,4\nu1,i2,{rating}\n", rf"events\.tsv:3:\d+: rating '{rating}'")
 
     def test_several_event_types_are_listed(self):
         rows = "user_id\titem_id\tevent\nu1\ti1\tclick\nu1\ti2\tview\nu2\ti1\tview\n"
@@ -157,6 +174,28 @@ class BadTraining(CommandLine):
     def test_setting_of_another_toolkit(self):
         self.refused(2, r"training_neg_sample_num.*n_negatives", "-m", "BPR",
                      "--training_neg_sample_num=2")
+
+    def test_habits_of_other_toolkits_are_explained(self):
+        for name, words in (("learner", r"no setting 'learner': the optimiser is Adam; leave it out"),
+                            ("filter_out_cod_start_users", r"the protocol says who is averaged"),
+                            ("latent_dim", r"here it is 'embedding_size'"),
+                            ("MAX_ITEM_LIST_LENGTH", r"here it is 'max_length'")):
+            self.fails(2, words, "train", "-m", "BPR", "-d", "data", f"--{name}=1")
+
+    def test_metric_that_cannot_select(self):
+        call = ["train", "-m", "BPR", "-d", "data", "--epochs", "1", "-o", "new", "--valid-metric"]
+        self.fails(2, r"valid_metric 'ndcg' needs a K, like ndcg@20", *call, "ndcg")
+        for name in ("gini@5", "average_popularity@5"):
+            self.fails(2, rf"valid_metric '{name}' cannot select: more of it is not better", *call, name)
+        self.assertFalse(os.path.exists(self.path("new")))
+        for name in ("auc", "mrr", "map@5"):
+            self.succeeds(*call, name)
+
+    def test_command_lines_that_do_not_parse(self):
+        self.fails(2, r"^--rows: wanted a number, got 'x'; see 'tessera inspect --help'", "inspect", "data",
+                   "--rows", "x")
+        self.fails(2, r"^--resume: wanted a value after it; see", "train", "--resume")
+        self.fails(2, r"^path is missing; see 'tessera inspect --help'", "inspect")
 
     def test_value_out_of_range(self):
         self.refused(2, r"^LightGCN\.embedding_size must be at least 1, got 0", "-m", "LightGCN",

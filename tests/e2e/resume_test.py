@@ -116,7 +116,7 @@ class Resume(CommandLine):
         self.stopped_after(3, signal.SIGINT)
         before = self.tree("stopped", "checkpoints")
         done = self.fails(1, r"cannot write stopped/checkpoints/(last|best)/weights\.safetensors: File "
-                          r"too large; the file there before is unchanged",
+                          r"too large; what was there before is unchanged",
                           "train", "--resume", "stopped", largest_file=12000)
         self.assertEqual(self.tree("stopped", "checkpoints"), before, str(done))
         self.succeeds("train", "--resume", "stopped")

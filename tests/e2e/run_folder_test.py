@@ -67,6 +67,23 @@ class RunFolder(CommandLine):
         self.assertEqual(self.looks("run"), 4)
         self.assertEqual(self.read_json("run", "config.resolved.json")["settings"]["epochs"]["value"], 4)
 
+    def test_a_run_goes_on_as_it_was_begun(self):
+        self.succeeds(*self.BPR, "--epochs", "2", "-o", "run")
+        before = self.tree("run")
+        for words, flags in ((r"begun with learning_rate = 0\.001, got 5", ["--learning_rate", "5"]),
+                             (r"begun with embedding_size = 8, got 4", ["--embedding_size", "4"]),
+                             (r"begun with seed = 999, got 5", ["--seed", "5"]),
+                             (r"begun with protocol = \"strict\", got \"mmrec\"", ["--protocol", "mmrec"]),
+                             (r"a run of BPR, got -m LightGCN", ["-m", "LightGCN"])):
+            self.fails(2, words, "train", "--resume", "run", "--epochs", "4", *flags)
+            self.assertEqual(self.tree("run"), before)
+        self.write("other.tsv", events(60, 30, 20))
+        self.succeeds("import", "other.tsv", "-o", "other", "--split", "temporal-user")
+        self.fails(3, r"train rows differ", "train", "--resume", "run", "--epochs", "4", "-d", "other")
+        shutil.move(self.path("data"), self.path("moved"))
+        self.succeeds("train", "--resume", "run", "--epochs", "3", "-d", "moved")
+        self.assertEqual(self.read_json("run", "results.json")["n_epochs"], 3)
+
     def test_its_own_settings_repeat_it(self):
         self.succeeds(*self.BPR, "--epochs", "3", "--seed", "5", "-o", "run")
         self.succeeds("train", "-c", "run/config.resolved.json", "-o", "again")

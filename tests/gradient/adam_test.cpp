@@ -149,6 +149,9 @@ TEST(Adam, MisuseIsRefused) {
   parts.last_step = torch::full({3}, 9, torch::kInt64);
   EXPECT_THROW(table.load(parts), InputError);
   parts.step = 9;
+  parts.last_step = torch::tensor({9, 0, 8}, torch::kInt64);
+  EXPECT_THROW(table.load(parts), InputError);
+  parts.last_step = torch::tensor({9, 0, 9}, torch::kInt64);
   parts.m = torch::zeros({1, 2});
   EXPECT_THROW(table.load(parts), InputError);
   EXPECT_THROW(RowTable(torch::zeros({4})), c10::Error);
