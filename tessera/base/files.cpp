@@ -22,11 +22,11 @@ namespace {
 RunError write_failed(const fs::path& path, int error) {
   // The name that the reader knows, not that of the folder it was being written in.
   static const std::regex temporary(R"((^|/)\.([^/]+)\.\d+\.tmp(?=/|$))");
+  const std::string place = std::regex_replace(path.string(), temporary, "$1$2");
   std::error_code ignored;
   return {Exit::failed,
-          fmt::format("cannot write {}: {}{}", std::regex_replace(path.string(), temporary, "$1$2"),
-                      std::strerror(error),
-                      fs::exists(path, ignored) ? "; what was there before is unchanged" : "")};
+          fmt::format("cannot write {}: {}{}", place, std::strerror(error),
+                      fs::exists(place, ignored) ? "; what was there before is unchanged" : "")};
 }
 
 fs::path beside(const fs::path& path) {
