@@ -1,5 +1,5 @@
 # The two commands: make demo, make test.
-.PHONY: help demo test build check-full format
+.PHONY: help demo test build check-full bench-check format
 .DEFAULT_GOAL := help
 
 help: ## say what can be typed
@@ -20,6 +20,11 @@ test: ## build and run everything that CI runs
 check-full: ## sanitizers, clang-tidy, fuzzing, slow tests, a build without precompiled header
 	@tools/setup --dev
 	@tools/check_full
+
+bench-check: ## count the instructions of the hottest kernels against bench/instructions.tsv
+	@tools/setup --bench
+	@tools/build bench_kernels
+	@bench/check
 
 format: ## format the sources
 	@tools/setup
