@@ -17,7 +17,7 @@ struct Flags {
   std::vector<std::string> eval_mask;
   std::string ndcg_ideal = "capped";
   int64_t sampled = 0;
-  bool slices = false, per_user = false;
+  bool slices = false, per_user = false, shuffle = false;
 };
 
 /// What is evaluated, and the settings that its numbers come from.
@@ -269,6 +269,19 @@ void run_evaluate(const Common& common, const Flags& flags) {
     wanted.seed = static_cast<uint64_t>(subject.settings.seed);
     sampled = evaluate_sampled(*subject.model, data, split, wanted);
   }
+  Json shuffled;
+  if (flags.shuffle) {
+    if (subject.model == nullptr) throw usage_error("--shuffle-histories wants a run or bundle");
+    EvalOptions plain = options;
+    plain.slices = plain.per_user = false;
+    plain.shuffle_histories = static_cast<uint64_t>(subject.settings.seed);
+    const Evaluation after = evaluate(*subject.model, data, protocol, split, plain);
+    for (const auto& [name, value] : after.metrics) {
+      const double before = result.value(name);
+      shuffled[name] = {{"value", std::isfinite(value) ? Json(value) : Json()},
+                        {"change", before > 0 ? Json(value / before - 1) : Json()}};
+    }
+  }
   if (split == Split::test && is_run_folder(flags.target)) {
     count_test_look(flags.target);
     result.audit["looks_at_test"] =
@@ -281,6 +294,7 @@ void run_evaluate(const Common& common, const Flags& flags) {
   if (common.json) {
     Json out = document(subject, result);
     if (!sampled.is_null()) out["sampled"] = sampled;
+    if (!shuffled.is_null()) out["shuffled_histories"] = shuffled;
     if (flags.per_user) {
       for (size_t i = 0; i < result.per_user.size(); ++i) {
         Json row = {{"user", data.user_ids[result.per_user_users[i]]}};
@@ -306,6 +320,15 @@ void run_evaluate(const Common& common, const Flags& flags) {
                           cell(value.get<double>()));
     }
   }
+  if (!shuffled.is_null()) {
+    text += "\nhistories in random order: does the model read the order?\n";
+    for (const auto& [name, now] : shuffled.items()) {
+      text += fmt::format(
+          "{:<14} {}  {}\n", name, now["value"].is_null() ? "-" : cell(now["value"].get<double>()),
+          now["change"].is_null() ? "-"
+                                  : fmt::format("{:+.1f} %", 100 * now["change"].get<double>()));
+    }
+  }
   if (common.output.empty() && !rows.empty()) text += "\n" + rows;
   print(text);
 }
@@ -327,6 +350,8 @@ void add_evaluate(CLI::App& app, Common& common) {
   verb->add_option("--sampled", flags->sampled,
                    "also rank held-out items among so many drawn candidates, like 1000");
   verb->add_option("--ndcg-ideal", flags->ndcg_ideal, "of --sampled: capped or all");
+  verb->add_flag("--shuffle-histories", flags->shuffle,
+                 "also rank with each user's history in random order");
   verb->add_flag("--slices", flags->slices, "also cold, tail, sparse and missing-modality slices");
   verb->add_flag("--per-user", flags->per_user, "also one row a user, to -o where given");
 }

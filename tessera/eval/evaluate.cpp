@@ -491,7 +491,8 @@ bool is_sequential(const Model& model) {
 /// What the model is asked about some users at the evaluation of a split. `held_before`, where it
 /// is not empty, is how many of a user's held-out rows also belong to the history.
 Queries make_queries(const Model& model, const Dataset& data, const Protocol& protocol, Split split,
-                     std::span<const int64_t> users, std::span<const int64_t> held_before = {}) {
+                     std::span<const int64_t> users, std::span<const int64_t> held_before = {},
+                     std::optional<uint64_t> shuffle = std::nullopt) {
   Queries queries;
   queries.users = torch::tensor(std::vector<int64_t>(users.begin(), users.end()), torch::kInt64);
   const bool sequential = is_sequential(model);
@@ -509,6 +510,12 @@ Queries make_queries(const Model& model, const Dataset& data, const Protocol& pr
     if (sequential && !held_before.empty()) {
       const auto held = row_of(rows_of(data, split), user);
       items.insert(items.end(), held.begin(), held.begin() + held_before[index]);
+    }
+    if (sequential && shuffle) {
+      const auto begin = items.begin() + offsets.back();
+      std::vector<int32_t> history(begin, items.end());
+      Random(*shuffle, "evaluate/shuffle").shuffle(history, 0, static_cast<uint64_t>(user));
+      std::copy(history.begin(), history.end(), begin);
     }
     offsets.push_back(static_cast<int64_t>(items.size()));
   }
@@ -660,8 +667,9 @@ Evaluation evaluate(Model& model, const Dataset& data, const Protocol& protocol,
     const auto part = [&](const std::vector<int64_t>& values) {
       return values.empty() ? std::span<const int64_t>() : std::span(values.data() + first, n);
     };
-    const BlockScores scores(model, make_queries(model, data, protocol, split, part(plan.users),
-                                                 part(plan.held_before)));
+    const BlockScores scores(
+        model, make_queries(model, data, protocol, split, part(plan.users), part(plan.held_before),
+                            options.shuffle_histories));
     block.rank(scores, {}, wanted, [&](const auto& answers) { report.add(first, answers); });
     if (report.wants_cold_only()) {
       block.rank(scores, trained, wanted,

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -23,6 +24,9 @@ struct EvalOptions {
   double tail_ratio = 0.1;
   std::string map_norm = "min";  ///< or "relevant"
   int64_t eval_batch_size = 4096;
+  /// Puts each user's history into random order before it is asked about; target and mask stay. A
+  /// model that reads order gets worse (sequential section 5.4), others do not change.
+  std::optional<uint64_t> shuffle_histories = std::nullopt;  ///< the seed
 };
 
 struct Slice {

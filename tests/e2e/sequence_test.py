@@ -49,6 +49,22 @@ class Sequences(CommandLine):
                     self.assertAlmostEqual(test["hit@1"], results["test"]["hit@1"], 6)
                     self.assertAlmostEqual(test["ndcg@5"], results["test"]["ndcg@5"], 6)
 
+    def test_order_matters_to_those_who_read_it(self):
+        for model, least in (("MC1", .3), ("Popularity", 0)):
+            self.train(model, "--topk", "1,5")
+            done = self.succeeds("evaluate", "run", "--shuffle-histories", "--json")
+            answer = json.loads(done.stdout)
+            plain, shuffled = answer["test"]["ndcg@5"], answer["shuffled_histories"]["ndcg@5"]
+            if least:
+                self.assertLess(shuffled["value"], (1 - least) * plain)
+                self.assertAlmostEqual(shuffled["change"], shuffled["value"] / plain - 1, 12)
+            else:
+                self.assertEqual(shuffled["value"], plain)
+        self.assertIn("does the model read the order", self.succeeds("evaluate", "run",
+                                                                     "--shuffle-histories").stdout)
+        self.fails(2, r"--shuffle-histories wants a run", "evaluate", "--recs", "run/recs_top50.tsv", "-d",
+                   "data", "--shuffle-histories")
+
     def test_refusals(self):
         train = ("train", "-d", "data", "-o", "run", "--epochs", "1")
         self.fails(2, r"SASRec\.n_heads must divide embedding_size 64, got 3", *train, "-m", "SASRec",
