@@ -244,14 +244,14 @@ int64_t list_length(std::optional<int64_t> asked, int64_t n_items) {
   return asked.value_or(std::min<int64_t>(10, n_items));
 }
 
-std::vector<std::string> read_ids(const std::string& path) {
+std::vector<std::string> read_ids(const std::string& path, bool may_be_none) {
   std::vector<std::string> out;
   for (std::string& line : split_list(read_file(path), '\n')) {
     if (line.back() == '\r') line.pop_back();
     line.resize(std::min(line.find('\t'), line.size()));
     if (!line.empty()) out.push_back(std::move(line));
   }
-  if (out.empty()) throw data_error("{} holds no ids, wanted one a line", path);
+  if (out.empty() && !may_be_none) throw data_error("{} holds no ids, wanted one a line", path);
   return out;
 }
 

@@ -61,8 +61,9 @@ void check_bundle_flags(const Common& common, const std::string& verb);
 /// The length of a list: what was asked, else 10, or the whole of a smaller catalogue.
 int64_t list_length(std::optional<int64_t> asked, int64_t n_items);
 
-/// One id a line; what stands after a tab is somebody else's column. Exit 3 where there is none.
-std::vector<std::string> read_ids(const std::string& path);
+/// One id a line; what stands after a tab is somebody else's column. Exit 3 where there is none,
+/// unless there `may_be_none`.
+std::vector<std::string> read_ids(const std::string& path, bool may_be_none = false);
 
 /// A bar on stderr, only where a person looks at it.
 std::function<Progress(std::string, int64_t)> progress_bar(const Common& common);

@@ -59,7 +59,7 @@ void recommend(const Common& common, const Flags& flags) {
         "nobody to recommend to: give --users a,b or --users all or --users-file FILE or "
         "--history item,item");
   }
-  if (!flags.exclude.empty()) ask.exclude = read_ids(flags.exclude);
+  if (!flags.exclude.empty()) ask.exclude = read_ids(flags.exclude, true);
   if (!flags.only.empty()) ask.only = read_ids(flags.only);
   ask.filter_seen = !flags.no_filter_seen;
   Recommender recommender(load_bundle(flags.bundle, log), log);

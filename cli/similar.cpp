@@ -58,7 +58,7 @@ void similar(const Common& common, const Flags& flags) {
     throw usage_error("no item given: tessera similar BUNDLE ITEM..., or --items all");
   }
   ask.by = flags.by;
-  if (!flags.exclude.empty()) ask.exclude = read_ids(flags.exclude);
+  if (!flags.exclude.empty()) ask.exclude = read_ids(flags.exclude, true);
   if (!flags.only.empty()) ask.only = read_ids(flags.only);
   Recommender recommender(load_bundle(flags.bundle, log), log);
   ask.n = list_length(flags.n, recommender.bundle().data->n_items);

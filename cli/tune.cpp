@@ -43,6 +43,13 @@ void run_tune(const Common& common, const Flags& flags, bool trials_typed) {
   } else {
     print(tune_markdown(result) + "\nstudy folder: " + result["folder"].get<std::string>());
   }
+  if (const Json& failures = result["winner"]["failures"]; !failures.empty()) {
+    throw RunError(
+        Exit::diverged,
+        fmt::format("{} of the {} runs of the winner, trial {}, diverged: its table has "
+                    "fewer seeds",
+                    failures.size(), result["seeds"].size(), result["winner"]["trial"].dump()));
+  }
 }
 
 }  // namespace

@@ -96,7 +96,7 @@ const std::vector<KnownSet>& known_sets() {
         {"MMSSL", 218409, 40029, 37899},
         {"leave-one-out", 225141, 35598, 35598}},
        amazon,
-       "180 items have no image"},
+       "180 items have no image, the mean is filled in"},
       {"Clothing (Amazon 2014, 5-core)",
        39387,
        23033,
@@ -124,7 +124,9 @@ const std::vector<KnownSet>& known_sets() {
        73494,
        {{"MMSSL", 58922, 6751, 7821}},
        {{"image", {2048}}, {"text", {20}}},
-       "its text features are sorted ingredient ids padded with 33147, not an embedding"},
+       "the paper prints 10,067 items and 58,922 interactions, which is train alone; its text "
+       "features "
+       "are sorted ingredient ids padded with 33147, not an embedding"},
       {"ML-1M", 6040, 3706, 1000209, {{"leave-one-out", 988129, 6040, 6040}}, {}, ""},
       {"ML-1M, 5-core", 6040, 3416, 999611, {}, {}, ""},
       {"ML-1M, 10-core", 6040, 3260, 998539, {}, {}, ""},

@@ -692,10 +692,16 @@ Evaluation evaluate_lists(const RecommendationLists& lists, const Dataset& data,
           "metric 'auc' needs the scores of all items, a file of lists has the best "
           "ones only: leave it out");
     }
+    if (metric.whole_list()) {
+      throw usage_error(
+          "metric '{0}' reads the whole ranking, a file of lists has the best ones only: "
+          "use {0}@K, such as {0}@{1}",
+          metric.name(), wanted.topk.empty() ? 20 : wanted.topk.back());
+    }
   }
   const Plan plan(data, protocol, split);
   Report report(plan, wanted, options);
-  int64_t n_masked = 0, n_without = 0;
+  int64_t n_masked = 0, n_without = 0, n_short = 0;
   const auto list_of = [&](int64_t user, bool cold_only) {
     std::vector<int32_t> mask, list;
     plan.mask.append(user, mask);
@@ -712,6 +718,12 @@ Evaluation evaluate_lists(const RecommendationLists& lists, const Dataset& data,
     const int64_t user = plan.users[index];
     if (lists.items[user].empty()) ++n_without;
     const std::vector<int32_t> list = list_of(user, false);
+    if (const auto length = static_cast<int64_t>(list.size());
+        length < wanted.longest && !lists.items[user].empty()) {
+      std::vector<int32_t> mask;
+      plan.mask.append(user, mask);
+      n_short += length < data.n_items - static_cast<int64_t>(mask.size()) ? 1 : 0;
+    }
     report.add(index, {{.items = list, .places = {}, .n_candidates = 0}});
     if (report.wants_cold_only()) {
       const std::vector<int32_t> cold = list_of(user, true);
@@ -722,6 +734,7 @@ Evaluation evaluate_lists(const RecommendationLists& lists, const Dataset& data,
   result.audit["lists"] = lists.audit;
   result.audit["lists"]["masked_items_removed"] = n_masked;
   result.audit["lists"]["averaged_users_without_a_list"] = n_without;
+  result.audit["lists"]["averaged_users_with_a_short_list"] = n_short;
   result.time_s = seconds_since(start);
   return result;
 }

@@ -66,6 +66,13 @@ std::string spelled(const std::string& typed) {
   return info.name;
 }
 
+/// A label stands in one cell of every table.
+void check_label(const std::string& label, const std::string& typed) {
+  if (escaped(label) == label) return;
+  throw usage_error("row '{}': a label is one line without tabs: give it another one, x={}",
+                    printable(typed), printable(typed.substr(typed.find('=') + 1)));
+}
+
 CompareRow parse_row(const std::string& text) {
   CompareRow row;
   std::string rest = text;
@@ -79,6 +86,7 @@ CompareRow parse_row(const std::string& text) {
     row.lists = cut(rest.substr(5), "+");
     if (row.lists.empty()) throw usage_error("row '{}': no file after recs:", printable(text));
     if (row.label.empty()) row.label = fs::path(row.lists[0]).stem().string();
+    check_label(row.label, text);
     return row;
   }
   const size_t open = rest.find('[');
@@ -103,6 +111,7 @@ CompareRow parse_row(const std::string& text) {
     }
   }
   if (row.label.empty()) row.label = row.model + (shown.empty() ? "" : "[" + shown + "]");
+  check_label(row.label, text);
   return row;
 }
 
@@ -182,10 +191,15 @@ TrainSettings shared_train(const Settings& shared) {
 
 struct DatasetPlan {
   std::string name, path, split_kind, split_sha256;
+  int64_t fold = -1;     ///< of a k-fold split
+  Json features;         ///< hashes of those that the rows read
   std::string reported;  ///< test or valid
   std::vector<std::string> metrics;
   std::string valid_metric, test_metric;
   std::vector<CompareRow> rows;
+
+  /// What tables call it: another fold is another set of rows.
+  std::string shown() const { return fold < 0 ? name : fmt::format("{}, fold {}", name, fold); }
 };
 
 std::string text_at(const Json& object, const char* key) {
@@ -194,15 +208,11 @@ std::string text_at(const Json& object, const char* key) {
              : "";
 }
 
-std::string split_words(const Json& about) {
-  if (!about.is_object() || !about.contains("split")) return "";
+int64_t fold_of(const Json& about) {
+  if (!about.is_object() || !about.contains("split") || !about["split"].is_object()) return -1;
   const Json& split = about["split"];
-  std::string out = text_at(split, "kind");
-  if (split.is_object() && split.contains("rounding") && split["rounding"].is_string()) {
-    out += " (" + split["rounding"].get<std::string>() + ")";
-  }
-  if (out.rfind("given", 0) != 0 && about.contains("seed")) out += ", seed " + about["seed"].dump();
-  return out;
+  return split.contains("fold") && split["fold"].is_number_integer() ? split["fold"].get<int64_t>()
+                                                                     : -1;
 }
 
 /// The per-user metric that the tests are about.
@@ -224,6 +234,19 @@ std::string choose_test_metric(const std::string& typed, const std::string& sele
                     printable(typed), did_you_mean(wanted, names), fmt::join(names, ", "));
 }
 
+/// What a row of lists is measured by: as a run, all K written out.
+EvalOptions list_options(const TrainSettings& train, const Protocol& protocol, int64_t n_items) {
+  EvalOptions options = eval_options(train, protocol);
+  options.topk = cut_topk(options, n_items);
+  if (options.metrics.empty()) {
+    for (const auto& name : default_metrics()) {
+      for (const int64_t k : options.topk) options.metrics.push_back(fmt::format("{}@{}", name, k));
+    }
+  }
+  options.slices = options.per_user = true;
+  return options;
+}
+
 DatasetPlan plan_dataset(const CompareRequest& request, const std::string& path,
                          const std::vector<CompareRow>& typed) {
   const TrainSettings train = shared_train(request.settings);
@@ -238,6 +261,7 @@ DatasetPlan plan_dataset(const CompareRequest& request, const std::string& path,
   out.name = data.name;
   out.split_kind = split_words(data.about);
   out.split_sha256 = text_at(data.about, "split_sha256");
+  out.fold = fold_of(data.about);
   out.reported = has_rows(data, Split::test) ? "test" : "valid";
   if (out.reported == "valid" && !has_rows(data, Split::valid)) {
     throw data_error("{}: neither test nor valid rows, nothing to compare by", path);
@@ -280,32 +304,83 @@ DatasetPlan plan_dataset(const CompareRequest& request, const std::string& path,
             "where its name stands in the path",
             printable(row.label), request.datasets.size());
       }
-      if (!fs::exists(list)) throw data_error("{}: no such file of lists", printable(list, 200));
+      if (!fs::exists(list)) {
+        throw data_error("row '{}' on '{}': no file of lists {}", printable(row.label), out.name,
+                         printable(list, 200));
+      }
+      // What is wrong with lists is said before anything runs.
+      try {
+        evaluate_lists(read_recommendations(list, data), data, protocol,
+                       out.reported == "test" ? Split::test : Split::valid,
+                       list_options(train, protocol, data.n_items));
+      } catch (const InputError& e) {
+        throw InputError(e.code(), fmt::format("row '{}' on '{}': {}", printable(row.label),
+                                               out.name, e.what()));
+      }
     }
     if (row.lists.size() > 1 && row.lists.size() != request.seeds.size()) {
       throw usage_error("row '{}': {} files of lists for {} seeds: give one a seed, or one in all",
                         printable(row.label), row.lists.size(), request.seeds.size());
     }
   }
+  std::vector<std::vector<std::string>> modalities_of_rows;
+  for (const auto& row : out.rows) {
+    if (!row.lists.empty()) continue;
+    modalities_of_rows.push_back(
+        resolve_settings(find_model(row.model), settings_of(row, request.settings))
+            .train_settings.modalities);
+  }
+  out.features = feature_hashes(out.path, modalities_of_rows);
   return out;
+}
+
+/// One run or file of lists: where it lies and what makes it.
+Child child_of(const CompareRequest& request, const DatasetPlan& plan, const CompareRow& row,
+               int64_t seed) {
+  Child child;
+  child.folder = request.output / "runs" /
+                 fmt::format("{}_{}_s{}", file_name(row.label), file_name(plan.name), seed);
+  child.model = row.model;
+  child.dataset = plan.path;
+  child.split_sha256 = plan.split_sha256;
+  if (!row.model.empty()) child.settings = settings_of(row, request.settings);
+  child.settings.push_back({"seed", seed, "compare"});
+  return child;
+}
+
+/// Labels and names that are joined or written as file names may meet: "a_b" and "c", "a" and
+/// "b_c".
+void check_folders(const CompareRequest& request, const std::vector<DatasetPlan>& plans) {
+  std::map<fs::path, std::string> owners;
+  for (const auto& plan : plans) {
+    for (const auto& row : plan.rows) {
+      const fs::path folder = child_of(request, plan, row, request.seeds.front()).folder;
+      const std::string owner =
+          fmt::format("row '{}' on '{}'", printable(row.label), printable(plan.name));
+      const auto [place, fresh] = owners.emplace(folder, owner);
+      if (fresh) continue;
+      throw usage_error("{} and {} would share the folder {}: give the row another label, x={}",
+                        place->second, owner, folder.string(),
+                        row.model.empty() ? "recs:FILE" : row.model);
+    }
+  }
 }
 
 Json identity_of(const CompareRequest& request, const std::vector<DatasetPlan>& plans) {
   Json datasets = Json::array(), lists = Json::object(), paths = Json::array();
+  Json features = Json::object();
   for (const auto& plan : plans) {
     paths.push_back(plan.path);
+    features[plan.name] = plan.features;
     datasets.push_back({{"name", plan.name}, {"split_sha256", plan.split_sha256}});
     for (const auto& row : plan.rows) {
       for (const auto& list : row.lists) lists[list] = sha256_of_file(list);
     }
   }
-  return {{"rows", request.rows},
-          {"ablations", request.ablations},
-          {"seeds", request.seeds},
-          {"settings", settings_object(request.settings)},
-          {"dataset folders", paths},
-          {"datasets", datasets},
-          {"lists", lists}};
+  return {{"rows", request.rows},     {"ablations", request.ablations},
+          {"seeds", request.seeds},   {"settings", settings_object(request.settings)},
+          {"dataset folders", paths}, {"datasets", datasets},
+          {"features", features},     {"lists", lists}};
 }
 
 /// The request that a study folder was made by.
@@ -340,20 +415,26 @@ CompareRequest resumed(const CompareRequest& request) {
 /// The lists of one file, measured like a run's: results.json and per_user.tsv in a folder.
 Json measure_lists(const fs::path& folder, const std::string& file, const DatasetPlan& plan,
                    int64_t seed, const TrainSettings& train) {
-  if (fs::exists(folder / "results.json")) return read_json(folder / "results.json");
+  const fs::path finished = folder / "results.json";
+  if (fs::exists(finished)) {
+    Json found = read_json(finished);
+    const Json about = read_json(folder / "data.json");
+    if (json_get<std::string>(found, "sha256", finished.string()) != sha256_of_file(file) ||
+        json_get<std::string>(found, "dataset", finished.string()) != plan.name ||
+        json_get<int64_t>(found, "seed", finished.string()) != seed ||
+        text_at(about, "split_sha256") != plan.split_sha256) {
+      throw data_error(
+          "{} holds the numbers of other lists than {}: remove it or choose another -o",
+          folder.string(), file);
+    }
+    return found;
+  }
   DatasetView view;
   view.modalities = train.modalities;
   view.fold = train.fold;
   const Dataset data = load_dataset(plan.path, view);
   const Protocol& protocol = find_protocol(train.protocol);
-  EvalOptions options = eval_options(train, protocol);
-  options.topk = cut_topk(options, data.n_items);
-  if (options.metrics.empty()) {
-    for (const auto& name : default_metrics()) {
-      for (const int64_t k : options.topk) options.metrics.push_back(fmt::format("{}@{}", name, k));
-    }
-  }
-  options.slices = options.per_user = true;
+  const EvalOptions options = list_options(train, protocol, data.n_items);
   const bool test = plan.reported == "test";
   const Evaluation result = evaluate_lists(read_recommendations(file, data), data, protocol,
                                            test ? Split::test : Split::valid, options);
@@ -509,6 +590,10 @@ std::map<std::string, double> user_means(const RowRuns& runs, const std::string&
   return sums;
 }
 
+bool varies(const std::vector<double>& values) {
+  return std::any_of(values.begin(), values.end(), [&](double x) { return x != values.front(); });
+}
+
 Json or_null(double value) { return std::isfinite(value) ? Json(value) : Json(); }
 
 Json compare_two(const RowRuns& a, const RowRuns& b, const std::map<std::string, double>& of_a,
@@ -520,7 +605,7 @@ Json compare_two(const RowRuns& a, const RowRuns& b, const std::map<std::string,
     if (other == of_b.end() || !std::isfinite(value - other->second)) continue;
     differences.push_back(value - other->second);
   }
-  Json out = {{"dataset", plan.name},
+  Json out = {{"dataset", plan.shown()},
               {"a", a.row.label},
               {"b", b.row.label},
               {"metric", plan.test_metric},
@@ -530,19 +615,29 @@ Json compare_two(const RowRuns& a, const RowRuns& b, const std::map<std::string,
   out["bootstrap_95"] = {or_null(interval.low), or_null(interval.high)};
   out["p"] = Json::object();
   for (const auto& test : request.tests) {
-    out["p"][test] = test == "t" ? or_null(paired_t(differences).p) : Json(wilcoxon(differences).p);
+    out["p"][test] = differences.empty() ? Json()
+                     : test == "t"       ? or_null(paired_t(differences).p)
+                                         : Json(wilcoxon(differences).p);
   }
-  std::vector<double> by_seed;
+  std::vector<double> of_seeds_a, of_seeds_b, by_seed;
   for (const auto& one : a.members) {
     for (const auto& other : b.members) {
       if (one.seed != other.seed) continue;
-      by_seed.push_back(value_at(one.results, {plan.reported, plan.test_metric}) -
-                        value_at(other.results, {plan.reported, plan.test_metric}));
+      const double x = value_at(one.results, {plan.reported, plan.test_metric});
+      const double y = value_at(other.results, {plan.reported, plan.test_metric});
+      if (!std::isfinite(x - y)) continue;
+      of_seeds_a.push_back(x);
+      of_seeds_b.push_back(y);
+      by_seed.push_back(x - y);
     }
   }
-  by_seed = finite(by_seed);
   if (by_seed.size() >= kSeedsForTest) {
-    out["p"]["t over seeds"] = or_null(paired_t(by_seed).p);
+    // A side that is the same for every seed has no randomness of training to test against.
+    Json constant = Json::array();
+    if (!varies(of_seeds_a)) constant.push_back(a.row.label);
+    if (!varies(of_seeds_b)) constant.push_back(b.row.label);
+    out["p"]["t over seeds"] = constant.empty() ? or_null(paired_t(by_seed).p) : Json();
+    if (!constant.empty()) out["same_for_all_seeds"] = constant;
     out["n_seeds"] = by_seed.size();
   }
   return out;
@@ -574,21 +669,27 @@ Json comparisons_of(const std::vector<RowRuns>& rows, const DatasetPlan& plan,
   return out;
 }
 
-/// Corrects each test over all comparisons of the result.
-void correct(Json& comparisons, const std::string& method) {
-  std::set<std::string> tests;
+/// Corrects each test over all comparisons of the result that have a value of it; returns how many
+/// these are.
+Json correct(Json& comparisons, const std::string& method) {
+  std::vector<std::string> tests;
   for (const auto& one : comparisons) {
-    for (const auto& [test, p] : one["p"].items()) tests.insert(test);
+    for (const auto& [test, p] : one["p"].items()) {
+      if (std::find(tests.begin(), tests.end(), test) == tests.end()) tests.push_back(test);
+    }
   }
+  Json over = Json::object();
   for (const auto& test : tests) {
     std::vector<double> p;
     for (const auto& one : comparisons) p.push_back(value_at(one, {"p", test}));
+    over[test] = finite(p).size();
     const auto better = adjusted(p, method);
     for (size_t i = 0; i < better.size(); ++i) {
       if (comparisons[i]["p"].contains(test))
         comparisons[i]["p_adjusted"][test] = or_null(better[i]);
     }
   }
+  return over;
 }
 
 // ---------------------------------------------------------------- the result
@@ -597,6 +698,23 @@ struct Compared {
   DatasetPlan plan;
   std::vector<RowRuns> rows;
 };
+
+/// What was left out of a file of lists, or was not in it.
+std::string list_words(const Json& audit, const DatasetPlan& plan) {
+  std::vector<std::string> out;
+  const auto add = [&](const char* key, const std::string& words) {
+    if (const double n = value_at(audit, {"lists", key}); n > 0) {
+      out.push_back(fmt::format("{:.0f} {}", n, words));
+    }
+  };
+  add("rows_of_unknown_users", "rows of users that '" + plan.name + "' does not have");
+  add("rows_of_unknown_items", "rows of items that '" + plan.name + "' does not have");
+  add("repeated_rows", "rows that repeat an item of their list");
+  add("masked_items_removed", "masked items taken out of the lists, which are shorter for it");
+  add("averaged_users_without_a_list", "users without a list");
+  add("averaged_users_with_a_short_list", "users with a list shorter than the largest K");
+  return fmt::format("{}", fmt::join(out, "; "));
+}
 
 Json result_json(const CompareRequest& request, const std::string& protocol,
                  const std::vector<Compared>& all) {
@@ -614,14 +732,10 @@ Json result_json(const CompareRequest& request, const std::string& protocol,
   int64_t looks = 0;
   for (const auto& [plan, rows] : all) {
     const std::string cold = cold_metric(rows);
-    Json table = {{"dataset", plan.name},
-                  {"split", plan.split_kind},
-                  {"split_sha256", plan.split_sha256},
-                  {"reported", plan.reported},
-                  {"metrics", plan.metrics},
-                  {"cold_metric", cold},
-                  {"test_metric", plan.test_metric},
-                  {"valid_metric", plan.valid_metric}};
+    Json table = {{"dataset", plan.shown()},           {"split", plan.split_kind},
+                  {"split_sha256", plan.split_sha256}, {"reported", plan.reported},
+                  {"metrics", plan.metrics},           {"cold_metric", cold},
+                  {"test_metric", plan.test_metric},   {"valid_metric", plan.valid_metric}};
     std::set<int64_t> users;
     std::set<std::string> notes;
     table["rows"] = Json::array();
@@ -631,16 +745,14 @@ Json result_json(const CompareRequest& request, const std::string& protocol,
           users.insert(static_cast<int64_t>(n));
         }
         const Json& audit = member.results["audit"];
-        if (!audit.is_object() || !audit.contains("notes")) continue;
-        for (const auto& note : audit["notes"]) notes.insert(note.get<std::string>());
-        if (const double n = value_at(audit, {"lists", "averaged_users_without_a_list"}); n > 0) {
-          notes.insert(fmt::format("{}: {:.0f} users without a list", row.row.label, n));
+        if (!audit.is_object()) continue;
+        if (audit.contains("notes")) {
+          for (const auto& note : audit["notes"]) notes.insert(note.get<std::string>());
         }
-        if (const double n = value_at(audit, {"lists", "masked_items_removed"}); n > 0) {
-          notes.insert(
-              fmt::format("{}: {:.0f} masked items taken out of the lists, which are "
-                          "shorter for it",
-                          row.row.label, n));
+        if (const auto words = list_words(audit, plan); !words.empty()) {
+          const bool several = row.members.size() > 1;
+          notes.insert(fmt::format("{}{}: {}", row.row.label,
+                                   several ? fmt::format(", seed {}", member.seed) : "", words));
         }
       }
       for (const auto& failure : row.failures) {
@@ -655,8 +767,8 @@ Json result_json(const CompareRequest& request, const std::string& protocol,
     for (auto& one : comparisons_of(rows, plan, request)) comparisons.push_back(std::move(one));
     out["tables"].push_back(std::move(table));
   }
-  correct(comparisons, request.correct);
   out["n_comparisons"] = comparisons.size();
+  out["corrected_over"] = correct(comparisons, request.correct);
   out["comparisons"] = comparisons;
   out["test_looks"] = looks;
   return out;
@@ -727,7 +839,8 @@ std::vector<Compared> gather_runs(const CompareRequest& request, std::string& pr
     Settings given;
     if (config.contains("settings") && config["settings"].is_object()) {
       for (const auto& [name, entry] : config["settings"].items()) {
-        if (name == "seed" || name == "threads" || !entry.is_object() || !entry.contains("value")) {
+        if (name == "seed" || name == "threads" || name == "fold" || !entry.is_object() ||
+            !entry.contains("value")) {
           continue;
         }
         if (text_at(entry, "origin") != "default")
@@ -745,14 +858,17 @@ std::vector<Compared> gather_runs(const CompareRequest& request, std::string& pr
         if (row.label.empty()) row.label = folder.lexically_normal().parent_path().filename();
       }
     }
+    check_label(row.label, typed);
     auto table = std::find_if(out.begin(), out.end(), [&](const Compared& one) {
-      return one.plan.split_sha256 == split && one.plan.name == text_at(about, "name");
+      return one.plan.split_sha256 == split && one.plan.name == text_at(about, "name") &&
+             one.plan.fold == fold_of(about);
     });
     if (table == out.end()) {
       Compared one;
       one.plan.name = text_at(about, "name");
       one.plan.split_kind = split_words(about);
       one.plan.split_sha256 = split;
+      one.plan.fold = fold_of(about);
       one.plan.reported = member.results["test"].is_null() ? "valid" : "test";
       one.plan.valid_metric = text_at(member.results["selection"], "metric");
       out.push_back(std::move(one));
@@ -936,23 +1052,16 @@ Json compare(const CompareRequest& typed) {
     std::replace(time.begin(), time.end(), ':', '-');
     request.output = fmt::format("runs/{}_compare", time);
   }
-  claim_study(request.output, "compare", request.around.command, identity_of(request, plans));
-
-  const auto child_of = [&](const DatasetPlan& plan, const CompareRow& row, int64_t seed) {
-    Child child;
-    child.folder = request.output / "runs" /
-                   fmt::format("{}_{}_s{}", file_name(row.label), file_name(plan.name), seed);
-    child.model = row.model;
-    child.dataset = plan.path;
-    if (!row.model.empty()) child.settings = settings_of(row, request.settings);
-    child.settings.push_back({"seed", seed, "compare"});
-    return child;
-  };
+  check_folders(request, plans);
+  const std::string asked_by = request.around.command;
+  const std::string began_by =
+      claim_study(request.output, "compare", asked_by, identity_of(request, plans));
+  if (!typed.resume.empty()) request.around.command = began_by;
   // A model that cannot be built is said now rather than in the middle of the night.
   for (const auto& plan : plans) {
     for (const auto& row : plan.rows) {
       if (!row.lists.empty()) continue;
-      const Child child = child_of(plan, row, request.seeds.front());
+      const Child child = child_of(request, plan, row, request.seeds.front());
       if (fs::exists(child.folder)) continue;
       RunRequest wanted;
       wanted.model = child.model;
@@ -977,7 +1086,7 @@ Json compare(const CompareRequest& typed) {
       const int64_t seed = request.seeds[s];
       for (auto& runs : one.rows) {
         ++at;
-        const Child child = child_of(plan, runs.row, seed);
+        const Child child = child_of(request, plan, runs.row, seed);
         if (!runs.row.lists.empty()) {
           if (s >= runs.row.lists.size()) continue;
           const Json results = measure_lists(child.folder, runs.row.lists[s], plan, seed, train);
@@ -997,7 +1106,13 @@ Json compare(const CompareRequest& typed) {
     }
     all.push_back(std::move(one));
   }
-  const Json result = result_json(request, protocol, all);
+  Json result = result_json(request, protocol, all);
+  const CompareRequest usual;
+  if (!typed.resume.empty() &&
+      (request.tests != usual.tests || request.correct != usual.correct ||
+       request.test_metric != usual.test_metric || request.against != usual.against)) {
+    result["asked_by"] = asked_by;
+  }
   write_tables(request.output, result);
   return result;
 }

@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "tessera/base/error.h"
+#include "tessera/eval/metrics.h"
 #include "tessera/study/compare.h"
 
 namespace tessera {
@@ -17,7 +18,13 @@ constexpr CostColumn kCosts[] = {{"epoch_s", "s/epoch", "{:.2f}"},
                                  {"peak_rss_mb", "peak MB", "{:.0f}"}};
 
 std::string text(const Json& value) {
-  return value.is_string() ? value.get<std::string>() : value.dump();
+  return value.is_string() ? escaped(value.get<std::string>()) : value.dump();
+}
+
+/// Larger is better, or smaller; of these nobody says so.
+bool has_better_end(const std::string& metric) {
+  const Metric::Kind kind = parse_metric(metric).kind;
+  return kind != Metric::Kind::gini && kind != Metric::Kind::average_popularity;
 }
 
 std::string joined(const Json& list, const char* separator = ", ") {
@@ -47,7 +54,9 @@ std::vector<std::vector<std::string>> cells(
   const auto reported = table["reported"].get<std::string>();
   const std::string label = reported == "test" ? "" : " (" + reported + ")";
   std::vector<std::vector<std::string>> out(rows.size() + 1);
-  const auto put = [&](const std::string& head, const std::function<const Json*(const Json&)>& of) {
+  const auto put = [&](const std::string& head, const std::string& metric,
+                       const std::function<const Json*(const Json&)>& of) {
+    const bool marks = rows.size() > 1 && has_better_end(metric);
     double best = -1;
     for (const auto& row : rows) {
       const Json* summary = of(row);
@@ -59,7 +68,7 @@ std::vector<std::vector<std::string>> cells(
     for (size_t r = 0; r < rows.size(); ++r) {
       const Json* summary = of(rows[r]);
       std::string cell = summary ? summary_cell(*summary, plus_minus) : "-";
-      if (summary && rows.size() > 1 && (*summary)["mean"].is_number() &&
+      if (summary && marks && (*summary)["mean"].is_number() &&
           (*summary)["mean"].get<double>() == best) {
         cell = strong(cell);
       }
@@ -69,15 +78,16 @@ std::vector<std::vector<std::string>> cells(
   out[0].emplace_back("model");
   for (size_t r = 0; r < rows.size(); ++r) out[r + 1].push_back(text(rows[r]["label"]));
   for (const auto& metric : table["metrics"]) {
-    put(published_metric(text(metric)) + label,
+    put(published_metric(text(metric)) + label, text(metric),
         [&](const Json& row) { return &row[reported][text(metric)]; });
   }
   const std::string cold = text(table["cold_metric"]);
   for (const auto& [slice, head] : {std::pair{"cold", "cold "}, {"cold_only", "cold-only "}}) {
     if (cold.empty() || (std::string(slice) == "cold_only" && !any_number(rows, slice))) continue;
-    put(head + published_metric(cold) + label, [&, slice = slice](const Json& row) -> const Json* {
-      return row.contains(slice) ? &row[slice] : nullptr;
-    });
+    put(head + published_metric(cold) + label, cold,
+        [&, slice = slice](const Json& row) -> const Json* {
+          return row.contains(slice) ? &row[slice] : nullptr;
+        });
   }
   for (const auto& column : kCosts) {
     out[0].emplace_back(column.head);
@@ -134,6 +144,7 @@ std::vector<std::string> provenance(const Json& result) {
   std::vector<std::string> out = {
       "command: " + text(result["command"]),
       "tessera " + text(result["tessera"]) + ", protocol " + text(result["protocol"])};
+  if (result.contains("asked_by")) out.push_back("tests asked for by: " + text(result["asked_by"]));
   for (const auto& table : result["tables"]) {
     out.push_back(fmt::format("dataset {}: split {}, split_sha256 {}, epochs chosen by valid {}",
                               text(table["dataset"]), text(table["split"]),
@@ -155,6 +166,30 @@ std::vector<std::string> provenance(const Json& result) {
   return out;
 }
 
+/// How many comparisons each test is corrected over: all that have a value of it.
+std::string corrected_words(const Json& result) {
+  std::string out;
+  bool fewer = false;
+  for (const auto& [test, n] : result["corrected_over"].items()) {
+    out += fmt::format("{}M = {} for {}", out.empty() ? "" : ", ", n.dump(), test);
+    fewer = fewer || n != result["n_comparisons"];
+  }
+  return out + (fewer ? "; those left out have no value of the test" : "");
+}
+
+std::string same_for_all_seeds(const Json& result) {
+  std::vector<std::string> labels;
+  for (const auto& one : result["comparisons"]) {
+    if (!one.contains("same_for_all_seeds")) continue;
+    for (const auto& label : one["same_for_all_seeds"]) {
+      if (std::find(labels.begin(), labels.end(), text(label)) == labels.end()) {
+        labels.push_back(text(label));
+      }
+    }
+  }
+  return fmt::format("{}", fmt::join(labels, ", "));
+}
+
 std::vector<std::string> explanations(const Json& result) {
   std::vector<std::string> out;
   const bool several = result["seeds"].size() > 1;
@@ -165,8 +200,13 @@ std::vector<std::string> explanations(const Json& result) {
       "interval is a percentile bootstrap of 10,000 resamples of users. They do not see the "
       "randomness of training{}.",
       result["seeds"].size() >= 5 ? ", which the test over seeds does" : ""));
-  out.push_back(fmt::format("Each test is corrected ({}) over the {} comparisons of this table.",
-                            text(result["correction"]), result["n_comparisons"].dump()));
+  out.push_back(fmt::format(
+      "Each test is corrected ({}) over the {} comparisons of this table: {}.",
+      text(result["correction"]), result["n_comparisons"].dump(), corrected_words(result)));
+  if (const auto same = same_for_all_seeds(result); !same.empty()) {
+    out.push_back(fmt::format(
+        "No test over the seeds against a row whose value is the same for all of them: {}.", same));
+  }
   return out;
 }
 
@@ -306,6 +346,12 @@ std::string comparisons_tsv(const Json& result) {
   std::string out = tsv_head(result);
   out += fmt::format("# {} comparisons, correction {}\n", result["n_comparisons"].dump(),
                      text(result["correction"]));
+  for (const auto& [test, n] : result["corrected_over"].items()) {
+    out += fmt::format("# {}: corrected over {} comparisons\n", test, n.dump());
+  }
+  if (const auto same = same_for_all_seeds(result); !same.empty()) {
+    out += "# the same for all seeds, no test over them: " + same + "\n";
+  }
   out += "dataset\ta\tb\tmetric\tn_users\tmean_difference\tlow_95\thigh_95\ttest\tp\tp_adjusted\n";
   for (const auto& one : result["comparisons"]) {
     for (const auto& [test, p] : one["p"].items()) {

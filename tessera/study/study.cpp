@@ -4,10 +4,12 @@
 #include <cctype>
 #include <charconv>
 #include <cmath>
+#include <set>
 #include <sstream>
 
 #include "tessera/base/error.h"
 #include "tessera/base/files.h"
+#include "tessera/data/manifest.h"
 #include "tessera/eval/statistics.h"
 
 namespace tessera {
@@ -17,15 +19,51 @@ std::string shown(const Json& value) {
   return printable(value.dump(-1, ' ', false, Json::error_handler_t::replace), 200);
 }
 
-/// The first key in which two identities differ, with both values.
-std::string difference(const Json& there, const Json& here) {
+/// The first key in which two identities differ, with both values; empty where none does. Keys of
+/// objects in them are written behind a point.
+std::string difference(const Json& there, const Json& here, const std::string& before = "") {
   for (const auto& [key, value] : here.items()) {
-    if (!there.is_object() || !there.contains(key)) return fmt::format("it has no {}", key);
-    if (there[key] != value) {
-      return fmt::format("its {} are {}, this command's {}", key, shown(there[key]), shown(value));
+    if (!there.is_object() || !there.contains(key))
+      return fmt::format("it has no {}{}", before, key);
+    if (there[key] == value) continue;
+    if (there[key].is_object() && value.is_object()) {
+      return difference(there[key], value, before + key + ".");
+    }
+    return fmt::format("its {}{} are {}, this command's {}", before, printable(key),
+                       shown(there[key]), shown(value));
+  }
+  if (!there.is_object()) return "it is of another version";
+  for (const auto& [key, value] : there.items()) {
+    if (!here.contains(key)) {
+      return fmt::format("its {}{} are {}, this command has none", before, printable(key),
+                         shown(value));
     }
   }
-  return "it is of another version";
+  return "";
+}
+
+/// Takes the keys that hash files out of an identity.
+Json take_files(Json& identity) {
+  Json out = Json::object();
+  if (!identity.is_object()) return out;
+  for (const char* key : {"datasets", "split_sha256", "features", "lists"}) {
+    if (!identity.contains(key)) continue;
+    out[key] = identity[key];
+    identity.erase(key);
+  }
+  return out;
+}
+
+/// True where a folder holds nothing but what a study writes before its study.json.
+bool only_begun(const fs::path& folder) {
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(folder, error)) {
+    const std::string name = entry.path().filename().string();
+    const bool ours = name.rfind(".study.json.", 0) == 0 ||
+                      (name == "runs" && entry.is_directory() && fs::is_empty(entry.path()));
+    if (!ours) return false;
+  }
+  return !error;
 }
 
 /// The last error in a run's log, without time and level.
@@ -37,6 +75,37 @@ std::string last_error(const fs::path& folder) {
       found = line.substr(at + 7);
   }
   return found.empty() ? "diverged" : found;
+}
+
+/// Exit 3 unless the run in the child's folder, if there is one, is the planned one.
+void check_child(const Child& child) {
+  const fs::path path = child.folder / "config.resolved.json";
+  if (!fs::exists(path) && !child.finished()) return;
+  const Json config = read_json(path);
+  const auto differs = [&](const char* what, const std::string& found, const std::string& wanted) {
+    return data_error("{} holds a run of {} {}, the study's has {}: remove it or choose another -o",
+                      child.folder.string(), what, printable(found, 200), printable(wanted, 200));
+  };
+  const auto text = [&](const char* key) {
+    return json_get<std::string>(config, key, path.string());
+  };
+  const std::string model = find_model(child.model).name;
+  if (text("model") != model) throw differs("model", text("model"), model);
+  const std::string dataset = fs::absolute(child.dataset).lexically_normal().string();
+  if (text("dataset") != dataset) throw differs("dataset", text("dataset"), dataset);
+  for (const auto& setting : child.settings) {
+    if (setting_name(setting.name) != "seed") continue;
+    const Json all = json_get<Json>(config, "settings", path.string());
+    const Json seed = json_get<Json>(all, "seed", path.string());
+    const std::string wanted = setting.value.dump();
+    if (!seed.contains("value") || seed["value"].dump() != wanted) {
+      throw differs("seed", seed.contains("value") ? seed["value"].dump() : "none", wanted);
+    }
+  }
+  const fs::path data = child.folder / "data.json";
+  if (child.split_sha256.empty() || !fs::exists(data)) return;
+  const auto split = json_get<std::string>(read_json(data), "split_sha256", data.string(), "");
+  if (split != child.split_sha256) throw differs("split_sha256", split, child.split_sha256);
 }
 
 double median(std::vector<double> values) {
@@ -55,8 +124,8 @@ Json number_at(const Json& object, std::initializer_list<const char*> keys) {
 
 }  // namespace
 
-void claim_study(const fs::path& folder, const std::string& kind, const std::string& command,
-                 const Json& identity) {
+std::string claim_study(const fs::path& folder, const std::string& kind, const std::string& command,
+                        const Json& identity) {
   const fs::path mark = folder / "study.json";
   std::error_code error;
   if (fs::exists(mark, error)) {
@@ -66,21 +135,34 @@ void claim_study(const fs::path& folder, const std::string& kind, const std::str
       throw usage_error("{} holds a study made by '{}', not by '{}': choose another -o",
                         folder.string(), of.get<std::string>(), kind);
     }
-    const Json there = json_get<Json>(found, "identity", mark.string());
-    if (there == identity) return;
-    throw usage_error(
-        "{} holds another study: {}; choose another -o, or go on with it: --resume {}",
-        folder.string(), difference(there, identity), folder.string());
+    const auto began_by = json_get<std::string>(found, "command", mark.string(), "");
+    Json there = json_get<Json>(found, "identity", mark.string()), here = identity;
+    if (there == here) return began_by;
+    const Json files_there = take_files(there), files_here = take_files(here);
+    if (const auto other = difference(there, here); !other.empty()) {
+      throw usage_error(
+          "{} holds another study: {}; choose another -o, or go on with it: --resume {}",
+          folder.string(), other, folder.string());
+    }
+    if (const auto other = difference(files_there, files_here); !other.empty()) {
+      throw data_error("what {} was begun with has changed: {}; choose another -o", folder.string(),
+                       other);
+    }
+    return began_by;  // the order of keys alone differs
   }
   if (fs::exists(folder, error) && !fs::is_directory(folder, error)) {
     throw usage_error("{} is a file, wanted a folder: choose another -o", folder.string());
   }
-  if (fs::exists(folder, error) && !fs::is_empty(folder, error)) {
+  if (fs::exists(folder, error) && !only_begun(folder)) {
     throw usage_error("{} is not empty and holds no study: choose another -o", folder.string());
   }
+  fs::create_directories(folder, error);
+  if (error) throw usage_error("cannot write {}: {}", folder.string(), error.message());
+  // The mark first: a folder with runs and without it would belong to nobody.
+  write_json(mark, {{"format", 1}, {"kind", kind}, {"command", command}, {"identity", identity}});
   fs::create_directories(folder / "runs", error);
   if (error) throw usage_error("cannot write {}: {}", folder.string(), error.message());
-  write_json(mark, {{"format", 1}, {"kind", kind}, {"command", command}, {"identity", identity}});
+  return command;
 }
 
 Json study_identity(const fs::path& folder, const std::string& kind) {
@@ -110,10 +192,61 @@ std::string file_name(const std::string& text) {
   return out.substr(0, 120);
 }
 
+std::string escaped(const std::string& text) {
+  std::string out;
+  for (const char c : text) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (c == '\n') {
+      out += "\\n";
+    } else if (c == '\t') {
+      out += "\\t";
+    } else if (byte < 0x20 || byte == 0x7f) {
+      out += fmt::format("\\x{:02x}", byte);
+    } else {
+      out += c;
+    }
+  }
+  return out;
+}
+
+std::string split_words(const Json& about) {
+  if (!about.is_object() || !about.contains("split") || !about["split"].is_object()) return "";
+  const Json& split = about["split"];
+  const auto word = [&](const char* key) {
+    return split.contains(key) && split[key].is_string() ? split[key].get<std::string>() : "";
+  };
+  std::string out = word("kind");
+  if (const auto rounding = word("rounding"); !rounding.empty()) out += " (" + rounding + ")";
+  if (split.contains("fold")) out += ", fold " + split["fold"].dump();
+  if (out.rfind("given", 0) != 0 && about.contains("seed")) out += ", seed " + about["seed"].dump();
+  return out;
+}
+
+Json feature_hashes(const fs::path& dataset, const std::vector<std::vector<std::string>>& asked) {
+  Json out = Json::object();
+  for (const auto& modalities : std::set<std::vector<std::string>>(asked.begin(), asked.end())) {
+    const Json manifest = read_manifest(dataset);
+    for (const auto& [name, entry] : manifest.items()) {
+      const bool read =
+          modalities.empty()
+              ? !made_by_model(entry)
+              : std::any_of(modalities.begin(), modalities.end(), [&](const auto& one) {
+                  return squeezed(one) != "none" && canonical_modality(one) == name;
+                });
+      if (!read) continue;
+      for (const char* key : {"sha256", "ids_sha256"}) {
+        if (entry.contains(key)) out[name][key] = entry[key];
+      }
+    }
+  }
+  return out;
+}
+
 bool Child::finished() const { return fs::exists(folder / "results.json"); }
 
 ChildResult run_child(const Child& child, const fs::path& study, const std::string& verb,
                       const Surroundings& around) {
+  check_child(child);
   if (child.finished()) return {read_json(child.folder / "results.json"), ""};
   const fs::path status = child.folder / "status.json";
   if (fs::exists(status)) {
@@ -247,13 +380,21 @@ std::string published_metric(const std::string& name) {
   return at == std::string::npos ? word : word + name.substr(at);
 }
 
-std::string markdown_table(const std::vector<std::vector<std::string>>& rows) {
+std::string markdown_table(const std::vector<std::vector<std::string>>& typed) {
   // Width in characters: the cells are UTF-8.
   const auto width = [](const std::string& text) {
     return static_cast<size_t>(std::count_if(text.begin(), text.end(), [](char c) {
       return (static_cast<unsigned char>(c) & 0xc0) != 0x80;
     }));
   };
+  std::vector<std::vector<std::string>> rows = typed;
+  for (auto& row : rows) {
+    for (auto& cell : row) {
+      for (size_t at = 0; (at = cell.find('|', at)) != std::string::npos; at += 2) {
+        cell.insert(at, 1, '\\');
+      }
+    }
+  }
   std::vector<size_t> widths(rows.at(0).size(), 3);
   for (const auto& row : rows) {
     for (size_t c = 0; c < row.size(); ++c) widths[c] = std::max(widths[c], width(row[c]));

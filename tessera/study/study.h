@@ -21,15 +21,27 @@ struct Surroundings {
 };
 
 /// Makes `folder` the place of this study, or finds it there from before: study.json holds `kind`,
-/// `command` and `identity` (all that decides the numbers). Exit 2 where the folder holds another
-/// study, naming what differs, or anything else.
-void claim_study(const std::filesystem::path& folder, const std::string& kind,
-                 const std::string& command, const Json& identity);
+/// `command` and `identity` (all that decides the numbers). The command that began it is returned.
+/// Exit 2 where the folder holds another study, naming what differs, or anything else; exit 3 where
+/// the files that the study was made from (identity "datasets", "features", "lists") have changed.
+std::string claim_study(const std::filesystem::path& folder, const std::string& kind,
+                        const std::string& command, const Json& identity);
 /// The identity in a folder's study.json; exit 3 where there is none of that kind.
 Json study_identity(const std::filesystem::path& folder, const std::string& kind);
 
 /// `text` as part of a file name.
 std::string file_name(const std::string& text);
+
+/// `text` on one line: control characters as \t, \n or \x1b.
+std::string escaped(const std::string& text);
+
+/// "leave-one-out, seed 999", "k-fold, fold 2, seed 999": the split of a dataset.json.
+std::string split_words(const Json& about);
+
+/// Hashes of the features that runs read, {modality: {sha256, ids_sha256}}; `asked` are their
+/// settings `modalities`, empty for what the folder gives by itself.
+Json feature_hashes(const std::filesystem::path& dataset,
+                    const std::vector<std::vector<std::string>>& asked);
 
 /// One run of a study: an ordinary run folder.
 struct Child {
@@ -37,6 +49,7 @@ struct Child {
   std::string model;
   std::filesystem::path dataset;
   Settings settings;
+  std::string split_sha256;  ///< of the dataset; empty: not checked
   bool look_at_test = true;
   bool finished() const;
 };
@@ -47,7 +60,8 @@ struct ChildResult {
 };
 
 /// The run's results: read where it is finished, else made, going on from its last checkpoint. A
-/// stop ends with exit 4 and the command that goes on with the study.
+/// stop ends with exit 4 and the command that goes on with the study. Exit 3 where the folder holds
+/// a run of another model, dataset, split or seed.
 ChildResult run_child(const Child& child, const std::filesystem::path& study,
                       const std::string& verb, const Surroundings& around);
 
@@ -67,7 +81,7 @@ Json settings_object(const Settings& settings);
 /// Words for a table, "Recall@20" for "recall@20".
 std::string published_metric(const std::string& name);
 
-/// A Markdown table, columns padded: the first to the left, the others to the right.
+/// A Markdown table, columns padded: the first to the left, the others to the right; `|` escaped.
 std::string markdown_table(const std::vector<std::vector<std::string>>& rows);
 
 /// "recall@20": mean and sample deviation over the runs, with the values themselves.

@@ -24,6 +24,9 @@ std::string text(const Json& value) {
                            : value.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
+/// For one line of a file.
+std::string line_text(const Json& value) { return escaped(text(value)); }
+
 std::string without_blanks(const std::string& text) {
   std::string out;
   for (const unsigned char c : text) {
@@ -40,22 +43,6 @@ bool read_range(const std::string& text, const std::string& word, double& low, d
   if (first.ec != std::errc() || first.ptr == end || *first.ptr != ',') return false;
   const auto second = std::from_chars(first.ptr + 1, end, high);
   return second.ec == std::errc() && second.ptr == end && std::isfinite(low) && std::isfinite(high);
-}
-
-std::string dimension_text(const Dimension& one) {
-  switch (one.kind) {
-    case Dimension::Kind::uniform:
-      return fmt::format("uniform({:g}, {:g})", one.low, one.high);
-    case Dimension::Kind::loguniform:
-      return fmt::format("loguniform({:g}, {:g})", one.low, one.high);
-    case Dimension::Kind::whole:
-      return fmt::format("int({:g}, {:g})", one.low, one.high);
-    case Dimension::Kind::list:
-      break;
-  }
-  std::string out;
-  for (const auto& value : one.values) out += (out.empty() ? "" : ", ") + text(value);
-  return "[" + out + "]";
 }
 
 /// A number as short as it reads back the same.
@@ -257,37 +244,45 @@ Json sensitivity(const std::vector<Dimension>& space, const Json& trials) {
 std::vector<std::string> facts(const Json& result) {
   std::string space, settings;
   for (const auto& [name, values] : result["search"].items()) {
-    space += (space.empty() ? "" : ", ") + name + " in " + text(values);
+    space += (space.empty() ? "" : ", ") + name + " in " + line_text(values);
   }
   for (const auto& [name, value] : result["settings"].items()) {
-    settings += (settings.empty() ? "" : ", ") + name + "=" + text(value);
+    settings += (settings.empty() ? "" : ", ") + name + "=" + line_text(value);
   }
   std::string seeds;
   for (const auto& seed : result["seeds"]) seeds += (seeds.empty() ? "" : ", ") + seed.dump();
   std::vector<std::string> out = {
-      "command: " + text(result["command"]),
-      fmt::format("tessera {}, protocol {}", text(result["tessera"]), text(result["protocol"])),
-      fmt::format("dataset {}: split {}, split_sha256 {}", text(result["dataset"]),
-                  text(result["split"]), text(result["split_sha256"])),
+      "command: " + line_text(result["command"]),
+      fmt::format("tessera {}, protocol {}", line_text(result["tessera"]),
+                  line_text(result["protocol"])),
+      fmt::format("dataset {}: split {}, split_sha256 {}", line_text(result["dataset"]),
+                  line_text(result["split"]), line_text(result["split_sha256"])),
       fmt::format("search: {} ({}, {} trials, seed {}), chosen by valid {} alone", space,
-                  text(result["sampler"]), result["trials"].size(), result["trial_seed"].dump(),
-                  text(result["valid_metric"]))};
+                  line_text(result["sampler"]), result["trials"].size(),
+                  result["trial_seed"].dump(), line_text(result["valid_metric"]))};
   if (!settings.empty()) out.push_back("settings of every run: " + settings);
   out.push_back("looks at test in the trials: 0");
   out.push_back(fmt::format("seeds of the winner: {}; looks at test: {}, one a run",
                             seeds.empty() ? "none" : seeds, result["test_looks"].dump()));
+  if (result["winner"].contains("failures")) {
+    for (const auto& failure : result["winner"]["failures"]) {
+      out.push_back(fmt::format("note: the winner's seed {} is left out: {}",
+                                failure["seed"].dump(), line_text(failure["what"])));
+    }
+  }
   return out;
 }
 
-std::string cell(const Json& value) { return value.is_null() ? "" : text(value); }
+std::string cell(const Json& value) { return value.is_null() ? "" : line_text(value); }
 
-void write_files(const fs::path& folder, const Json& result) {
+/// trials.tsv and sensitivity.tsv.
+void write_search(const fs::path& folder, const Json& result) {
   std::string head;
   for (const auto& line : facts(result)) head += "# " + line + "\n";
   std::string trials = head + "trial";
   for (const auto& [name, values] : result["search"].items()) trials += "\t" + name;
   trials += fmt::format("\tvalid_{}\tbest_epoch\tn_epochs\ttrain_s\tstate\n",
-                        text(result["valid_metric"]));
+                        line_text(result["valid_metric"]));
   for (const auto& trial : result["trials"]) {
     trials += trial["trial"].dump();
     for (const auto& [name, values] : result["search"].items()) {
@@ -301,10 +296,14 @@ void write_files(const fs::path& folder, const Json& result) {
   write_file(folder / "trials.tsv", trials);
   std::string rows = head + "setting\tvalue\tmean\tdeviation\ttrials\n";
   for (const auto& row : result["sensitivity"]) {
-    rows += fmt::format("{}\t{}\t{}\t{}\t{}\n", text(row["setting"]), text(row["value"]),
+    rows += fmt::format("{}\t{}\t{}\t{}\t{}\n", line_text(row["setting"]), line_text(row["value"]),
                         cell(row["mean"]), cell(row["sd"]), row["n"].dump());
   }
   write_file(folder / "sensitivity.tsv", rows);
+}
+
+void write_tables(const fs::path& folder, const Json& result) {
+  write_search(folder, result);
   write_file(folder / "table.md", tune_markdown(result));
   if (result["winner"].contains("compare")) {
     write_file(folder / "table.tsv", compare_tsv(result["winner"]["compare"]));
@@ -366,6 +365,22 @@ Dimension parse_dimension(const std::string& name, const Json& value) {
     if (!seen.insert(text(one)).second) throw refuse("a value is named twice");
   }
   return out;
+}
+
+std::string dimension_text(const Dimension& one) {
+  switch (one.kind) {
+    case Dimension::Kind::uniform:
+      return fmt::format("uniform({}, {})", one.low, one.high);
+    case Dimension::Kind::loguniform:
+      return fmt::format("loguniform({}, {})", one.low, one.high);
+    case Dimension::Kind::whole:
+      return fmt::format("int({}, {})", one.low, one.high);
+    case Dimension::Kind::list:
+      break;
+  }
+  std::string out;
+  for (const auto& value : one.values) out += (out.empty() ? "" : ", ") + text(value);
+  return "[" + out + "]";
 }
 
 std::vector<Trial> make_trials(const std::vector<Dimension>& space, const std::string& sampler,
@@ -445,10 +460,12 @@ Json tune(const TuneRequest& typed) {
   Settings implied = implied_settings(request.model);
   implied.insert(implied.end(), plan.fixed.begin(), plan.fixed.end());
   RunSettings resolved;
+  std::vector<std::vector<std::string>> modalities_of_trials;
   for (const auto& trial : trials) {
     Settings all = implied;
     all.insert(all.end(), trial.settings.begin(), trial.settings.end());
     resolved = resolve_settings(info, all);
+    modalities_of_trials.push_back(resolved.train_settings.modalities);
   }
   const TrainSettings& train = resolved.train_settings;
   const Protocol& protocol = find_protocol(train.protocol);
@@ -467,7 +484,8 @@ Json tune(const TuneRequest& typed) {
     dataset_name = data.name;
     valid_metric = selecting_metric(train, protocol, data.n_items);
   }
-  const std::string dataset = fs::absolute(request.dataset).lexically_normal().string();
+  std::string dataset = fs::absolute(request.dataset).lexically_normal().string();
+  if (dataset.size() > 1 && dataset.back() == '/') dataset.pop_back();
   if (request.output.empty()) {
     std::string time = now_rfc3339();
     time.pop_back();
@@ -476,16 +494,19 @@ Json tune(const TuneRequest& typed) {
   }
   const std::string split_sha256 =
       about.contains("split_sha256") ? text(about["split_sha256"]) : "";
-  claim_study(request.output, "tune", request.around.command,
-              {{"model", request.model},
-               {"dataset folder", dataset},
-               {"split_sha256", split_sha256},
-               {"settings", settings_object(plan.fixed)},
-               {"search", space_json(plan.space)},
-               {"sampler", sampler},
-               {"trials", request.trials},
-               {"seed of the trials", request.trial_seed},
-               {"seeds", request.seeds}});
+  const std::string began_by =
+      claim_study(request.output, "tune", request.around.command,
+                  {{"model", request.model},
+                   {"dataset folder", dataset},
+                   {"split_sha256", split_sha256},
+                   {"features", feature_hashes(dataset, modalities_of_trials)},
+                   {"settings", settings_object(plan.fixed)},
+                   {"search", space_json(plan.space)},
+                   {"sampler", sampler},
+                   {"trials", request.trials},
+                   {"seed of the trials", request.trial_seed},
+                   {"seeds", request.seeds}});
+  if (!typed.resume.empty()) request.around.command = began_by;
   const auto child_of = [&](const std::string& name, const Trial& trial, int64_t seed, bool test) {
     Child child;
     child.folder = request.output / "runs" / name;
@@ -494,6 +515,7 @@ Json tune(const TuneRequest& typed) {
     child.settings = plan.fixed;
     child.settings.insert(child.settings.end(), trial.settings.begin(), trial.settings.end());
     child.settings.push_back({"seed", seed, "tune"});
+    child.split_sha256 = split_sha256;
     child.look_at_test = test;
     return child;
   };
@@ -504,9 +526,7 @@ Json tune(const TuneRequest& typed) {
                  {"folder", request.output.string()},
                  {"model", info.name},
                  {"dataset", dataset_name},
-                 {"split", about.contains("split") && about["split"].contains("kind")
-                               ? text(about["split"]["kind"])
-                               : ""},
+                 {"split", split_words(about)},
                  {"split_sha256", split_sha256},
                  {"protocol", protocol.name},
                  {"valid_metric", valid_metric},
@@ -545,15 +565,18 @@ Json tune(const TuneRequest& typed) {
   if (best.best_epoch() < 0) {
     result["winner"] = Json::object();
     result["test_looks"] = 0;
-    write_files(request.output, result);
+    write_tables(request.output, result);
     throw RunError(Exit::diverged,
                    "no trial came to an end; see trials.tsv in " + request.output.string());
   }
   const auto winner = static_cast<size_t>(best.best_epoch());
   result["winner"] = {{"trial", winner},
                       {"settings", settings_object(trials[winner].settings)},
-                      {"score", result["trials"][winner]["score"]}};
+                      {"score", result["trials"][winner]["score"]},
+                      {"failures", Json::array()}};
   result["test_looks"] = 0;
+  // Whatever becomes of the winner's runs, the search is kept.
+  write_search(request.output, result);
   if (!request.seeds.empty()) {
     CompareRequest compared;
     compared.around = request.around;
@@ -564,16 +587,19 @@ Json tune(const TuneRequest& typed) {
                    trials[winner], seed, true);
       log.info("winner, seed {}{}", seed, child.finished() ? ", finished before" : "");
       const ChildResult done = run_child(child, request.output, "tune", request.around);
-      if (!done.failure.empty()) {
-        throw RunError(Exit::diverged, fmt::format("the winner, trial {}, with seed {}: {}", winner,
-                                                   seed, done.failure));
+      if (done.failure.empty()) {
+        compared.runs.push_back(info.name + "=" + child.folder.string());
+      } else {
+        log.warn("the winner, trial {}, seed {}: {}", winner, seed, done.failure);
+        result["winner"]["failures"].push_back({{"seed", seed}, {"what", done.failure}});
       }
-      compared.runs.push_back(info.name + "=" + child.folder.string());
     }
-    result["winner"]["compare"] = compare(compared);
-    result["test_looks"] = result["winner"]["compare"]["test_looks"];
+    if (!compared.runs.empty()) {
+      result["winner"]["compare"] = compare(compared);
+      result["test_looks"] = result["winner"]["compare"]["test_looks"];
+    }
   }
-  write_files(request.output, result);
+  write_tables(request.output, result);
   return result;
 }
 
@@ -591,7 +617,7 @@ std::string tune_markdown(const Json& result) {
     const bool won = winner.contains("trial") && winner["trial"] == trial["trial"];
     std::vector<std::string> row = {trial["trial"].dump()};
     for (const auto& [name, values] : result["search"].items()) {
-      row.push_back(text(trial["settings"][name]));
+      row.push_back(line_text(trial["settings"][name]));
     }
     const std::string score =
         trial["score"].is_null() ? "diverged" : number_cell(trial["score"], "{:.4f}");
@@ -601,17 +627,21 @@ std::string tune_markdown(const Json& result) {
     rows.push_back(std::move(row));
   }
   std::string out =
-      fmt::format("### {} on {}: {} trials, protocol {}\n\n{}\n", text(result["model"]),
-                  text(result["dataset"]), result["trials"].size(), text(result["protocol"]),
+      fmt::format("### {} on {}: {} trials, protocol {}\n\n{}\n", line_text(result["model"]),
+                  line_text(result["dataset"]), result["trials"].size(), text(result["protocol"]),
                   markdown_table(rows));
   std::vector<std::vector<std::string>> effects = {
       {"setting", "value", metric + " (valid)", "trials"}};
   for (const auto& row : result["sensitivity"]) {
     effects.push_back(
-        {text(row["setting"]), text(row["value"]), summary_cell(row), row["n"].dump()});
+        {line_text(row["setting"]), line_text(row["value"]), summary_cell(row), row["n"].dump()});
   }
   out += "### Sensitivity: mean and deviation over the trials with a value\n\n" +
          markdown_table(effects) + "\n";
+  const bool failed = winner.contains("failures") && !winner["failures"].empty();
+  if (failed && !winner.contains("compare")) {
+    out += "### The winner: trial " + winner["trial"].dump() + "\n\n";
+  }
   if (winner.contains("compare")) {
     out += "### The winner: trial " + winner["trial"].dump() + "\n\n";
     const std::string table = compare_markdown(winner["compare"]);

@@ -21,6 +21,9 @@ struct Dimension {
 /// naming the forms for anything else.
 Dimension parse_dimension(const std::string& name, const Json& value);
 
+/// The dimension as text that parse_dimension reads back to the last bit.
+std::string dimension_text(const Dimension& one);
+
 struct TuneRequest {
   std::string model, dataset;
   Settings settings;                ///< of every run; "search.x" entries and, where
@@ -45,7 +48,8 @@ std::vector<Trial> make_trials(const std::vector<Dimension>& space, const std::s
 
 /// Runs the trials without their test rows, picks the best by the valid metric alone, under the
 /// protocol's own rule for "better", then runs the winner for each of the seeds and ranks test once
-/// in each. Writes trials.tsv, sensitivity.tsv and table.{md,tsv}.
+/// in each; a seed that diverges is named in winner.failures. Writes trials.tsv and sensitivity.tsv
+/// before the winner's runs, then table.{md,tsv,tex}.
 Json tune(const TuneRequest& request);
 
 std::string tune_markdown(const Json& result);

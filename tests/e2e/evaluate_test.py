@@ -36,7 +36,7 @@ class Lists(CommandLine):
         self.assertEqual(recbole["test"], {"ndcg@2": 0.0, "ndcg@3": 0.5})
 
     def test_table_names_the_protocol_in_every_row(self):
-        done = self.succeeds("evaluate", "--recs", "recs.txt", "-d", "data", "--metrics", "recall@2,mrr",
+        done = self.succeeds("evaluate", "--recs", "recs.txt", "-d", "data", "--metrics", "recall@2,mrr@6",
                              "--slices")
         rows = done.stdout.split("audit\n")[0].splitlines()[2:]
         self.assertEqual(len(rows), 3)
@@ -51,7 +51,8 @@ class Lists(CommandLine):
         self.assertEqual(self.read("rows.tsv"), "user\tn_test\trecall@2\n0\t1\t1\n")
 
     def test_valid_split(self):
-        self.assertEqual(self.evaluate("--split", "valid", "--metrics", "mrr")["valid"], {"mrr": 1.0})
+        self.assertEqual(self.evaluate("--split", "valid", "--metrics", "mrr@6")["valid"],
+                         {"mrr@6": 1.0})
 
     def test_refusals(self):
         recs = ("evaluate", "--recs", "recs.txt", "-d", "data")
@@ -60,6 +61,8 @@ class Lists(CommandLine):
         self.fails(2, r"strickt.*strict", *recs, "--protocol", "strickt")
         self.fails(2, r"split 'tst'.*'test'", *recs, "--split", "tst")
         self.fails(2, r"auc", *recs, "--metrics", "auc")
+        self.fails(2, r"use mrr@K", *recs, "--metrics", "recall,mrr")
+        self.fails(2, r"use map@K", *recs, "--metrics", "map")
         self.fails(2, r"no setting 'learning_rate'", *recs, "--learning_rate", "1")
         self.fails(2, r"nothing to evaluate", "evaluate")
         self.fails(2, r"-d", "evaluate", "--recs", "recs.txt")

@@ -3,9 +3,13 @@ import collections
 import json
 import os
 import re
+import shutil
 import signal
+import struct
+import subprocess
 
-from command_line import CommandLine
+import command_line
+from command_line import CommandLine, real_data
 from resume_test import events
 
 COSTS = {"train_s", "epoch_s", "step_ms", "eval_s", "best_s", "peak_rss_mb"}
@@ -30,8 +34,9 @@ class Studies(CommandLine):
         self.write("events.tsv", events(150, 60, 12))
         self.succeeds("import", "events.tsv", "-o", "data", "--split", "temporal-user")
 
-    def killed_and_continued(self, arguments, times=3):
-        """Kills the command again and again, each time after some more epochs, then lets it end."""
+    def killed_and_continued(self, arguments, times=3, by=None):
+        """Kills the command again and again, each time after some more epochs, then lets it end: the
+        command itself, or another one `by` which it goes on."""
         for n in range(1, times + 1):
             process = self.start(*arguments)
 
@@ -47,7 +52,16 @@ class Studies(CommandLine):
             process.send_signal(signal.SIGKILL)
             process.communicate()
             self.assertFalse(os.path.exists(self.path("killed", "table.md")))
-        self.succeeds(*arguments)
+        self.succeeds(*(by or arguments))
+
+    def diverged(self, *parts):
+        """Makes a finished child one that diverged, as a run leaves it."""
+        folder = self.path(*parts)
+        os.remove(os.path.join(folder, "results.json"))
+        shutil.rmtree(os.path.join(folder, "checkpoints"), ignore_errors=True)
+        self.write(os.path.join(folder, "status.json"), '{"state":"failed","exit_code":5,"epoch":1}')
+        with open(os.path.join(folder, "train.log"), "a", encoding="utf-8") as log:
+            log.write("2026-01-01T00:00:00Z ERROR epoch 1: loss part 'bpr' is nan\n")
 
 
 class Compare(Studies):
@@ -161,6 +175,229 @@ class Compare(Studies):
         self.assertIn("Recall@20 (valid)", done.stdout)
         self.assertIn("looks at test: 0", done.stdout)
 
+    def test_children_never_share_a_folder(self):
+        for name in ("a_b", "b", "shop 1", "shop-1"):
+            self.succeeds("import", "events.tsv", "-o", name, "--split", "random", "-q")
+        self.fails(2, r"row 'x' on 'a_b' and row 'x_a' on 'b' would share the folder \S+x_a_b_s999",
+                   "compare", "-m", "x=BPR,x_a=Popularity", "-d", "a_b", "-d", "b", "-o", "study")
+        self.fails(2, r"'shop 1' and .*'shop-1' would share", "compare", "-m", "Popularity", "-d", "shop 1",
+                   "-d", "shop-1", "-o", "study")
+        self.fails(2, r"would share its folder", "compare", "-m", "shop 1=BPR,shop-1=Popularity", "-d", "b",
+                   "-o", "study")
+        self.assertFalse(os.path.exists(self.path("study")))
+
+    def test_a_finished_child_is_the_plans(self):
+        compare = ("compare", "-m", "Popularity,ItemKNN", "-d", "data", "--seeds", "2", "-q", "-o", "study")
+        self.succeeds(*compare)
+        runs = self.path("study", "runs")
+
+        def replaced(child, other):
+            place = os.path.join(runs, child)
+            shutil.move(place, self.path("kept"))
+            shutil.copytree(other, place)
+
+        def restored(child):
+            shutil.rmtree(os.path.join(runs, child))
+            shutil.move(self.path("kept"), os.path.join(runs, child))
+
+        replaced("ItemKNN_data_s999", os.path.join(runs, "Popularity_data_s999"))
+        self.fails(3, r"ItemKNN_data_s999 holds a run of model Popularity, the study's has ItemKNN", *compare)
+        restored("ItemKNN_data_s999")
+        replaced("ItemKNN_data_s999", os.path.join(runs, "ItemKNN_data_s1000"))
+        self.fails(3, r"a run of seed 1000, the study's has 999", *compare)
+        restored("ItemKNN_data_s999")
+        self.succeeds("import", "events.tsv", "-o", "other", "--split", "random")
+        self.succeeds("train", "-m", "ItemKNN", "-d", "other", "-o", "run", "-q")
+        replaced("ItemKNN_data_s999", self.path("run"))
+        self.fails(3, r"a run of dataset \S*other, ", *compare)
+        about = self.read_json("run", "data.json")
+        config = self.read_json("run", "config.resolved.json")
+        config["dataset"] = self.read_json("kept", "config.resolved.json")["dataset"]
+        self.write("study/runs/ItemKNN_data_s999/config.resolved.json", json.dumps(config))
+        self.fails(3, f"split_sha256 {about['split_sha256']}", *compare)
+        restored("ItemKNN_data_s999")
+        self.succeeds(*compare)
+
+    def lists(self, name, rows, dataset="data"):
+        """Lists of the first `rows` items for all test users of a dataset."""
+        users, items = [], []
+        for line in self.read(dataset, "interactions.tsv").splitlines()[1:]:
+            user, item, *_, label = line.split("\t")
+            users += [user] if label == "test" and user not in users else []
+            items += [item] if item not in items else []
+        self.write(name, "".join(f"{u}\t{i}\t{-r}\n" for u in users for r, i in enumerate(items[:rows])))
+
+    def test_lists_are_checked_before_anything_runs(self):
+        self.lists("mine.tsv", 30)
+        compare = ("compare", "-m", "Popularity,mine=recs:mine.tsv", "-d", "data", "--seeds", "1", "-o", "study")
+        self.fails(2, r"row 'mine' on 'data': metric 'mrr'.*use mrr@K", *compare, "--metrics", "recall@20,mrr")
+        self.fails(2, r"row 'mine' on 'data': metric 'map'.*use map@K", *compare, "--metrics", "map,recall@20")
+        self.fails(2, r"row 'mine' on 'data': metric 'auc'", *compare, "--metrics", "auc,recall@20")
+        self.write("mine.tsv", "u1\ti1\t.5\nu1\ti2\n")
+        self.fails(3, r"row 'mine' on 'data': mine\.tsv:2", *compare)
+        os.remove(self.path("mine.tsv"))
+        self.fails(3, r"row 'mine' on 'data': no file of lists mine\.tsv", *compare)
+        self.assertFalse(os.path.exists(self.path("study")))
+
+    def test_what_lists_lack_is_noted(self):
+        self.lists("mine.tsv", 25)
+        with open(self.path("mine.tsv"), "a", encoding="utf-8") as file:
+            file.write("nobody\ti1\t1\nu1\tnothing\t1\nu1\tnothing2\t1\n")
+            file.write(self.read("mine.tsv").splitlines()[0] + "\n")
+        done = self.succeeds("compare", "-m", "Popularity,mine=recs:mine.tsv", "-d", "data", "--seeds", "1",
+                             "-q", "-o", "study")
+        for text in (done.stdout, self.read("study", "table.md")):
+            self.assertIn("- note: mine: 1 rows of users that 'data' does not have; 2 rows of items that "
+                          "'data' does not have; 1 rows that repeat an item of their list; ", text)
+            self.assertRegex(text, r"\d+ users with a list shorter than the largest K")
+
+    def test_lists_by_dataset(self):
+        self.succeeds("import", "events.tsv", "-o", "other", "--split", "random")
+        for name in ("data", "other"):
+            self.lists(f"lists/{name}.tsv", 50, name)
+        done = self.succeeds("compare", "-m", "Popularity,mine=recs:lists/{dataset}.tsv", "-d", "data", "-d",
+                             "other", "--seeds", "1", "-q", "--json", "-o", "study")
+        for table in json.loads(done.stdout)["tables"]:
+            name = table["dataset"]
+            self.assertEqual(table["rows"][1]["recs"], [f"lists/{name}.tsv"])
+            alone = json.loads(self.succeeds("evaluate", "--recs", f"lists/{name}.tsv", "-d", name,
+                                             "--json").stdout)
+            self.assertEqual(table["rows"][1]["test"]["recall@20"]["mean"], alone["test"]["recall@20"])
+        self.fails(2, r"\{dataset\}", "compare", "-m", "mine=recs:lists/data.tsv", "-d", "data", "-d", "other",
+                   "-o", "study2")
+
+    def test_folds_never_share_a_table(self):
+        self.succeeds("import", "events.tsv", "-o", "folds", "--split", "k-fold:3")
+        for model in ("Popularity", "ItemKNN"):
+            for fold in ("0", "1"):
+                self.succeeds("train", "-m", model, "-d", "folds", "--fold", fold, "-o", f"{model}{fold}", "-q")
+        done = self.succeeds("compare", "Popularity0", "ItemKNN1", "--json")
+        result = json.loads(done.stdout)
+        self.assertEqual([table["dataset"] for table in result["tables"]], ["folds, fold 0", "folds, fold 1"])
+        self.assertEqual(result["n_comparisons"], 0)
+        done = self.succeeds("compare", "Popularity0", "ItemKNN0", "Popularity1", "ItemKNN1")
+        self.assertIn("folds, fold 1: Popularity - ItemKNN", done.stdout)
+        self.assertRegex(done.stdout, r"dataset folds, fold 0: split k-fold.*, fold 0, seed 999")
+        done = self.succeeds("compare", "-m", "Popularity,ItemKNN", "-d", "folds", "--fold", "2", "--seeds", "1",
+                             "-q", "-o", "study")
+        self.assertRegex(done.stdout, r"split k-fold.*, fold 2, seed 999")
+
+    def test_resumed_tables_name_the_command_that_began_the_study(self):
+        self.succeeds("compare", "-m", "Popularity,ItemKNN", "-d", "data", "-q", "-o", "study")
+        for flags in ((), ("--test", "t")):
+            self.succeeds("compare", "--resume", "study", "-q", *flags)
+            for name in ("table.md", "table.tsv", "table.tex", "comparisons.tsv"):
+                text = self.read("study", name)
+                self.assertIn("command: tessera compare -m Popularity,ItemKNN -d data", text)
+                self.assertEqual("asked for by: tessera compare --resume study" in text, bool(flags))
+
+    def test_a_run_that_diverges_leaves_a_row_with_fewer_seeds(self):
+        compare = ("compare", "-m", "Popularity,wild=BPR[learning_rate=1e30]", "-d", "data",
+                   "--seeds", "2", "--epochs", "3", *self.SMALL, "-o", "study")
+        done = self.run_program(*compare)
+        self.assertEqual(done.code, 5, str(done))
+        self.assertIn("2 of the runs of 'wild' on 'data' diverged", done.stderr)
+        self.assertRegex(done.stdout, r"note: wild, seed 1000: .*(nan|inf|NaN)")
+        self.assertRegex(done.stdout, r"\| wild +\| +- \|")
+        before = self.tree("study", "runs")
+        self.assertEqual(self.run_program(*compare).code, 5)  # and is not tried again
+        self.assertEqual(self.tree("study", "runs"), before)
+        # One of two seeds: the row stands on the other.
+        self.succeeds("compare", "-m", "Popularity,ItemKNN", "-d", "data", "--seeds", "2", "-q", "-o", "half")
+        self.diverged("half", "runs", "ItemKNN_data_s1000")
+        done = self.run_program("compare", "--resume", "half")
+        self.assertEqual(done.code, 5, str(done))
+        self.assertIn("note: ItemKNN, seed 1000: epoch 1: loss part 'bpr' is nan", done.stdout)
+        self.assertEqual([row["seeds"] for row in rows_of(self.read("half", "table.tsv"))], ["999,1000", "999"])
+
+    def test_cold_column(self):
+        self.succeeds("import", "events.tsv", "-o", "cold", "--split", "cold-item")
+        done = self.succeeds("compare", "-m", "ItemKNN,Popularity", "-d", "cold", "--seeds", "1", "-q", "-o",
+                             "study")
+        self.assertIn("cold Recall@20", done.stdout)
+        for row in rows_of(self.read("study", "table.tsv")):
+            results = self.read_json("study", "runs", f"{row['row']}_cold_s999", "results.json")
+            self.assertEqual(row["cold_metric"], "recall@20")
+            self.assertEqual(float(row["cold_mean"]), results["slices"]["cold"]["metrics"]["recall@20"])
+            self.assertEqual(float(row["cold_only_mean"]),
+                             results["slices"]["cold_only"]["metrics"]["recall@20"])
+
+    def test_fdr_and_another_test_metric(self):
+        self.succeeds("compare", "-m", "Popularity,ItemKNN,BPR", "-d", "data", "--seeds", "1", "--epochs", "2",
+                      *self.SMALL, "--against", "all", "--correct", "fdr", "--test-metric", "NDCG@10", "-o",
+                      "study")
+        rows = [row for row in rows_of(self.read("study", "comparisons.tsv")) if row["test"] == "wilcoxon"]
+        self.assertEqual(len(rows), 3)
+        means = {row["row"]: float(row["test_ndcg@10_mean"]) for row in rows_of(self.read("study", "table.tsv"))}
+        # Benjamini and Hochberg: p_(i) m / i, the least of the larger ones.
+        wanted, least = {}, 1.0
+        for rank, row in reversed(list(enumerate(sorted(rows, key=lambda row: float(row["p"])), 1))):
+            least = min(least, float(row["p"]) * 3 / rank)
+            wanted[row["a"], row["b"]] = least
+        for row in rows:
+            self.assertEqual(row["metric"], "ndcg@10")
+            self.assertAlmostEqual(float(row["mean_difference"]), means[row["a"]] - means[row["b"]], 12)
+            self.assertAlmostEqual(float(row["p_adjusted"]), wanted[row["a"], row["b"]], 12)
+        table = self.read("study", "table.md")
+        self.assertIn("corrected (fdr) over the 3 comparisons of this table: M = 3 for t, M = 3 for wilcoxon.",
+                      table)
+        self.assertIn("p t, fdr", table)
+
+    def test_no_test_over_seeds_that_change_nothing(self):
+        done = self.succeeds("compare", "-m", "Popularity,ItemKNN,BPR", "-d", "data", "--seeds", "5", "--epochs",
+                             "1", *self.SMALL, "--against", "all", "-o", "study", "--format", "md,tsv")
+        for row in rows_of(self.read("study", "comparisons.tsv")):
+            if row["test"] == "t over seeds":
+                self.assertEqual((row["p"], row["p_adjusted"]), ("", ""))
+        self.assertIn("M = 0 for t over seeds; those left out have no value", done.stdout)
+        self.assertIn("the same for all of them: Popularity, ItemKNN.", done.stdout)
+        # Two rows that vary have one; the others are not counted in its correction.
+        done = self.succeeds("compare", "-m", "BPR,Popularity,small=BPR[embedding_size=4]", "-d", "data",
+                             "--seeds", "5", "--epochs", "1", *self.SMALL, "-o", "two")
+        self.assertIn("M = 1 for t over seeds", done.stdout)
+        values = {row["b"]: row for row in rows_of(self.read("two", "comparisons.tsv"))
+                  if row["test"] == "t over seeds"}
+        self.assertEqual(values["Popularity"]["p"], "")
+        self.assertEqual(values["small"]["p"], values["small"]["p_adjusted"])
+        self.assertTrue(0 < float(values["small"]["p"]) <= 1)
+
+    def test_changed_features_are_another_study(self):
+        def pictured(divisor):
+            shutil.rmtree(self.path("pictured"), ignore_errors=True)
+            self.write("image.tsv", "".join(f"i{i}\t{(i % 4) / divisor}\t1\n" for i in range(60)))
+            self.succeeds("import", "events.tsv", "-o", "pictured", "--split", "random", "--feature",
+                          "image=image.tsv")
+        pictured(4)
+        compare = ("compare", "-m", "Popularity", "-d", "pictured", "--seeds", "1", "-q", "-o", "study")
+        tune = ("tune", "-m", "BPR", "-d", "pictured", "--search", "n_negatives=1", "--seeds", "0", "--epochs",
+                "1", *self.SMALL, "-o", "tuned")
+        self.succeeds(*compare)
+        self.succeeds(*tune)
+        pictured(5)
+        words = r"has changed: its features\.\S*image\.sha256 are"
+        self.fails(3, words, *compare)
+        self.fails(3, words, "compare", "--resume", "study")
+        self.fails(3, words, *tune)
+        self.fails(3, words, "tune", "--resume", "tuned")
+        pictured(4)
+        self.succeeds(*compare)
+
+    def test_control_characters_break_no_line(self):
+        self.succeeds("compare", "-m", "a|b=Popularity,\n\tItemKNN", "-d", "data", "--seeds", "1", "-q", "-o",
+                      "study")
+        text = self.read("study", "table.tsv")
+        self.assertIn(r"a|b=Popularity,\n\tItemKNN", text.splitlines()[0])
+        self.assertEqual([row["row"] for row in rows_of(text)], ["a|b", "ItemKNN"])
+        self.assertIn(r"| a\|b ", self.read("study", "table.md"))
+        self.assertTrue(all(line[:1] in "#|-" or line[:1].isupper() for line in
+                            self.read("study", "table.md").splitlines()))
+        self.fails(2, r"a label is one line", "compare", "-m", "a\tb=Popularity", "-d", "data", "-o", "s2")
+        self.fails(2, r"a label is one line", "compare", "x\ty=study/runs/ItemKNN_data_s999")
+
+    def test_a_folder_that_was_only_begun_is_taken(self):
+        os.makedirs(self.path("study", "runs"))
+        self.succeeds("compare", "-m", "Popularity", "-d", "data", "--seeds", "1", "-q", "-o", "study")
+
     def test_refusals(self):
         compare = ("compare", "-d", "data", "-o", "study")
         self.fails(2, r"LightGCM.*'LightGCN'", *compare, "-m", "LightGCM,BPR")
@@ -233,6 +470,51 @@ class Tune(Studies):
         self.assertIn("4 trials", again.stdout)
         self.fails(2, r"holds another study", *self.SEARCH, *self.SMALL, "-o", "killed", "--epochs", "9")
 
+    def test_random_search_killed_and_resumed_draws_the_same(self):
+        search = ("tune", "-m", "BPR", "-d", "data", "--search",
+                  "learning_rate=loguniform(0.000123456789,0.0123456789)", "--search",
+                  "reg_weight=uniform(0,0.0987654321)", "--sampler", "random", "--trials", "3", "--epochs", "30",
+                  "--stopping_step", "100", "--seeds", "1")
+        self.killed_and_continued((*search, *self.SMALL, "-o", "killed"), times=1,
+                                  by=("tune", "--resume", "killed", "-q", "--no-progress"))
+        self.succeeds(*search, *self.SMALL, "-o", "whole")
+        self.assertEqual(without_costs(self.read("killed", "trials.tsv")),
+                         without_costs(self.read("whole", "trials.tsv")))
+        for row in rows_of(self.read("killed", "trials.tsv")):
+            settings = self.read_json("killed", "runs", f"t{row['trial']}", "config.resolved.json")["settings"]
+            for name in ("learning_rate", "reg_weight"):
+                self.assertEqual(float(row[name]), float(settings[name]["value"]))
+        command = self.read("whole", "trials.tsv").splitlines()[0]
+        for name in ("trials.tsv", "sensitivity.tsv", "table.md", "table.tsv"):
+            self.assertIn(command.replace("whole", "killed")[2:], self.read("killed", name), name)
+
+    def test_what_diverges_costs_no_table(self):
+        search = ("tune", "-m", "BPR", "-d", "data", "--search", "n_negatives=1,2", "--epochs", "2", "--seeds",
+                  "2", *self.SMALL, "-o", "study")
+        self.succeeds(*search)
+        self.diverged("study", "runs", "BPR_data_s1000")
+        done = self.run_program(*search)
+        self.assertEqual(done.code, 5, str(done))
+        self.assertRegex(done.stderr, r"1 of the 2 runs of the winner, trial \d, diverged")
+        note = "note: the winner's seed 1000 is left out: epoch 1: loss part 'bpr' is nan"
+        self.assertIn(note, done.stdout)
+        self.assertIn("looks at test: 1, one a run", done.stdout)
+        self.assertEqual(rows_of(self.read("study", "table.tsv"))[0]["seeds"], "999")
+        self.diverged("study", "runs", "BPR_data_s999")
+        for name in ("trials.tsv", "sensitivity.tsv", "table.md"):
+            os.remove(self.path("study", name))
+        self.assertEqual(self.run_program(*search).code, 5)
+        self.assertEqual(len(rows_of(self.read("study", "trials.tsv"))), 2)
+        self.assertEqual(len(rows_of(self.read("study", "sensitivity.tsv"))), 2)
+        self.assertIn(note, self.read("study", "table.md"))
+        # A trial that diverges is told in its row; a search of nothing else ends with 5.
+        wild = ("tune", "-m", "BPR", "-d", "data", "--epochs", "3", "--seeds", "1", *self.SMALL)
+        done = self.succeeds(*wild, "--search", "learning_rate=0.01,1e30", "-o", "wild")
+        self.assertRegex(done.stdout, r"\| +1e30 \| +diverged")
+        done = self.run_program(*wild, "--search", "learning_rate=1e30,1e31", "-o", "wilder")
+        self.assertEqual(done.code, 5, str(done))
+        self.assertEqual(len(rows_of(self.read("wilder", "trials.tsv"))), 2)
+
     def test_search_of_files(self):
         self.write("ours.yaml", "embedding_size: 8\nsearch:\n  learning_rate: loguniform(1e-4, 1e-2)\n"
                                 "  reg_weight: uniform(0, 0.1)\n")
@@ -304,6 +586,52 @@ class Nightly(CommandLine):
         answers = json.loads(self.succeeds("recommend", "run/model", "--users", "all", "--json").stdout)
         self.assertEqual(len(answers["answers"]), 60)
 
+    def test_exclude(self):
+        self.write("sold.txt", "".join(f"i{i}\n" for i in range(10, 40)))
+        self.write("nothing.txt", "")
+        self.write("blank.txt", "\n\n")
+        whole = self.table("recommend", "run/model", "--users", "all", "-n", "5")
+        rows = self.table("recommend", "run/model", "--users", "all", "-n", "5", "--exclude", "sold.txt")
+        self.assertTrue({row["item"] for row in rows} <= {f"i{i}" for i in range(3, 10)})
+        neighbours = ("similar", "run/model", "--items", "all", "-n", "4")
+        rows = self.table(*neighbours, "--exclude", "sold.txt")
+        self.assertTrue({row["neighbour"] for row in rows} <= {f"i{i}" for i in range(3, 10)})
+        # A night on which nothing is sold out.
+        for name in ("nothing.txt", "blank.txt"):
+            self.assertEqual(self.table("recommend", "run/model", "--users", "all", "-n", "5", "--exclude", name),
+                             whole)
+            self.assertEqual(self.table(*neighbours, "--exclude", name), self.table(*neighbours))
+            self.fails(3, r"no ids", "recommend", "run/model", "--users", "all", "--only", name)
+
+    def test_a_reader_that_goes_away(self):
+        for arguments in (("recommend", "run/model", "--users", "all", "-n", "37", "--json"),
+                          ("similar", "run/model", "--items", "all", "-n", "36", "--json")):
+            self.assertGreater(len(self.succeeds(*arguments).stdout), 1 << 16)  # more than a pipe holds
+            process = self.start(*arguments)
+            self.assertEqual(process.stdout.read(1), b"{")
+            process.stdout.close()
+            self.assertEqual(process.stderr.read(), b"")
+            self.assertEqual(process.wait(), 0)
+
+    def test_memory_does_not_grow_with_the_lists(self):
+        def peak_mb(n_users):
+            rows = "".join(f"u{u}\ti{(u * 7 + j * 13) % 300}\t{j}\n" for u in range(n_users) for j in range(3))
+            self.write(f"{n_users}.tsv", "user_id\titem_id\ttimestamp\n" + rows)
+            name = f"of{n_users}"
+            self.succeeds("import", f"{n_users}.tsv", "-o", name, "--split", "leave-one-out", "-q")
+            self.succeeds("train", "-m", "Popularity", "-d", name, "-o", f"{name}-run", "-q")
+            process = subprocess.Popen([command_line.PROGRAM, "recommend", f"{name}-run/model", "--users", "all",
+                                        "-n", "50", "-j", "1", "-q", "-o", "lists.tsv"], cwd=self.folder,
+                                       stdout=subprocess.DEVNULL)
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            self.assertEqual(process.returncode, 0)
+            return usage.ru_maxrss / 1024, os.path.getsize(self.path("lists.tsv")) / 2**20
+        few, _ = peak_mb(2000)
+        many, lists = peak_mb(40000)
+        self.assertGreater(lists, 30)
+        self.assertLess(many - few, 20)  # the users themselves: ids and what each has seen
+
     def test_all_items(self):
         self.write("stock.txt", "".join(f"i{i}\n" for i in range(0, 20)))
         rows = self.table("similar", "run/model", "--items", "all", "-n", "4", "--only", "stock.txt")
@@ -328,7 +656,66 @@ class Nightly(CommandLine):
         self.fails(2, r"cannot compare by 'imgae'", "similar", "run/model", "--items", "all", "--by", "imgae")
 
 
+def npy(rows, width):
+    """A float32 matrix of ones as .npy."""
+    head = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, {width}), }}".encode()
+    head += b" " * (-(len(head) + 11) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(head)) + head + struct.pack("<f", 1) * (rows * width)
+
+
 class KnownSets(CommandLine):
     def test_strangers_are_not_named(self):
         self.write("events.tsv", events(60, 40, 8))
         self.assertFalse(re.search(r"this is", self.succeeds("inspect", "events.tsv").stdout))
+
+    def test_movielens_is_named(self):
+        source = os.path.join(real_data("ml-100k"), "u.data")
+        self.assertIn("this is ML-100K", self.succeeds("inspect", source).stdout)
+        done = self.succeeds("import", source, "-o", "ml", "--split", "leave-one-out")
+        self.assertIn("this is ML-100K, leave-one-out split", done.stdout + done.stderr)
+        self.assertIn("this is ML-100K, leave-one-out split", self.succeeds("inspect", "ml").stdout)
+        done = self.succeeds("import", source, "-o", "four", "--min-rating", "4")
+        self.assertEqual(self.read_json("four", "dataset.json")["n_interactions"], 55375)
+        # A row is missing: the name, and what differs.
+        with open(source, encoding="utf-8") as file:
+            self.write("cut/u.data", "".join(file.readlines()[1:]))
+        self.assertIn("this is ML-100K, but: 99,999 interactions, 100,000 expected",
+                      self.succeeds("inspect", "cut/u.data").stdout)
+
+    def test_every_import_line_of_the_docs_runs(self):
+        with open(os.path.join(command_line.ROOT, "docs", "datasets.md"), encoding="utf-8") as file:
+            table = file.read().split("## The papers' sets")[1]
+        lines = re.findall(r"^\| ([^|]+) \|[^|]*\| ([^|]+) \| `tessera (import (\S+) [^`]+)` \|", table, re.M)
+        self.assertEqual(len(lines), 13)
+        outputs = []
+        for number, (name, source, command, place) in enumerate(lines):
+            with self.subTest(name):
+                top = f"set{number}"
+                os.makedirs(self.path(top))
+                users = [(u, [(u + i) % 20 for i in range(6)]) for u in range(20)]
+                if place.endswith("/") and "MMSSL" in source + name or "--ids dense" in command:
+                    for part, items in (("train", slice(0, 4)), ("val", slice(4, 5)), ("test", slice(5, 6))):
+                        self.write(f"{top}/{place}{part}.json", json.dumps({str(u): i[items] for u, i in users}))
+                elif place.endswith("/"):
+                    self.write(f"{top}/{place}x.inter", "userID\titemID\trating\ttimestamp\tx_label\n" + "".join(
+                        f"{u}\t{item}\t5\t{n}\t{max(0, n - 3)}\n" for u, i in users for n, item in enumerate(i)))
+                elif place.endswith(".txt"):
+                    self.write(f"{top}/{place}", "".join(f"{u} {' '.join(map(str, i[:4 + u % 3]))}\n"
+                                                         for u, i in users))
+                else:
+                    mark = "\t" if place == "u.data" else "::"
+                    self.write(f"{top}/{place}", "".join(mark.join(map(str, (u, item, 4, 881250949 + n))) + "\n"
+                                                         for u, i in users for n, item in enumerate(i)))
+                if place.endswith("/"):
+                    for modality in ("image", "text"):
+                        self.write(f"{top}/{place}{modality}_feat.npy", npy(20, 3))
+                arguments = command.split()
+                output = arguments[arguments.index("-o") + 1]
+                done = subprocess.run([command_line.PROGRAM, *arguments], cwd=self.path(top), text=True,
+                                      capture_output=True)
+                self.assertEqual(done.returncode, 0, f"{command}\n{done.stderr}")
+                self.assertEqual(self.read_json(top, output, "dataset.json")["n_users"], 20)
+                if place.endswith("/"):
+                    self.assertEqual(set(self.read_json(top, output, "features.json")), {"image", "text"})
+                outputs.append(output)
+        self.assertEqual(len(set(outputs)), 13)

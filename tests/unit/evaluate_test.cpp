@@ -467,23 +467,32 @@ TEST(Recommendations, ScoresOfSomebodyElse) {
   EXPECT_EQ(lists.audit["repeated_rows"], 1);
 
   const Evaluation strict =
-      evaluate_lists(lists, data, find_protocol("strict"), Split::test, ask({"ndcg@2", "mrr"}));
+      evaluate_lists(lists, data, find_protocol("strict"), Split::test, ask({"ndcg@2", "mrr@6"}));
   EXPECT_EQ(strict.n_users, 3);
   EXPECT_NEAR(at(strict, "ndcg@2"), 1.0 / 3, 1e-12);
   EXPECT_EQ(strict.audit["lists"]["masked_items_removed"], 2);
   EXPECT_EQ(strict.audit["lists"]["averaged_users_without_a_list"], 1);
   const Evaluation mmrec =
-      evaluate_lists(lists, data, find_protocol("mmrec"), Split::test, ask({"ndcg@2", "mrr"}));
-  EXPECT_NEAR(at(mmrec, "mrr"), 0.5 / 3, 1e-12);
-  EXPECT_THROW(evaluate_lists(lists, data, find_protocol("strict"), Split::test, ask({"auc"})),
-               InputError);
+      evaluate_lists(lists, data, find_protocol("mmrec"), Split::test, ask({"ndcg@2", "mrr@6"}));
+  EXPECT_NEAR(at(mmrec, "mrr@6"), 0.5 / 3, 1e-12);
+  // What needs the ranking of all items cannot be read off lists.
+  for (const char* whole : {"auc", "mrr", "map"}) {
+    EXPECT_THROW(evaluate_lists(lists, data, find_protocol("strict"), Split::test, ask({whole})),
+                 InputError)
+        << whole;
+  }
+  // User 1 has two of five candidates; user 0 all four that are left.
+  EXPECT_EQ(strict.audit["lists"]["averaged_users_with_a_short_list"], 1);
+  const Evaluation shorter =
+      evaluate_lists(lists, data, find_protocol("strict"), Split::test, ask({"ndcg@2"}));
+  EXPECT_EQ(shorter.audit["lists"]["averaged_users_with_a_short_list"], 0);
 }
 
 TEST(Recommendations, ItsOwnListsGiveTheModelsNumbers) {
   torch::manual_seed(3);
   const Dataset data = audited();
   FixedModel model(data, torch::rand({5, 6}));
-  EvalOptions options = ask({"recall@3", "ndcg@3", "gini@3", "mrr"});
+  EvalOptions options = ask({"recall@3", "ndcg@3", "gini@3", "mrr@6"});
   const Evaluation whole = evaluate(model, data, find_protocol("strict"), Split::test, options);
   Queries queries;
   queries.users = torch::arange(5);

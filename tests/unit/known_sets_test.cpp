@@ -12,6 +12,10 @@ TEST(KnownSets, NamesSetAndSplit) {
   EXPECT_EQ(known_set_words({19445, 7050, 160792, 118551, 21682, 20559, {{"text", 1024}}}),
             "this is Baby (Amazon 2014, 5-core), MMSSL and DiffMM split");
   EXPECT_EQ(known_set_words({943, 1682, 100000, 0, 0, 0, {}}), "this is ML-100K");
+  EXPECT_EQ(
+      known_set_words({35598, 18357, 296337, 218409, 40029, 37899, {{"image", 4096}}}),
+      "this is Sports (Amazon 2014, 5-core), MMSSL split (180 items have no image, the mean is "
+      "filled in)");
 }
 
 TEST(KnownSets, SaysWhatDiffers) {

@@ -53,6 +53,15 @@ TEST(CompareRows, RefusesWhatIsNoRow) {
   EXPECT_NE(usage_of([] { parse_rows(" , "); }).find("no rows"), std::string::npos);
 }
 
+TEST(CompareRows, ALabelIsOneLine) {
+  for (const char* bad :
+       {"a\tb=BPR", "a\x1b=BPR", "x=BPR,recs:a\tb.tsv", "BPR[reg_weight=\t0\n.1]"}) {
+    EXPECT_NE(usage_of([&] { parse_rows(bad); }).find("a label is one line"), std::string::npos)
+        << bad;
+  }
+  EXPECT_EQ(parse_rows("a|b=BPR")[0].label, "a|b");
+}
+
 TEST(CompareRows, AblationsAreTheRegisteredSet) {
   const auto rows = with_ablations(parse_rows("BM3")[0], {"image", "audio"});
   std::set<std::string> labels;
@@ -79,6 +88,20 @@ TEST(TuneSpace, ReadsListsAndRanges) {
                           "normal(0,1)", "1,1"}) {
     usage_of([&] { parse_dimension("x", bad); });
   }
+}
+
+TEST(TuneSpace, TextReadsBackToTheLastBit) {
+  for (const char* typed :
+       {"loguniform(1.23456789e-05, 0.0123456789012345)", "uniform(-0.1, 0.30000000000000004)",
+        "int(1, 1234567)", "uniform(0, 1e300)"}) {
+    const auto once = parse_dimension("x", typed),
+               again = parse_dimension("x", dimension_text(once));
+    EXPECT_EQ(once.kind, again.kind) << typed;
+    EXPECT_EQ(once.low, again.low) << dimension_text(once);
+    EXPECT_EQ(once.high, again.high) << dimension_text(once);
+  }
+  const auto list = parse_dimension("x", Json::array({0.1, 1e-7, 3}));
+  EXPECT_EQ(dimension_text(list), "[0.1, 1e-07, 3]");
 }
 
 TEST(TuneSpace, AGridIsWholeWithTheLastSettingFastest) {
@@ -131,6 +154,150 @@ TEST(Study, AFolderBelongsToOneStudy) {
   usage_of([&] { claim_study(folder / "full.txt", "compare", "", {}); });
 }
 
+TEST(Study, WhatAKillBeforeTheMarkLeftIsTaken) {
+  const TempFolder folder;
+  const fs::path place = folder / "study";
+  fs::create_directories(place / "runs");
+  write_file(place / ".study.json.99999999.tmp", "{");
+  claim_study(place, "tune", "tessera tune", {{"rows", 1}});
+  EXPECT_TRUE(fs::exists(place / "study.json"));
+  // Runs without a study are somebody's.
+  const fs::path full = folder / "full";
+  fs::create_directories(full / "runs" / "t0");
+  usage_of([&] { claim_study(full, "tune", "", {{"rows", 1}}); });
+}
+
+TEST(Study, TheCommandThatBeganItIsKept) {
+  const TempFolder folder;
+  const Json identity = {{"rows", 1}};
+  EXPECT_EQ(claim_study(folder / "study", "tune", "tessera tune -m BPR", identity),
+            "tessera tune -m BPR");
+  EXPECT_EQ(claim_study(folder / "study", "tune", "tessera tune --resume study", identity),
+            "tessera tune -m BPR");
+}
+
+TEST(Study, ChangedFilesAreNamed) {
+  const TempFolder folder;
+  const auto with = [](const char* hash) {
+    return Json{{"rows", "A"}, {"features", {{"shop", {{"image", {{"sha256", hash}}}}}}}};
+  };
+  claim_study(folder / "study", "compare", "tessera compare", with("abc"));
+  try {
+    claim_study(folder / "study", "compare", "tessera compare", with("def"));
+    FAIL() << "nothing was refused";
+  } catch (const InputError& e) {
+    EXPECT_EQ(e.code(), Exit::data);
+    EXPECT_NE(std::string(e.what()).find(
+                  R"(its features.shop.image.sha256 are "abc", this command's "def")"),
+              std::string::npos)
+        << e.what();
+  }
+  Json other = with("def");
+  other["rows"] = "B";
+  EXPECT_NE(usage_of([&] {
+              claim_study(folder / "study", "compare", "", other);
+            }).find(R"(its rows are "A")"),
+            std::string::npos);
+}
+
+TEST(Study, TheSplitInWords) {
+  EXPECT_EQ(
+      split_words({{"split", {{"kind", "k-fold"}, {"folds", 5}, {"fold", 2}}}, {"seed", 999}}),
+      "k-fold, fold 2, seed 999");
+  EXPECT_EQ(split_words({{"split", {{"kind", "given"}}}, {"seed", 999}}), "given");
+  EXPECT_EQ(split_words({{"split", {{"kind", "random"}, {"rounding", "mmrec"}}}, {"seed", 7}}),
+            "random (mmrec), seed 7");
+}
+
+TEST(Study, ControlCharactersStayOnOneLine) {
+  EXPECT_EQ(escaped("a\tb\nc\x1b\x7f\\ é"), "a\\tb\\nc\\x1b\\x7f\\ é");
+}
+
+/// A result of compare(), as far as tables need it.
+Json small_result() {
+  const auto row = [](const char* label, double gini, double recall) {
+    return Json{{"label", label},
+                {"model", "BPR"},
+                {"seeds", {999}},
+                {"test_looks", 1},
+                {"valid", Json::object()},
+                {"test", {{"recall@20", summary_of({recall})}, {"gini@20", summary_of({gini})}}},
+                {"cost", {{"n_parameters", 1}, {"train_s", 1}}},
+                {"failures", Json::array()},
+                {"runs", {"a"}}};
+  };
+  Json table = {{"dataset", "shop"},
+                {"split", "given"},
+                {"split_sha256", "0123456789abcdef"},
+                {"reported", "test"},
+                {"metrics", {"recall@20", "gini@20"}},
+                {"cold_metric", ""},
+                {"test_metric", "recall@20"},
+                {"valid_metric", "recall@20"},
+                {"n_users", {5}},
+                {"notes", {"two\nlines"}}};
+  table["rows"] = {row("a|b", 0.9, 0.1), row("c", 0.8, 0.2)};
+  for (auto& one : table["rows"]) {
+    for (const char* key : {"epoch_s", "step_ms", "eval_s", "best_s", "peak_rss_mb"}) {
+      one["cost"][key] = nullptr;
+    }
+  }
+  Json comparison = {{"dataset", "shop"},
+                     {"a", "a|b"},
+                     {"b", "c"},
+                     {"metric", "recall@20"},
+                     {"n_users", 5},
+                     {"mean_difference", 0.1},
+                     {"bootstrap_95", {0.0, 0.2}},
+                     {"p", {{"t", 0.5}, {"t over seeds", nullptr}}},
+                     {"p_adjusted", {{"t", 0.5}, {"t over seeds", nullptr}}},
+                     {"same_for_all_seeds", {"c"}}};
+  return {{"kind", "compare"},
+          {"tessera", "1.0.0"},
+          {"command", "tessera compare -m 'BPR\n,c=BPR'"},
+          {"folder", ""},
+          {"protocol", "strict"},
+          {"seeds", {999, 1000, 1001, 1002, 1003}},
+          {"settings", Json::object()},
+          {"tests", {"t"}},
+          {"correction", "holm"},
+          {"tables", Json::array({table})},
+          {"n_comparisons", 1},
+          {"corrected_over", {{"t", 1}, {"t over seeds", 0}}},
+          {"comparisons", Json::array({comparison})},
+          {"test_looks", 2}};
+}
+
+TEST(CompareTable, KeepsItsLinesAndCells) {
+  const Json result = small_result();
+  const auto markdown = compare_markdown(result);
+  EXPECT_NE(markdown.find("| a\\|b "), std::string::npos) << markdown;
+  EXPECT_NE(markdown.find("note: two\\nlines"), std::string::npos) << markdown;
+  for (const auto& text :
+       {markdown, compare_tsv(result), compare_latex(result), comparisons_tsv(result)}) {
+    EXPECT_NE(text.find("command: tessera compare -m 'BPR\\n,c=BPR'"), std::string::npos) << text;
+  }
+}
+
+TEST(CompareTable, MarksTheBestOnlyWhereLargerIsBetter) {
+  const auto markdown = compare_markdown(small_result());
+  EXPECT_NE(markdown.find("**0.2000**"), std::string::npos) << markdown;
+  EXPECT_EQ(markdown.find("**0.9000**"), std::string::npos) << markdown;
+  EXPECT_EQ(markdown.find("**0.8000**"), std::string::npos) << markdown;
+}
+
+TEST(CompareTable, SaysOverHowManyEachTestIsCorrected) {
+  const auto markdown = compare_markdown(small_result());
+  EXPECT_NE(
+      markdown.find("corrected (holm) over the 1 comparisons of this table: M = 1 for t, M = 0 "
+                    "for t over seeds; those left out have no value"),
+      std::string::npos)
+      << markdown;
+  EXPECT_NE(markdown.find("the same for all of them: c."), std::string::npos) << markdown;
+  EXPECT_NE(comparisons_tsv(small_result()).find("# t over seeds: corrected over 0 comparisons"),
+            std::string::npos);
+}
+
 TEST(Study, CostsComeFromTheRunsOwnLines) {
   const TempFolder folder;
   write_file(folder / "metrics.jsonl",
@@ -165,6 +332,7 @@ TEST(Study, CostsComeFromTheRunsOwnLines) {
 TEST(Study, TablesArePadded) {
   EXPECT_EQ(markdown_table({{"a", "bb"}, {"é", "1"}}),
             "| a   |  bb |\n|-----|----:|\n| é   |   1 |\n");
+  EXPECT_EQ(markdown_table({{"a|b", "c"}}), "| a\\|b |   c |\n|------|----:|\n");
   EXPECT_EQ(published_metric("ndcg@20"), "NDCG@20");
   EXPECT_EQ(published_metric("recall@20"), "Recall@20");
   EXPECT_EQ(published_metric("item_coverage@10"), "Item coverage@10");
