@@ -21,12 +21,6 @@ std::string text(const Json& value) {
   return value.is_string() ? escaped(value.get<std::string>()) : value.dump();
 }
 
-/// Larger is better, or smaller; of these nobody says so.
-bool has_better_end(const std::string& metric) {
-  const Metric::Kind kind = parse_metric(metric).kind;
-  return kind != Metric::Kind::gini && kind != Metric::Kind::average_popularity;
-}
-
 std::string joined(const Json& list, const char* separator = ", ") {
   std::string out;
   for (const auto& one : list) out += (out.empty() ? "" : separator) + text(one);
@@ -56,7 +50,7 @@ std::vector<std::vector<std::string>> cells(
   std::vector<std::vector<std::string>> out(rows.size() + 1);
   const auto put = [&](const std::string& head, const std::string& metric,
                        const std::function<const Json*(const Json&)>& of) {
-    const bool marks = rows.size() > 1 && has_better_end(metric);
+    const bool marks = rows.size() > 1 && parse_metric(metric).higher_is_better();
     double best = -1;
     for (const auto& row : rows) {
       const Json* summary = of(row);
