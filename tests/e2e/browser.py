@@ -46,7 +46,7 @@ class Browser:
         page.on("pageerror", lambda error: page.said.append(str(error)))
         page.on("request", lambda request: page.asked.append(request.url))
         page.goto("file://" + place)
-        page.wait_for_function("document.documentElement.dataset.ready === 'yes'", timeout=120000)
+        page.wait_for_selector("html[data-ready]", state="attached")
         return page
 
 

@@ -102,7 +102,8 @@ export interface Report {
   sections: Section[];
 }
 
-/** The data in the page; null where nobody filled it. */
+/** The data in the page; null where nobody filled it, so that a comment stands there. */
 export function readReport(): Report | null {
-  return JSON.parse(document.getElementById("data")?.textContent ?? "null") as Report | null;
+  const text = document.getElementById("data")?.textContent ?? "";
+  return text === "" || text.startsWith("/*") ? null : (JSON.parse(text) as Report);
 }
