@@ -106,7 +106,9 @@ function canvas(block: Chart, into: HTMLElement): void {
   const switched = legend(block, hidden, redraw);
   if (switched) into.append(switched);
   if (block.kind === "intervals" && block.names && block.rows.some((r) => r.other !== undefined)) {
-    into.append(element("p", { class: "key" }, `● ${block.names[0]} with its interval   ■ ${block.names[1]}`));
+    const of = (as: "circle" | "square", colour: number, name: string): HTMLElement =>
+      element("span", {}, swatch({ as, colour, dash: "solid" }), name);
+    into.append(element("p", { class: "key" }, of("circle", 1, `${block.names[0]}, with its interval`), of("square", 2, block.names[1])));
   }
 }
 

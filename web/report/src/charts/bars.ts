@@ -7,7 +7,7 @@ import { acrossAxis, categoryAxis, grid, hovered, number, tooltip, upAxis, type 
 export const barSeries = (block: Bars): { name: string; values: number[] }[] =>
   block.series ?? [{ name: block.y ?? "value", values: block.values ?? [] }];
 
-const lying = (block: Bars): boolean => block.labels.some((label) => label.length > 5 && Number.isNaN(Number(label)));
+const lying = (block: Bars): boolean => block.stacked || block.labels.some((label) => label.length > 5 && Number.isNaN(Number(label)));
 
 export function barsHeight(block: Bars): number {
   const thick = block.stacked ? 1 : Math.max(1, barSeries(block).length * 0.7);
@@ -18,12 +18,12 @@ export function bars(block: Bars, view: View): Option {
   const flat = lying(block);
   const longest = Math.max(...block.labels.map((l) => Math.min(l.length, view.width < 480 ? 16 : 28)));
   const names = categoryAxis(view, block.labels, block.x, flat
-    ? { inverse: true, name: "", axisLabel: { color: view.theme.soft, fontSize: 12, interval: 0, width: longest * 7, overflow: "truncate" } }
+    ? { inverse: true, name: "", axisLabel: { color: view.theme.soft, fontSize: 12, interval: 0, width: longest * 7 + 10, overflow: "truncate" } }
     : {});
   const single = barSeries(block).length === 1;
   return {
     animation: false,
-    grid: grid(flat ? { left: longest * 7 + 14, top: 8 } : {}),
+    grid: grid(flat ? { left: longest * 7 + 24, top: 8 } : {}),
     xAxis: flat ? acrossAxis(view, block.y, { min: 0, ...(block.stacked ? { max: 1 } : {}) }) : names,
     yAxis: flat ? names : upAxis(view, block.y),
     tooltip: tooltip(view, (parameters) => {
