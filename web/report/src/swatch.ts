@@ -25,7 +25,7 @@ export function swatch(of: Look): HTMLElement {
   out.className = "swatch";
   out.setAttribute("aria-hidden", "true");
   if (of.as === "dash") out.append(line(of));
-  else out.textContent = of.as === "square" ? "■" : of.as === "circle" ? "●" : kShapes[of.colour % kShapes.length] ?? "●";
+  else out.textContent = of.as === "square" ? "■" : of.as === "circle" ? "●" : kShapes[(of.colour + Math.floor(of.colour / kShapes.length)) % kShapes.length] ?? "●";
   const paint = (): void => { out.style.color = colourOf(theme(), of.colour); };
   onTheme(paint);
   paint();

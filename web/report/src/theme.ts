@@ -26,7 +26,7 @@ export function theme(): Theme {
 /** Colour, dash and shape of series i: no two of the first 49 share colour and dash. */
 export const colourOf = (of: Theme, i: number): string => of.colours[i % kColours] ?? of.text;
 export const dashOf = (i: number): number[] | "solid" => kDashes[(i + Math.floor(i / kColours)) % kDashes.length] ?? "solid";
-export const shapeOf = (i: number): string => kShapes[i % kShapes.length] ?? "circle";
+export const shapeOf = (i: number): string => kShapes[(i + Math.floor(i / kColours)) % kShapes.length] ?? "circle";
 
 export const onTheme = (redraw: () => void): number => listeners.push(redraw);
 
