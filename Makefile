@@ -13,7 +13,7 @@ build: ## install what is missing, leave the program at build/tessera
 	@tools/build tessera_cli
 
 test: ## build and run everything that CI runs
-	@tools/setup
+	@tools/setup --web
 	@tools/build
 	@tools/test
 

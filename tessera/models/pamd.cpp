@@ -840,44 +840,61 @@ Json Pamd::attention_view() {
                              {"title", "Mean share of common parts (uniform: .5)"},
                              {"columns", {"pairs of", "n", "common", "common > specific"}},
                              {"rows", rows}});
-  Json columns = Json::array({"pairs of"});
-  for (const auto& name : token_names_) columns.push_back(name);
-  view["blocks"].push_back({{"kind", "table"},
+  Json labels = Json::array(), series = Json::array();
+  for (const auto& line : by_modality) labels.push_back(line[0]);
+  for (size_t token = 0; token < token_names_.size(); ++token) {
+    Json values = Json::array();
+    for (const auto& line : by_modality) values.push_back(line[token + 1]);
+    series.push_back({{"name", token_names_[token]}, {"values", values}});
+  }
+  view["blocks"].push_back({{"kind", "bars"},
                             {"title", "Mean attention by part"},
-                            {"columns", columns},
-                            {"rows", by_modality}});
+                            {"x", "pairs of"},
+                            {"y", "share of attention"},
+                            {"stacked", true},
+                            {"labels", labels},
+                            {"series", series}});
   return view;
 }
 
 /// Before and after pretraining, and as it stands: always matched and unmatched together.
 Json Pamd::cosine_view() {
   const auto held = pretraining_items().held;
-  Json rows = Json::array();
+  Json rows = Json::array(), chart = Json::array();
   const auto add = [&](const std::string& when, const Json& check) {
     if (!check.is_object() || !check.contains("matched_5_50_95")) return;
     const Json& q = check["matched_5_50_95"];
     rows.push_back({when, check["matched"], q[0], q[1], q[2], check["unmatched"], check["hit@1"],
                     check["hit@10"]});
+    chart.push_back({{"label", when},
+                     {"value", check["matched"]},
+                     {"low", q[0]},
+                     {"high", q[2]},
+                     {"other", check["unmatched"]}});
   };
   if (!checks_.empty()) {
     add("before pretraining", checks_.front());
     add("after pretraining", checks_.back());
   }
   if (held.size(0) >= 2) add("now", check(held, {}));
-  return {
-      {"title", "Do the common parts agree?"},
-      {"note",
-       fmt::format("Cosine between the common parts of one item (matched) and of different "
-                   "items (unmatched), on {} items that were not trained on; the share whose "
-                   "partner is the nearest, or among the ten nearest (chance: {:.3f}, {:.3f}).",
-                   held.size(0), 1.0 / static_cast<double>(std::max<int64_t>(1, held.size(0))),
-                   10.0 / static_cast<double>(std::max<int64_t>(10, held.size(0))))},
-      {"blocks",
-       Json::array({Json{
-           {"kind", "table"},
-           {"title", "Common parts of held-out items"},
-           {"columns", {"when", "matched", "5 %", "50 %", "95 %", "unmatched", "hit@1", "hit@10"}},
-           {"rows", rows}}})}};
+  return {{"title", "Do the common parts agree?"},
+          {"note",
+           fmt::format("Cosine between the common parts of one item (matched) and of different "
+                       "items (unmatched), on {} items that were not trained on; the share whose "
+                       "partner is the nearest, or among the ten nearest (chance: {:.3f}, {:.3f}).",
+                       held.size(0), 1.0 / static_cast<double>(std::max<int64_t>(1, held.size(0))),
+                       10.0 / static_cast<double>(std::max<int64_t>(10, held.size(0))))},
+          {"blocks", Json::array({Json{{"kind", "table"},
+                                       {"title", "Common parts of held-out items"},
+                                       {"columns",
+                                        {"when", "matched", "5 %", "50 %", "95 %", "unmatched",
+                                         "hit@1", "hit@10"}},
+                                       {"rows", rows}},
+                                  Json{{"kind", "intervals"},
+                                       {"title", "Matched against unmatched cosines"},
+                                       {"x", "cosine; the line spans 5 to 95 % of the matched"},
+                                       {"names", Json::array({"matched, mean", "unmatched, mean"})},
+                                       {"rows", chart}}})}};
 }
 
 /// A joint PCA of all parts of up to 500 items; 50 pairs of common parts are joined.

@@ -11,6 +11,7 @@
 #include "tessera/base/version.h"
 #include "tessera/data/folder.h"
 #include "tessera/study/report_template.h"
+#include "tessera/study/report_views.h"
 #include "tessera/study/run.h"
 #include "tessera/train/checkpoint.h"
 
@@ -193,6 +194,7 @@ void flatten(const Json& value, const std::string& name, Json& rows) {
     }
     return;
   }
+  if (name.empty()) return;
   const bool plain = value.is_string() || value.is_number() || value.is_null();
   rows.push_back(pair_of(name, plain ? value : Json(value.dump())));
 }
@@ -353,6 +355,7 @@ Json model_views(const fs::path& run, OpenRun& open, const Log& log) {
   try {
     Json report = reporter->report();
     if (report.is_object() && report.contains("views")) return report["views"];
+    if (report.is_object() && report.contains("areas")) return quality_sections(report);
     // A model with its own form: its numbers as one table.
     Json out = section("What " + open.model + " reports");
     Json table = block("table", "Numbers");
@@ -408,6 +411,9 @@ Json run_data(const fs::path& run, const Log& log) {
     out["sections"].push_back(results_section(results));
   }
   out["sections"].push_back(curves_section(run));
+  for (const auto& part : forgetting_sections({{"", lines_of(run / "metrics.jsonl")}})) {
+    out["sections"].push_back(part);
+  }
   if (results.is_object()) {
     try {
       OpenRun open = open_run(run, log);
@@ -474,21 +480,31 @@ int64_t column_of(const Json& table, const std::string& name) {
 
 Json differences(const Json& table) {
   Json out = block("intervals", "Paired differences with 95 % intervals");
+  out["x"] = "mean difference";
+  out["zero"] = true;
   out["rows"] = Json::array();
   const int64_t a = column_of(table, "a"), b = column_of(table, "b"),
-                metric = column_of(table, "metric"), value = column_of(table, "mean_difference"),
-                low = column_of(table, "low_95"), high = column_of(table, "high_95");
+                metric = column_of(table, "metric"), dataset = column_of(table, "dataset"),
+                value = column_of(table, "mean_difference"), low = column_of(table, "low_95"),
+                high = column_of(table, "high_95");
   if (std::min({a, b, metric, value, low, high}) < 0) return out;
-  std::set<std::string> seen;
+  std::set<std::string> seen, datasets;
+  for (const auto& row : table["rows"]) {
+    if (dataset >= 0 && row.size() > static_cast<size_t>(dataset)) {
+      datasets.insert(row[dataset].dump());
+    }
+  }
   for (const auto& row : table["rows"]) {
     if (row.size() < table["columns"].size() || !row[value].is_number()) continue;
     const auto text = [&](int64_t c) {
       return row[c].is_string() ? row[c].get<std::string>() : row[c].dump();
     };
-    const std::string label = fmt::format("{} - {}, {}", text(a), text(b), text(metric));
-    if (!seen.insert(label).second) continue;
+    const std::string label =
+        fmt::format("{}{} - {}", datasets.size() > 1 ? text(dataset) + ": " : "", text(a), text(b));
+    if (!seen.insert(label + ", " + text(metric)).second) continue;  // a row for each test
     Json one;
     one["label"] = label;
+    one["group"] = text(metric);
     one["value"] = row[value];
     one["low"] = row[low];
     one["high"] = row[high];
@@ -507,8 +523,9 @@ Json several_data(const std::vector<fs::path>& runs, const fs::path& folder) {
   if (!folder.empty()) {
     Json tables = section("Tables");
     for (const auto& [file, title] :
-         {std::pair("table.tsv", "Results"), std::pair("comparisons.tsv", "Paired differences"),
-          std::pair("trials.tsv", "Trials"), std::pair("sensitivity.tsv", "Sensitivity")}) {
+         {std::pair("table.tsv", "Results in full"),
+          std::pair("comparisons.tsv", "Paired differences"), std::pair("trials.tsv", "Trials"),
+          std::pair("sensitivity.tsv", "Sensitivity")}) {
       if (!fs::exists(folder / file)) continue;
       const Json table = table_of(folder / file, title);
       if (!table.contains("rows")) continue;
@@ -516,6 +533,9 @@ Json several_data(const std::vector<fs::path>& runs, const fs::path& folder) {
         if (const Json chart = differences(table); !chart["rows"].empty()) {
           tables["blocks"].push_back(chart);
         }
+      }
+      if (std::string(file) == "table.tsv") {
+        for (const auto& each : summary_blocks(table)) tables["blocks"].push_back(each);
       }
       tables["blocks"].push_back(table);
     }
@@ -526,10 +546,12 @@ Json several_data(const std::vector<fs::path>& runs, const fs::path& folder) {
   Curves valid;
   std::vector<std::string> metrics;
   std::vector<std::pair<std::string, Json>> all;
+  std::vector<std::pair<std::string, std::vector<Json>>> logs;
   for (const auto& run : runs) {
     const Json results = read_optional(run / "results.json");
     const std::string name = fs::absolute(run).lexically_normal().filename().string();
-    for (const Json& line : lines_of(run / "metrics.jsonl")) {
+    logs.emplace_back(name, lines_of(run / "metrics.jsonl"));
+    for (const Json& line : logs.back().second) {
       if (line.value("event", "") == "epoch" && line.value("phase", "") == "valid") {
         valid.add(name, line.value("epoch", Json()), line.value("score", Json()));
       }
@@ -561,6 +583,7 @@ Json several_data(const std::vector<fs::path>& runs, const fs::path& folder) {
   }
   if (!all.empty()) section_of_runs["blocks"].push_back(table);
   out["sections"].push_back(section_of_runs);
+  for (const auto& part : forgetting_sections(logs)) out["sections"].push_back(part);
   return out;
 }
 

@@ -1,0 +1,27 @@
+#pragma once
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "tessera/base/json.h"
+
+namespace tessera {
+
+// Parts of a report page that are made of numbers other files hold; the forms are those of
+// report_data(). All of these take whatever is there and leave out what is not.
+
+/// The quality of item features, from R2MR's report (model/quality.h): areas, scores over the null,
+/// scores by number of users, rounds; rewritten items with their neighbours; the worst that are
+/// left.
+Json quality_sections(const Json& report);
+
+/// The two panels of modality forgetting (kdsr section 7), from the lines of metrics.jsonl of named
+/// runs; the curves of all runs but the first are dashed. Empty where no run recorded any.
+Json forgetting_sections(const std::vector<std::pair<std::string, std::vector<Json>>>& runs);
+
+/// Of a study's table.tsv as a block: what a reader looks for first, as blocks. A table of the
+/// means by row, and mean and spread over seeds as intervals.
+Json summary_blocks(const Json& table);
+
+}  // namespace tessera
