@@ -23,28 +23,6 @@ constexpr size_t kPictureBytes = size_t{96} << 10, kPicturesBytes = size_t{4} <<
 
 Json read_optional(const fs::path& path) { return fs::exists(path) ? read_json(path) : Json(); }
 
-Json block(const std::string& kind, const std::string& title) {
-  Json out;
-  out["kind"] = kind;
-  out["title"] = title;
-  return out;
-}
-
-Json section(const std::string& title, const std::string& note = "") {
-  Json out;
-  out["title"] = title;
-  if (!note.empty()) out["note"] = note;
-  out["blocks"] = Json::array();
-  return out;
-}
-
-Json pair_of(const Json& a, const Json& b) {
-  Json out = Json::array();
-  out.push_back(a);
-  out.push_back(b);
-  return out;
-}
-
 Json texts(const std::vector<std::string>& values) {
   Json out = Json::array();
   for (const auto& value : values) out.push_back(value);

@@ -8,18 +8,15 @@
 #include <set>
 
 namespace tessera {
-namespace {
 
-constexpr size_t kWorstShown = 8;
-
-Json of_kind(const char* kind, const std::string& title) {
+Json block(const std::string& kind, const std::string& title) {
   Json out;
   out["kind"] = kind;
   out["title"] = title;
   return out;
 }
 
-Json new_section(const std::string& title, const std::string& note) {
+Json section(const std::string& title, const std::string& note) {
   Json out;
   out["title"] = title;
   if (!note.empty()) out["note"] = note;
@@ -27,12 +24,16 @@ Json new_section(const std::string& title, const std::string& note) {
   return out;
 }
 
-Json point(const Json& x, const Json& y) {
+Json pair_of(const Json& a, const Json& b) {
   Json out = Json::array();
-  out.push_back(x);
-  out.push_back(y);
+  out.push_back(a);
+  out.push_back(b);
   return out;
 }
+
+namespace {
+
+constexpr size_t kWorstShown = 8;
 
 std::string text_of(const Json& object, const char* key) {
   const auto found = object.find(key);
@@ -53,7 +54,7 @@ const Json& member(const Json& object, const char* key) {
 // ---- quality of features ----------------------------------------------------------------------
 
 Json numbers_by_modality(const Json& modalities) {
-  Json out = of_kind("table", "Scores by modality");
+  Json out = block("table", "Scores by modality");
   out["columns"] = Json::array();
   out["rows"] = Json::array();
   const std::vector<const char*> keys = {"modality", "eta",    "mean",      "null_mean", "present",
@@ -76,7 +77,7 @@ Json numbers_by_modality(const Json& modalities) {
 
 Json score_histogram(const Json& m) {
   const Json& counts = m["histogram"];
-  Json out = of_kind("histogram", fmt::format("Scores of {}", text_of(m, "modality")));
+  Json out = block("histogram", fmt::format("Scores of {}", text_of(m, "modality")));
   out["x"] = "score";
   out["y"] = "items";
   out["low"] = member(counts, "low");
@@ -96,7 +97,7 @@ Json score_histogram(const Json& m) {
 
 Json scores_by_users(const Json& m) {
   Json out =
-      of_kind("intervals", fmt::format("Scores of {} by number of users", text_of(m, "modality")));
+      block("intervals", fmt::format("Scores of {} by number of users", text_of(m, "modality")));
   out["x"] = "score: mean, one standard deviation to each side";
   out["rows"] = Json::array();
   for (const auto& band : member(m, "by_users")) {
@@ -115,7 +116,7 @@ Json scores_by_users(const Json& m) {
 
 /// A row a round; nested numbers as "areas.high".
 Json rounds_table(const Json& rounds) {
-  Json out = of_kind("table", "Rounds of review and rewriting");
+  Json out = block("table", "Rounds of review and rewriting");
   std::vector<std::string> columns;
   std::vector<std::map<std::string, Json>> rows;
   for (const auto& round : rounds) {
@@ -153,7 +154,7 @@ Json card_of(const Json& item, const std::string& note) {
 Json rewritten_cards(const Json& item, const char* why) {
   const std::string title = text_of(item, "title");
   Json out =
-      of_kind("cards", fmt::format("{}: {}", why, title.empty() ? text_of(item, "item") : title));
+      block("cards", fmt::format("{}: {}", why, title.empty() ? text_of(item, "item") : title));
   out["note"] = fmt::format(
       "{} {} from {} in round {:.0f}; score {:.4f} before, {:.4f} after", text_of(item, "modality"),
       member(item, "filled") == true ? "filled in" : "rewritten", text_of(item, "source"),
@@ -178,16 +179,16 @@ Json rewritten_cards(const Json& item, const char* why) {
 }
 
 Json worst_section(const Json& worst) {
-  Json out = new_section(
-      "Lowest scores that were not repaired",
-      "For an operator to look at: the row is there, scored low and was left as it is.");
+  Json out =
+      section("Lowest scores that were not repaired",
+              "For an operator to look at: the row is there, scored low and was left as it is.");
   for (const auto& [modality, items] : worst.items()) {
     if (!items.is_array() || items.empty()) continue;
-    Json cards = of_kind("cards", fmt::format("{}: the lowest", modality));
+    Json cards = block("cards", fmt::format("{}: the lowest", modality));
     Json group;
     group["label"] = "lowest first";
     group["items"] = Json::array();
-    Json table = of_kind("table", fmt::format("{}: lowest scores", modality));
+    Json table = block("table", fmt::format("{}: lowest scores", modality));
     table["columns"] = {"item", "title", "users", "score", "score of permuted row"};
     table["rows"] = Json::array();
     for (const auto& item : items) {
@@ -212,8 +213,8 @@ Json worst_section(const Json& worst) {
 }  // namespace
 
 Json quality_sections(const Json& report) {
-  Json quality = new_section("Quality of item features", text_of(report, "note"));
-  Json areas = of_kind("bars", "Items by area");
+  Json quality = section("Quality of item features", text_of(report, "note"));
+  Json areas = block("bars", "Items by area");
   areas["y"] = "items";
   areas["labels"] = Json::array();
   areas["values"] = Json::array();
@@ -235,9 +236,8 @@ Json quality_sections(const Json& report) {
     quality["blocks"].push_back(rounds_table(rounds));
   }
   const Json& rewritten = member(report, "rewritten");
-  Json changed = new_section(
-      "Rewritten items",
-      fmt::format("{:.0f} rows were rewritten or filled in.", number_of(rewritten, "n")));
+  Json changed = section("Rewritten items", fmt::format("{:.0f} rows were rewritten or filled in.",
+                                                        number_of(rewritten, "n")));
   for (const auto& [key, why] :
        {std::pair("largest_gain", "Largest gain"), std::pair("smallest_gain", "Smallest gain"),
         std::pair("random", "Drawn at random")}) {
@@ -249,7 +249,7 @@ Json quality_sections(const Json& report) {
 }
 
 Json forgetting_sections(const std::vector<std::pair<std::string, std::vector<Json>>>& runs) {
-  Json kept = of_kind("lines", "Likeness that is kept"), gate = of_kind("lines", "Gate weights");
+  Json kept = block("lines", "Likeness that is kept"), gate = block("lines", "Gate weights");
   kept["x"] = gate["x"] = "epoch";
   kept["y"] = "correlation with the features";
   gate["y"] = "mean weight";
@@ -268,7 +268,7 @@ Json forgetting_sections(const std::vector<std::pair<std::string, std::vector<Js
         points[key] = Json::array();
       }
       if (!is_gate) low = std::min(low, y.get<double>());
-      points[key].push_back(point(epoch, y));
+      points[key].push_back(pair_of(epoch, y));
     };
     for (const Json& line : lines) {
       const std::string event = text_of(line, "event");
@@ -298,16 +298,16 @@ Json forgetting_sections(const std::vector<std::pair<std::string, std::vector<Js
     }
   }
   if (n_runs == 0) return Json::array();
-  kept["range"] = point(low, 1);
-  gate["range"] = point(0, 1);
-  Json out = new_section("Modality forgetting",
-                         "How far the likeness of 10,000 fixed pairs of items still follows their "
-                         "features. e: the table "
-                         "that keeps them; z: what the student reads from it; fused: what the "
-                         "ranker gets; id: the ids "
-                         "alone. A high e says that the table is kept, not that the ranker uses "
-                         "it: the gate weights tell "
-                         "that. Epoch -1 is before training.");
+  kept["range"] = pair_of(low, 1);
+  gate["range"] = pair_of(0, 1);
+  Json out = section("Modality forgetting",
+                     "How far the likeness of 10,000 fixed pairs of items still follows their "
+                     "features. e: the table "
+                     "that keeps them; z: what the student reads from it; fused: what the "
+                     "ranker gets; id: the ids "
+                     "alone. A high e says that the table is kept, not that the ranker uses "
+                     "it: the gate weights tell "
+                     "that. Epoch -1 is before training.");
   for (const auto& panel : {kept, gate}) {
     if (!panel["series"].empty()) out["blocks"].push_back(panel);
   }
@@ -343,11 +343,11 @@ Json summary_blocks(const Json& table) {
   for (const auto& row : rows) datasets.insert(text(cell(row, "dataset")));
   const bool many = datasets.size() > 1;
   const std::string shown = split.substr(0, split.size() - 1);
-  Json means = of_kind("table", fmt::format("Means over seeds, {}", shown));
+  Json means = block("table", fmt::format("Means over seeds, {}", shown));
   means["columns"] = many ? Json::array({"dataset", "row"}) : Json::array({"row"});
   for (const auto& metric : metrics) means["columns"].push_back(metric);
   means["rows"] = Json::array();
-  Json spread = of_kind("intervals", fmt::format("Mean and spread over seeds, {}", shown));
+  Json spread = block("intervals", fmt::format("Mean and spread over seeds, {}", shown));
   spread["x"] = "mean, one standard deviation to each side";
   spread["rows"] = Json::array();
   for (const auto& row : rows) {

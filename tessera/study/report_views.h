@@ -11,6 +11,11 @@ namespace tessera {
 // Parts of a report page that are made of numbers other files hold; the forms are those of
 // report_data(). All of these take whatever is there and leave out what is not.
 
+/// {kind, title}; {title, note, blocks: []}; [a, b].
+Json block(const std::string& kind, const std::string& title);
+Json section(const std::string& title, const std::string& note = "");
+Json pair_of(const Json& a, const Json& b);
+
 /// The quality of item features, from R2MR's report (model/quality.h): areas, scores over the null,
 /// scores by number of users, rounds; rewritten items with their neighbours; the worst that are
 /// left.
