@@ -1,4 +1,5 @@
 """Debian's Chromium, driven by Playwright, for the tests of pages; skips with one line without either."""
+import atexit
 import glob
 import os
 import re
@@ -15,8 +16,29 @@ PALETTE = re.findall(r"--c\d: (#[0-9a-f]{3,6})", open(
     os.path.join(ROOT, "web", "report", "src", "page.css"), encoding="utf-8").read())
 
 
+# Records what the page would download: the browser's own downloads are slow and come in any order.
+DOWNLOADS = """
+  window.saved = [];
+  const blobs = new Map(), make = URL.createObjectURL.bind(URL), click = HTMLAnchorElement.prototype.click;
+  URL.createObjectURL = blob => { const url = make(blob); blobs.set(url, blob); return url; };
+  HTMLAnchorElement.prototype.click = function () {
+    if (!this.download || !blobs.has(this.href)) return click.call(this);
+    blobs.get(this.href).text().then(text => window.saved.push({name: this.download, text}));
+  };
+"""
+
+
 class Browser:
-    """One Chromium for a class of tests: setUpClass opens it, tearDownClass closes it."""
+    """One Chromium for all tests of a process, made when first asked for: two at once cannot be."""
+
+    one = None
+
+    @classmethod
+    def shared(cls):
+        if cls.one is None:
+            cls.one = cls()
+            atexit.register(cls.one.close)
+        return cls.one
 
     def __init__(self):
         chromium = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -36,8 +58,8 @@ class Browser:
     def open(self, test, place, width=1280, dark=False):
         """A page from disk; the test fails on any word on its console and any request to elsewhere."""
         context = self.chromium.new_context(
-            viewport={"width": width, "height": 900}, accept_downloads=True,
-            color_scheme="dark" if dark else "light")
+            viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light")
+        context.add_init_script(DOWNLOADS)
         test.addCleanup(context.close)
         page = context.new_page()
         page.set_default_timeout(120000)  # a busy machine is no failure
@@ -48,6 +70,18 @@ class Browser:
         page.goto("file://" + place)
         page.wait_for_selector("html[data-ready]", state="attached")
         return page
+
+
+def download(page, button):
+    """(name, text) of the file that a button gives."""
+    page.evaluate("() => { window.saved = []; }")
+    button.click()
+    for _ in range(600):  # no wait_for_function: the page's policy forbids eval
+        if page.evaluate("window.saved.length"):
+            break
+        page.wait_for_timeout(50)
+    saved = page.evaluate("window.saved[0]")
+    return saved["name"], saved["text"]
 
 
 def quiet(test, page):

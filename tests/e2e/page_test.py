@@ -9,7 +9,8 @@ import subprocess
 import tempfile
 import unittest
 
-from browser import PALETTE, Browser, charts_have_marks, marks, no_horizontal_scroll, quiet
+from browser import (PALETTE, Browser, charts_have_marks, download, marks, no_horizontal_scroll,
+                     quiet)
 from command_line import ROOT
 
 WEB = os.path.join(ROOT, "web", "report")
@@ -71,8 +72,7 @@ def fill(data):
 class Page(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.browser = Browser()
-        cls.addClassCleanup(cls.browser.close)
+        cls.browser = Browser.shared()
 
     def open(self, data, **how):
         folder = tempfile.mkdtemp(prefix="tessera-page-")
@@ -135,23 +135,19 @@ class Page(unittest.TestCase):
         self.assertFalse(figure.query_selector("table").is_visible())
         n = 0
         for figure in page.query_selector_all("figure[data-kind]"):
-            with page.expect_download() as download:
-                figure.query_selector("text=CSV").click()
-            with open(download.value.path(), encoding="utf-8", newline="") as file:
-                rows = list(csv.reader(io.StringIO(file.read())))
+            name, text = download(page, figure.query_selector("text=CSV"))
+            rows = list(csv.reader(io.StringIO(text)))
             self.assertGreater(len(rows), 1)
             self.assertEqual({len(row) for row in rows}, {len(rows[0])})
-            self.assertTrue(download.value.suggested_filename.endswith(".csv"))
+            self.assertTrue(name.endswith(".csv"))
             for cell in (c for row in rows for c in row):
                 self.assertNotRegex(cell, r"^[=+@]|^-[^0-9.]", "a spreadsheet would run it")
             n += 1
         self.assertEqual(n, 10)
         block = page.query_selector("figure[data-kind=table]")
-        with page.expect_download() as download:
-            block.query_selector("text=CSV").click()
-        with open(download.value.path(), encoding="utf-8", newline="") as file:
-            self.assertEqual(next(r for r in csv.reader(file) if r[0].startswith("plain")),
-                             ["plain, \"quoted\"", "0"])
+        _, text = download(page, block.query_selector("text=CSV"))
+        self.assertEqual(next(r for r in csv.reader(io.StringIO(text)) if r[0].startswith("plain")),
+                         ["plain, \"quoted\"", "0"])
         quiet(self, page)
 
     def test_tables_sort(self):

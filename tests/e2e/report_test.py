@@ -77,10 +77,9 @@ class Report(CommandLine):
     def in_a_browser(self, place):
         """Draws every chart without a word on the console or a request, where there is a Chromium."""
         try:
-            browser = Browser()
+            browser = Browser.shared()
         except unittest.SkipTest:  # page_test.py says so
             return
-        self.addCleanup(browser.close)
         page = browser.open(self, self.path(place), width=360)
         self.assertGreater(len(charts_have_marks(self, page)), 3)
         self.assertIn("<script>alert(", page.text_content("main"))
