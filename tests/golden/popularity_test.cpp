@@ -270,7 +270,7 @@ TEST(ExactTable, ShuffledHistories) {
       options.shuffle_histories = seed;
       return evaluate(*model, data, find_protocol("seq-none"), Split::test, options);
     };
-    constexpr uint64_t kSeeds = 4;
+    constexpr uint64_t kSeeds = 2;
     double hit = 0, ndcg = 0;
     for (uint64_t seed = 0; seed < kSeeds; ++seed) {
       const Evaluation result = ranked("MC1", seed);
