@@ -1,4 +1,3 @@
-
 #include <algorithm>
 #include <memory>
 
@@ -226,6 +225,7 @@ Json document(const Subject& subject, const Evaluation& result) {
 
 void run_evaluate(const Common& common, const Flags& flags) {
   const Log log = make_log(common);
+  if (!common.output.empty()) check_writable(common.output);
   const Subject subject = open_subject(common, flags, log);
   const Dataset& data = *subject.data;
   const Split split = choose_split(flags.split, data);

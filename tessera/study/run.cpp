@@ -320,6 +320,7 @@ RunOutcome run(const RunRequest& request) {
   fs::path dataset = request.dataset, folder = request.output;
   Settings given = request.settings;
   bool look_at_test = request.look_at_test;
+  Json begun;  // the settings of the run that goes on
   if (resuming) {
     folder = request.resume;
     const fs::path path = folder / "config.resolved.json";
@@ -334,6 +335,7 @@ RunOutcome run(const RunRequest& request) {
     if (dataset.empty()) dataset = text_of(config, "dataset", path);
     look_at_test = json_get<bool>(config, "looks_at_test", path.string(), true);
     Settings stored = settings_from(config, path);
+    begun = config["settings"];
     stored.insert(stored.end(), request.settings.begin(), request.settings.end());
     given = std::move(stored);
     const bool finished = fs::exists(folder / "results.json");
@@ -348,7 +350,7 @@ RunOutcome run(const RunRequest& request) {
   const TrainSettings& train = checked.settings.train_settings;
   if (!look_at_test) data.test = {};
   if (resuming) {
-    check_resumed(read_json(folder / "config.resolved.json")["settings"], checked.settings, folder);
+    check_resumed(begun, checked.settings, folder);
     check_same_rows(folder, dataset, data);
   } else {
     if (folder.empty()) folder = default_folder(checked.info->name, data.name, train.seed);

@@ -224,8 +224,9 @@ std::string split_words(const Json& about) {
 
 Json feature_hashes(const fs::path& dataset, const std::vector<std::vector<std::string>>& asked) {
   Json out = Json::object();
+  if (asked.empty()) return out;
+  const Json manifest = read_manifest(dataset);
   for (const auto& modalities : std::set<std::vector<std::string>>(asked.begin(), asked.end())) {
-    const Json manifest = read_manifest(dataset);
     for (const auto& [name, entry] : manifest.items()) {
       const bool read =
           modalities.empty()

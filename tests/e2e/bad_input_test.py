@@ -87,7 +87,8 @@ class BadInteractions(CommandLine):
         before = sorted(os.listdir(self.folder))
         for place, why in (("file/out", r"file is no folder"), ("/proc/out", r"/proc: ")):
             for call in (["import", "events.tsv"], ["train", "-m", "Popularity", "-d", "data"],
-                         ["recommend", "run", "--users", "u1"], ["report", "run"]):
+                         ["recommend", "run", "--users", "u1"], ["report", "run"],
+                         ["evaluate", "run", "--per-user"]):
                 self.fails(2, rf"cannot write .*{place}: .*{why}.*; choose another -o", *call, "-o", place)
         self.assertEqual(sorted(os.listdir(self.folder)), before)
 
