@@ -15,9 +15,10 @@ torch::Tensor int64_of(const std::vector<int64_t>& values) {
 }  // namespace
 
 Sampler::Sampler(const Dataset& data, const BatchSpec& spec, int64_t batch_size,
-                 const Random& random)
+                 const Random& random, bool distinct)
     : data_(data),
       spec_(spec),
+      distinct_(distinct),
       batch_size_(batch_size),
       order_(random.stream("order")),
       negatives_(random.stream("negatives")),
@@ -113,7 +114,7 @@ Batch Sampler::batch(int64_t index, int64_t step) const {
   out.epoch = epoch_;
   if (out.users.defined()) {
     draw_negatives(out, step);
-    index_distinct(out);
+    if (distinct_) index_distinct(out);
   }
   return out;
 }

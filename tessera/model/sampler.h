@@ -11,7 +11,9 @@ namespace tessera {
 /// does not depend on those before it nor on threads.
 class Sampler {
  public:
-  Sampler(const Dataset& data, const BatchSpec& spec, int64_t batch_size, const Random& random);
+  /// `distinct`: batches of pairs also list their distinct rows, with inverses.
+  Sampler(const Dataset& data, const BatchSpec& spec, int64_t batch_size, const Random& random,
+          bool distinct = true);
 
   void begin_epoch(int64_t epoch);
   int64_t n_batches() const { return n_batches_; }
@@ -34,6 +36,7 @@ class Sampler {
 
   const Dataset& data_;
   BatchSpec spec_;
+  bool distinct_;
   int64_t batch_size_, n_batches_ = 0, epoch_ = 0, n_left_out_ = 0;
   Random order_, negatives_, users_random_, positives_random_;
   std::vector<int32_t> pair_users_, pair_items_, trained_items_, active_users_;

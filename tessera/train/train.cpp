@@ -7,6 +7,7 @@
 
 #include "tessera/base/error.h"
 #include "tessera/base/files.h"
+#include "tessera/model/own_step.h"
 #include "tessera/model/sampler.h"
 #include "tessera/train/checkpoint.h"
 
@@ -71,6 +72,8 @@ class Training {
       write_last();
     };
     watch_.text = config.log;
+    own_ = dynamic_cast<OwnStep*>(&model);
+    if (own_ && !own_->steps_itself()) own_ = nullptr;
     const bool own_epochs = settings_.epochs_given || settings_.epochs != TrainSettings{}.epochs;
     max_epochs_ = own_epochs ? settings_.epochs : config.protocol.epochs;
   }
@@ -314,7 +317,8 @@ class Training {
   }
 
   void epochs() {
-    Sampler sampler(data_, model_.batch_spec(), settings_.train_batch_size, Random(settings_.seed));
+    Sampler sampler(data_, model_.batch_spec(), settings_.train_batch_size, Random(settings_.seed),
+                    own_ == nullptr);
     if (sampler.n_left_out() > 0) {
       config_.log.warn("{} train rows left out: their user has every trained item",
                        sampler.n_left_out());
@@ -383,10 +387,12 @@ class Training {
       }
       const Batch batch = sampler.batch(index, ++step_);
       model_.before_step(batch);
-      Loss loss = model_.loss(batch);
+      Loss loss = own_ ? own_->step(batch) : model_.loss(batch);
       check_finite(loss);
-      loss.total.backward();
-      optimise();
+      if (!own_) {
+        loss.total.backward();
+        optimise();
+      }
       total += loss.total.item<double>();
       sums.resize(loss.parts.size());
       for (size_t p = 0; p < loss.parts.size(); ++p) {
@@ -536,6 +542,7 @@ class Training {
   }
 
   Model& model_;
+  OwnStep* own_ = nullptr;  // the model, where it takes its steps itself
   const Dataset& data_;
   const TrainConfig& config_;
   const TrainSettings& settings_;

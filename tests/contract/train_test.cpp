@@ -247,5 +247,31 @@ TEST(Training, ThreadsDoNotChangeTheStart) {
   EXPECT_NEAR(losses[0], losses[1], 1e-5);
 }
 
+TEST(Training, BprBySgdLearnsResumesAndIgnoresThreads) {
+  const Dataset data = learning_data();
+  const ModelInfo& bpr = find_model("BPR");
+  const Settings sgd = {
+      {"optimizer", "sgd", "test"}, {"learning_rate", 0.05, "test"}, {"epochs", 20, "test"}};
+  torch::set_num_threads(1);
+  const fs::path whole = scratch("sgd_whole"), broken = scratch("sgd_broken");
+  Trained one(bpr, data, sgd, whole);
+  torch::set_num_threads(2);
+  EXPECT_TRUE(torch::equal(one.scores(), Trained(bpr, data, sgd).scores()));
+  Trained popularity(find_model("Popularity"), data, {});
+  EXPECT_GE(one.result.test->value("recall@20"), 1.5 * popularity.result.test->value("recall@20"));
+  struct Killed {};
+  EXPECT_THROW(Trained(bpr, data, sgd, broken, false,
+                       [](int64_t epoch) {
+                         if (epoch == 7) throw Killed{};
+                       }),
+               Killed);
+  EXPECT_TRUE(torch::equal(one.scores(), Trained(bpr, data, sgd, broken, true).scores()));
+  for (const auto& other : Settings{{"reg", "norm", "test"}, {"clip_grad_norm", 1, "test"}}) {
+    Settings mixed = sgd;
+    mixed.push_back(other);
+    EXPECT_THROW(Trained(bpr, data, mixed), InputError) << other.name;
+  }
+}
+
 }  // namespace
 }  // namespace tessera
