@@ -343,6 +343,10 @@ std::vector<std::string> Fields::targets_of(const std::string& name) const {
 bool Fields::knows(const std::string& name) const { return !targets_of(name).empty(); }
 
 void Fields::apply(const Settings& settings) {
+  std::vector<std::string> explicitly;
+  for (const auto& setting : settings) {
+    for (const auto& target : targets_of(setting.name)) explicitly.push_back(target);
+  }
   auto set_all = [&](bool only_preset_names) {
     for (const auto& setting : settings) {
       for (const auto& target : targets_of(setting.name)) {
@@ -359,7 +363,9 @@ void Fields::apply(const Settings& settings) {
   for (const auto& preset : presets_) {
     if (find(preset.name)->get() != Json(preset.value)) continue;
     for (const auto& [name, value] : preset.values) {
+      if (!knows(name)) global_default(name, value);  // a setting of the training
       for (const auto& target : targets_of(name)) {
+        if (std::find(explicitly.begin(), explicitly.end(), target) != explicitly.end()) continue;
         find(target)->set(value);
         find(target)->origin = preset.name + "=" + preset.value;
       }

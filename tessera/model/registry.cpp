@@ -54,6 +54,7 @@ RunSettings resolve_settings(const ModelInfo& model, const Settings& given) {
   Fields shared("train");
   out.train_settings.describe(shared);
   refuse_unknown(given, {&own, &shared}, model.name);
+  own.apply(given);  // presets may name settings of the training
   Settings all;
   for (const auto& [name, value] : own.global_defaults()) {
     all.push_back({name, value, model.name + " default"});

@@ -35,6 +35,35 @@ void SequenceSettings::describe(Fields& f) {
   f.global_default("train_batch_size", 128);
 }
 
+torch::Tensor ItemRows::rows(const torch::Tensor& items) {
+  if (!lazy()) return gather_rows(*whole_, items);
+  return leaf_.defined() ? gather_rows(leaf_, places(items)) : lazy_->rows(items);
+}
+
+void ItemRows::begin(const std::vector<torch::Tensor>& read) {
+  place_.assign(static_cast<size_t>(lazy_->n_rows()), -1);
+  for (const auto& items : read) {
+    const auto* item = items.const_data_ptr<int64_t>();
+    for (int64_t i = 0; i < items.numel(); ++i) place_[static_cast<size_t>(item[i])] = 0;
+  }
+  std::vector<int64_t> distinct;
+  for (size_t item = 0; item < place_.size(); ++item) {
+    if (place_[item] < 0) continue;
+    place_[item] = static_cast<int64_t>(distinct.size());
+    distinct.push_back(static_cast<int64_t>(item));
+  }
+  leaf_ = lazy_->gather(torch::tensor(distinct, torch::kInt64));
+}
+
+torch::Tensor ItemRows::places(const torch::Tensor& items) const {
+  const auto from = items.contiguous();
+  auto out = torch::empty_like(from);
+  const auto* item = from.const_data_ptr<int64_t>();
+  auto* to = out.mutable_data_ptr<int64_t>();
+  for (int64_t i = 0; i < out.numel(); ++i) to[i] = place_[static_cast<size_t>(item[i])];
+  return out;
+}
+
 SequenceModel::SequenceModel(const SequenceSettings& settings, const Context& context)
     : Model(context), sequence_(settings) {}
 
@@ -54,6 +83,13 @@ MakeParameter SequenceModel::maker() {
   };
 }
 
+ItemRows& SequenceModel::item_rows(torch::Tensor initial, bool read_whole) {
+  const bool whole = sequence_.loss == "ce" || read_whole;
+  item_rows_.emplace(whole ? &parameter("item_embedding", std::move(initial)) : nullptr,
+                     whole ? nullptr : &table("item_embedding", std::move(initial)));
+  return *item_rows_;
+}
+
 Pass SequenceModel::pass_of(const Batch& batch) const {
   Pass pass;
   pass.offsets = batch.rows.offsets;
@@ -70,28 +106,27 @@ torch::Tensor SequenceModel::row_vectors(const torch::Tensor& items, const Pass&
 Loss SequenceModel::loss(const Batch& batch) {
   const auto items = batch.rows.items.to(torch::kInt64);
   const Pass pass = pass_of(batch);
-  const int64_t n_rows = batch.rows.n_rows();
-  const auto rows = torch::arange(n_rows, torch::kInt64);
-  torch::Tensor vectors, row_of;
-  if (sequence_.rows != "prefix") {  // a target at every slot
-    vectors = encode(items, pass);
-    row_of = rows.repeat_interleave(batch.rows.offsets.diff());
-  } else {
-    vectors = row_vectors(items, pass);
-    row_of = rows;
-  }
+  const bool every_slot = sequence_.rows != "prefix";  // has a target
+  auto row_of = torch::arange(batch.rows.n_rows(), torch::kInt64);
+  if (every_slot) row_of = row_of.repeat_interleave(batch.rows.offsets.diff());
+  torch::Tensor sampled;
+  if (sequence_.loss != "ce") sampled = negatives(row_of, batch);
+  const bool lazy = item_rows_ && item_rows_->lazy();
+  if (lazy) item_rows_->begin({items, batch.targets, sampled});
+  const auto vectors = every_slot ? encode(items, pass) : row_vectors(items, pass);
   Loss out;
-  out.total = item_loss(vectors, batch.targets, row_of, batch);
+  out.total = item_loss(vectors, batch.targets, row_of, sampled);
   out.parts.emplace_back(sequence_.loss, out.total);
+  if (lazy) item_rows_->end();
   return out;
 }
 
-torch::Tensor SequenceModel::item_loss(const torch::Tensor& vectors, const torch::Tensor& targets,
-                                       const torch::Tensor& row_of, const Batch& batch) {
-  const auto items = candidates();
-  if (sequence_.loss == "ce") return softmax_loss(vectors, items, targets, candidate_bias());
+torch::Tensor SequenceModel::item_loss(const torch::Tensor& vectors, torch::Tensor targets,
+                                       const torch::Tensor& row_of, torch::Tensor sampled) {
+  if (sequence_.loss == "ce") {
+    return softmax_loss(vectors, candidates(), targets, candidate_bias());
+  }
   TORCH_CHECK(!candidate_bias().defined(), "sampled losses know no bias");
-  const auto sampled = negatives(row_of, batch);
   const int64_t k = sampled.size(1);
   SampledLoss kind;
   if (sequence_.loss == "sampled_softmax") {
@@ -108,6 +143,14 @@ torch::Tensor SequenceModel::item_loss(const torch::Tensor& vectors, const torch
   torch::Tensor group_of = row_of;
   if (sequence_.neg_share == "batch") group_of = torch::zeros_like(row_of);
   if (sequence_.neg_share == "position") group_of = torch::arange(row_of.size(0), torch::kInt64);
+  torch::Tensor items;
+  if (item_rows_ && item_rows_->lazy()) {
+    items = item_rows_->gathered();
+    targets = item_rows_->places(targets);
+    sampled = item_rows_->places(sampled);
+  } else {
+    items = candidates();
+  }
   return sampled_loss(vectors, items, targets, sampled, group_of, kind);
 }
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -19,6 +20,31 @@ struct SequenceSettings {
 
   /// Also 128 rows as the default batch.
   void describe(Fields& f);
+};
+
+/// The embeddings of the items, [n_items, d]. Where a step's loss reads every row they are one
+/// tensor; where it reads few (sampled losses) a lazily updated table, of which a step gathers what
+/// it reads, once. Both give the same bits.
+class ItemRows {
+ public:
+  ItemRows(torch::Tensor* whole, RowTable* lazy) : whole_(whole), lazy_(lazy) {}
+  bool lazy() const { return lazy_ != nullptr; }
+  /// Rows of items int64 [n], repeats allowed; with gradient if they are one tensor or in a step.
+  torch::Tensor rows(const torch::Tensor& items);
+  /// The whole table, for losses over all items and for ranking.
+  const torch::Tensor& all() { return lazy() ? lazy_->value() : *whole_; }
+
+  /// A lazy table's step: gathers the distinct items of `read` (int64, any shape) in rising order.
+  void begin(const std::vector<torch::Tensor>& read);
+  const torch::Tensor& gathered() const { return leaf_; }
+  torch::Tensor places(const torch::Tensor& items) const;  ///< of items in gathered()
+  void end() { leaf_ = torch::Tensor(); }
+
+ private:
+  torch::Tensor* whole_;
+  RowTable* lazy_;
+  torch::Tensor leaf_;
+  std::vector<int64_t> place_;  // by item, -1 where the step does not read it
 };
 
 /// A model that scores a history: the next item from the items before it, oldest first. Users
@@ -44,17 +70,21 @@ class SequenceModel : public Model {
   virtual torch::Tensor row_vectors(const torch::Tensor& items, const Pass& pass);
 
   Pass pass_of(const Batch& batch) const;
-  /// The chosen loss of vectors [P, d] against targets [P]; row_of int64 [P], rising, is the row of
-  /// `batch` that a vector belongs to.
-  torch::Tensor item_loss(const torch::Tensor& vectors, const torch::Tensor& targets,
-                          const torch::Tensor& row_of, const Batch& batch);
   MakeParameter maker();
+  /// The trained item embeddings "item_embedding"; once. `read_whole`: candidates() reads more than
+  /// the rows of a sampled loss.
+  ItemRows& item_rows(torch::Tensor initial, bool read_whole = false);
 
   const SequenceSettings sequence_;
 
  private:
+  /// The chosen loss of vectors [P, d] against targets [P]; row_of int64 [P], rising, is the row of
+  /// the batch that a vector belongs to; `sampled` are its negatives, undefined under ce.
+  torch::Tensor item_loss(const torch::Tensor& vectors, torch::Tensor targets,
+                          const torch::Tensor& row_of, torch::Tensor sampled);
   torch::Tensor negatives(const torch::Tensor& row_of, const Batch& batch) const;
 
+  std::optional<ItemRows> item_rows_;
   torch::Tensor counts_;  // train rows by item, made when first needed
 };
 

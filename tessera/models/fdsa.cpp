@@ -42,7 +42,7 @@ class Fdsa : public SequenceModel {
   Fdsa(const Config& config, const Context& context)
       : SequenceModel(config.sequence, context),
         config_(config),
-        items_(parameter("item_embedding", table_of("item", data_.n_items))),
+        items_(item_rows(table_of("item", data_.n_items))),
         positions_(parameter("position_embedding", table_of("position", sequence_.max_length))) {
     const int64_t d = config.embedding_size;
     if (d % config.n_heads != 0) {
@@ -103,13 +103,12 @@ class Fdsa : public SequenceModel {
     const auto input = [&](const torch::Tensor& x, const LayerNorm& norm, const char* name) {
       return dropout(norm(x + where), config_.hidden_dropout, pass, name);
     };
-    const auto by_item =
-        item_encoder_(input(gather_rows(items_, items), item_norm_, "items"), pass);
+    const auto by_item = item_encoder_(input(items_.rows(items), item_norm_, "items"), pass);
     const auto by_field = field_encoder_(input(known, field_norm_, "fields"), pass);
     return dropout(last_norm_(join_(torch::cat({by_item, by_field}, 1))), config_.hidden_dropout,
                    pass, "join");
   }
-  torch::Tensor candidates() override { return items_; }
+  torch::Tensor candidates() override { return items_.all(); }
 
  private:
   /// A modality, or a column: the categories of each item as rows of a table.
@@ -191,7 +190,7 @@ class Fdsa : public SequenceModel {
   }
 
   const Config config_;
-  torch::Tensor& items_;      // [n_items, d]
+  ItemRows& items_;           // [n_items, d]
   torch::Tensor& positions_;  // [max_length, d]
   std::vector<Field> fields_;
   Linear mix_hidden_, join_;

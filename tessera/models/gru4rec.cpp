@@ -27,19 +27,19 @@ class Gru4Rec : public SequenceModel {
   Gru4Rec(const Config& config, const Context& context)
       : SequenceModel(config.sequence, context),
         config_(config),
-        items_(parameter("item_embedding", xavier_normal(data_.n_items, config.embedding_size,
-                                                         random_.stream("init.item")))),
+        items_(item_rows(
+            xavier_normal(data_.n_items, config.embedding_size, random_.stream("init.item")))),
         encoder_("encoder", config.embedding_size, config.hidden_size, maker(), random_) {}
 
  protected:
   torch::Tensor encode(const torch::Tensor& items, const Pass& pass) override {
-    return encoder_(dropout(gather_rows(items_, items), config_.dropout, pass, "input"), pass);
+    return encoder_(dropout(items_.rows(items), config_.dropout, pass, "input"), pass);
   }
-  torch::Tensor candidates() override { return items_; }
+  torch::Tensor candidates() override { return items_.all(); }
 
  private:
   const Config config_;
-  torch::Tensor& items_;  // [n_items, d]
+  ItemRows& items_;  // [n_items, d]
   GruEncoder encoder_;
 };
 

@@ -1,4 +1,6 @@
 #include <algorithm>
+#include <array>
+#include <chrono>
 #include <cmath>
 #include <limits>
 
@@ -21,10 +23,10 @@ class Kdsr : public SequenceModel {
  public:
   struct Config {
     SequenceSettings sequence;
-    std::string variant = "code", host = "gru4rec", candidate = "id";
+    std::string variant = "code", host = "gru4rec", candidate = "id", start = "codes";
     int64_t embedding_size = 128, n_layers = 2, n_heads = 1;
     double dropout = 0.4, host_dropout = 0.5, edge_dropout = 0.2;
-    bool ae = true, center_codes = false;
+    bool dropout_on_scores = false, ae = true, center_codes = false;
     std::string ae_input = "raw";
     int64_t ae_epochs = 500, n_parts = 8, n_codes = 50, code_pairs = 2000000;
     std::vector<double> skd_weight = {4}, ckd_weight = {0.5};
@@ -58,6 +60,13 @@ class Kdsr : public SequenceModel {
       f.add("dropout", dropout, "rate on the gated vectors", between(0, 0.95));
       f.add("host_dropout", host_dropout, "rate inside the sasrec host", between(0, 0.95));
       f.add("edge_dropout", edge_dropout, "rate on the rgat host's weights", between(0, 0.95));
+      f.add(
+          "dropout_on_scores", dropout_on_scores,
+          "rgat drops scores before the softmax, those without an edge too, as released code does");
+      f.choice("start", start,
+               "what the modality vectors start as: codes, random rows, or no table but a trained "
+               "two-layer network over the features",
+               {"codes", "mlp", "random"});
       f.add("ae", ae, "codes from an auto-encoder; false: the features, which must be that wide");
       f.choice("ae_input", ae_input,
                "features as given, or less their mean and over one standard deviation",
@@ -95,6 +104,7 @@ class Kdsr : public SequenceModel {
       f.preset("variant", "ratio20",
                {{"host", "rgat"}, {"rows", "prefix"}, {"rate_drop_epoch", 40}});
       f.preset("host", "rgat", {{"rows", "prefix"}});
+      f.preset("rows", "prefix", {{"train_batch_size", 256}});
     }
 
     static std::vector<Ablation> ablations(const std::vector<std::string>& modalities) {
@@ -115,8 +125,8 @@ class Kdsr : public SequenceModel {
   Kdsr(const Config& config, const Context& context)
       : SequenceModel(config.sequence, context),
         config_(config),
-        items_(parameter("item_embedding",
-                         normal(data_.n_items, config.embedding_size, 0, 0.02, init("item")))) {
+        items_(item_rows(normal(data_.n_items, config.embedding_size, 0, 0.02, init("item")),
+                         config.candidate == "fused")) {
     check_settings();
     const int64_t d = config.embedding_size;
     gate_hidden_ = Linear("gate.hidden", d, d, maker(), random_);
@@ -145,7 +155,22 @@ class Kdsr : public SequenceModel {
       Modality& m = modalities_.back();
       m.name = feature.name;
       m.present = feature.present();
-      m.table = &table(m.name + ".table", torch::zeros({data_.n_items, d}));
+      m.feature = &feature;
+      if (config.start == "mlp") {
+        const auto family = [&](const char* part) { return init(m.name + ".map." + part); };
+        const int64_t wide = feature.width();
+        m.map = {&parameter(m.name + ".map1.weight", linear_default_weight(d, wide, family("w1"))),
+                 &parameter(m.name + ".map1.bias", linear_default_bias(wide, d, family("b1"))),
+                 &parameter(m.name + ".map2.weight", linear_default_weight(d, d, family("w2"))),
+                 &parameter(m.name + ".map2.bias", linear_default_bias(d, d, family("b2")))};
+      } else {
+        auto rows = torch::zeros({data_.n_items, d});
+        if (config.start == "random") {
+          rows = normal(data_.n_items, d, 0, 0.02, init(m.name)) *
+                 m.present.to(torch::kFloat).unsqueeze(1);
+        }
+        m.table = &table(m.name + ".table", rows);
+      }
       const bool usable = m.present.sum().item<int64_t>() >= 2;
       m.skd_weight = usable ? weight_of(config.skd_weight, k, "skd_weight") : 0;
       m.ckd_weight = usable ? weight_of(config.ckd_weight, k, "ckd_weight") : 0;
@@ -166,6 +191,7 @@ class Kdsr : public SequenceModel {
 
   Abilities abilities() const override {
     return {.uses_features = true,
+            .score_reads_features = config_.start == "mlp",
             .ranks_cold_items = config_.candidate == "fused",
             .takes_histories = true};
   }
@@ -183,7 +209,9 @@ class Kdsr : public SequenceModel {
     ParameterGroup slow = groups[0];
     slow.name = "modalities";
     slow.tensors.clear();
-    groups[0].tables.clear();
+    std::erase_if(slow.tables, [&](const auto& table) { return !is_modality(table.second); });
+    std::erase_if(groups[0].tables, [&](const auto& table) { return is_modality(table.second); });
+    if (slow.tables.empty()) return groups;
     const double gamma = config_.async_gamma;
     const auto steps = config_.async_steps;
     const bool constant = config_.async_lr == "constant";
@@ -199,24 +227,31 @@ class Kdsr : public SequenceModel {
     return groups;
   }
 
+  /// Goes on where a checkpoint found it: inside an auto-encoder, or after a part.
   void prepare(const Watch& watch) override {
-    for (size_t k = 0; k < modalities_.size(); ++k) {
-      Modality& m = modalities_[k];
-      m.codes = torch::zeros({data_.n_items, config_.embedding_size});
+    for (auto& m : modalities_) {
       const auto places = m.present.nonzero().flatten();
-      if (places.numel() > 0) {
-        m.codes.index_copy_(0, places, encode_features(data_.features[k], places, watch));
+      if (!m.codes.defined()) {
+        auto codes = torch::zeros({data_.n_items, config_.embedding_size});
+        if (places.numel() > 0) {
+          const auto found = encode_features(m, places, watch);
+          if (!found.defined()) return;
+          codes.index_copy_(0, places, found);
+        }
+        m.codes = codes;
+        watch.checkpoint();
       }
-      if (watch.stop_requested()) return;
-      *m.table = RowTable(m.codes.clone());
-      if (places.numel() < 2) continue;
+      if (config_.start == "codes") *m.table = RowTable(m.codes.clone());
+      if (places.numel() < 2 || m.centroids.defined()) continue;
       Correlation teacher(m.codes, m.present, config_.n_parts, config_.center_codes);
       teacher.fit(config_.n_codes, config_.code_pairs, random_.stream("codebook." + m.name));
       m.centroids = teacher.centroids();
       m.mean = teacher.mean;
       m.spread = teacher.spread;
-      report(m, teacher);
+      report(m, teacher, watch);
       m.teacher = std::move(teacher);
+      watch.checkpoint();
+      if (watch.stop_requested()) return;
     }
   }
 
@@ -227,6 +262,14 @@ class Kdsr : public SequenceModel {
       state.add(m.name + ".centroids", m.centroids, Role::frozen);
       state.add(m.name + ".mean", m.mean, Role::frozen);
       state.add(m.name + ".spread", m.spread, Role::frozen);
+      AutoEncoder& ae = m.ae;
+      for (size_t i = 0; i < ae.weights.size(); ++i) {
+        state.add(fmt::format("{}.ae.{}", m.name, i), ae.weights[i], Role::inner);
+      }
+      state.add(m.name + ".ae.adam", ae.adam, Role::inner);
+      state.add(m.name + ".ae.epoch", ae.epoch, Role::inner);
+      state.add(m.name + ".ae.misses", ae.misses, Role::inner);
+      state.add(m.name + ".ae.best", ae.best, Role::inner);
     }
   }
 
@@ -263,7 +306,7 @@ class Kdsr : public SequenceModel {
   }
 
   torch::Tensor candidates() override {
-    if (config_.candidate == "id") return items_;
+    if (config_.candidate == "id") return items_.all();
     if (in_loss_) return fused_of_all(current_);
     if (!fused_.defined()) fused_ = mixed(everything(false)).h;
     return fused_;
@@ -272,10 +315,21 @@ class Kdsr : public SequenceModel {
   void forget() override { fused_ = torch::Tensor(); }
 
  private:
+  /// An auto-encoder that is being fitted; its tensors are let go when its codes are made.
+  struct AutoEncoder {
+    std::array<torch::Tensor, 4> weights;  // encoder [d, wide], [d]; decoder [wide, d], [wide]
+    DenseAdam adam;
+    int64_t epoch = 0, misses = 0;
+    double best = -1;  // smallest loss of every tenth epoch; -1: none yet
+  };
+
   struct Modality {
     std::string name;
-    torch::Tensor present;      // bool [n_items]
-    RowTable* table = nullptr;  // [n_items, d], e_a
+    const Feature* feature = nullptr;
+    torch::Tensor present;                   // bool [n_items]
+    RowTable* table = nullptr;               // [n_items, d], e_a; start = mlp: none, but
+    std::array<torch::Tensor*, 4> map = {};  // the network's weights and biases
+    AutoEncoder ae;
     double skd_weight = 0, ckd_weight = 0;
     Linear student1, student2;     // g_phi
     Linear code_hidden, code_out;  // the code head
@@ -346,34 +400,43 @@ class Kdsr : public SequenceModel {
   // --- teacher -----------------------------------------------------------------------------
 
   /// Codes of the items that have the feature: sigmoid(W m + b) of an auto-encoder trained on them.
-  torch::Tensor encode_features(const Feature& feature, const torch::Tensor& places,
+  /// Undefined where a stop was asked for before they were made.
+  torch::Tensor encode_features(Modality& m, const torch::Tensor& places,
                                 const Watch& watch) const {
-    torch::Tensor rows = feature.gather(places);
+    torch::Tensor rows = m.feature->gather(places);
     if (!config_.ae) return rows;
     if (config_.ae_input == "scaled") {
       rows = rows - rows.mean(0);
       rows = rows / rows.square().mean().sqrt().clamp_min(1e-12);
     }
     const int64_t n = rows.size(0), wide = rows.size(1), d = config_.embedding_size;
-    const auto family = [&](const char* part) { return init(feature.name + ".ae." + part); };
-    std::vector<torch::Tensor> weights = {linear_default_weight(d, wide, family("encoder")),
-                                          linear_default_bias(wide, d, family("encoder_bias")),
-                                          linear_default_weight(wide, d, family("decoder")),
-                                          linear_default_bias(d, wide, family("decoder_bias"))};
+    AutoEncoder& ae = m.ae;
+    auto& weights = ae.weights;
+    if (!weights[0].defined()) {
+      const auto family = [&](const char* part) { return init(m.name + ".ae." + part); };
+      weights = {linear_default_weight(d, wide, family("encoder")),
+                 linear_default_bias(wide, d, family("encoder_bias")),
+                 linear_default_weight(wide, d, family("decoder")),
+                 linear_default_bias(d, wide, family("decoder_bias"))};
+    }
     for (auto& w : weights) w.set_requires_grad(true);
     const auto encoded = [&](const torch::Tensor& x) {
       return torch::addmm(weights[1], x, weights[0].t()).sigmoid();
     };
-    DenseAdam adam;
     AdamOptions rule;
     rule.learning_rate = [](int64_t) { return 1e-3; };
     const Progress bar =
-        watch.progress(fmt::format("codes of {}", feature.name), config_.ae_epochs);
-    double best = std::numeric_limits<double>::infinity();
-    int64_t misses = 0;
+        watch.progress(fmt::format("codes of {}", m.name), config_.ae_epochs - ae.epoch);
+    using Clock = std::chrono::steady_clock;
+    auto saved = Clock::now();
     const torch::AutoGradMode with_gradients(true);
-    for (int64_t epoch = 0; epoch < config_.ae_epochs && misses < 4; ++epoch) {
-      if (watch.stop_requested()) break;
+    while (ae.epoch < config_.ae_epochs && ae.misses < 4) {
+      const bool stop = watch.stop_requested();
+      if (stop || Clock::now() - saved > std::chrono::seconds(20)) {
+        watch.checkpoint();
+        saved = Clock::now();
+      }
+      if (stop) return {};
       double total = 0;
       for (int64_t begin = 0; begin < n; begin += 256) {
         const auto x = rows.slice(0, begin, std::min<int64_t>(begin + 256, n));
@@ -381,23 +444,33 @@ class Kdsr : public SequenceModel {
             (torch::addmm(weights[3], encoded(x), weights[2].t()) - x).square().mean();
         loss.backward();
         for (size_t i = 0; i < weights.size(); ++i) {
-          adam.step(std::to_string(i), weights[i], weights[i].grad(), rule);
+          ae.adam.step(std::to_string(i), weights[i], weights[i].grad(), rule);
           weights[i].mutable_grad().reset();
         }
         total += loss.item<double>() * static_cast<double>(x.size(0));
       }
       bar.advance(1);
-      if ((epoch + 1) % 10 != 0) continue;
-      misses = total < best ? 0 : misses + 1;
-      best = std::min(best, total);
+      if (++ae.epoch % 10 != 0) continue;
+      const bool better = ae.best < 0 || total < ae.best;
+      ae.misses = better ? 0 : ae.misses + 1;
+      if (better) ae.best = total;
     }
     const torch::NoGradGuard no_grad;
-    return encoded(rows);
+    const auto codes = encoded(rows);
+    ae.weights = {};
+    ae.adam.moments().clear();
+    return codes;
   }
 
-  void report(const Modality& m, const Correlation& teacher) const {
+  void report(const Modality& m, const Correlation& teacher, const Watch& watch) const {
     const double most = std::log(static_cast<double>(config_.n_codes));
-    log_.info(
+    watch.log({{"event", "teacher"},
+               {"modality", m.name},
+               {"mean", teacher.mean},
+               {"spread", teacher.spread},
+               {"entropy", teacher.entropy},
+               {"largest_share", teacher.largest_share}});
+    watch.text.info(
         "{}: correlation of codes {:.3f} +- {:.3f}; codebook entropy {:.2f} of {:.2f}, largest "
         "share {:.2f}",
         m.name, teacher.mean, teacher.spread, teacher.entropy, most, teacher.largest_share);
@@ -410,8 +483,9 @@ class Kdsr : public SequenceModel {
           m.name, teacher.entropy, most);
     }
     if (teacher.spread < 0.01) {
-      log_.warn("{}: correlations hardly differ (deviation {:.4f}); see center_codes, ae_input",
-                m.name, teacher.spread);
+      watch.text.warn(
+          "{}: correlations hardly differ (deviation {:.4f}); see center_codes, ae_input", m.name,
+          teacher.spread);
     }
     if (config_.skd_form == "paper" && m.skd_weight > 0) {
       double rows = 0, distinct = 0;
@@ -428,8 +502,8 @@ class Kdsr : public SequenceModel {
       const double spread = std::max(teacher.spread, 1e-9);
       const double suggested = config_.standardise ? 4 * nbar * spread / 0.083
                                                    : 4 * nbar / (2 * g * g * config_.tau * spread);
-      log_.info("{}: skd_weight {:.3g} would pull as hard as 4 does with skd_form = code", m.name,
-                suggested);
+      watch.text.info("{}: skd_weight {:.3g} would pull as hard as 4 does with skd_form = code",
+                      m.name, suggested);
     }
   }
 
@@ -447,9 +521,28 @@ class Kdsr : public SequenceModel {
     Step step;
     step.nodes = torch::arange(data_.n_items, torch::kInt64);
     for (auto& m : modalities_) {
-      step.e.push_back(with_gradient ? m.table->gather(step.nodes) : m.table->value());
+      if (m.table != nullptr) {
+        step.e.push_back(with_gradient ? m.table->gather(step.nodes) : m.table->value());
+        continue;
+      }
+      constexpr int64_t kRows = 8192;  // bounds the features in memory
+      std::vector<torch::Tensor> parts;
+      for (const auto& nodes : step.nodes.split(kRows)) parts.push_back(mapped(m, nodes));
+      step.e.push_back(torch::cat(parts));
     }
     return step;
+  }
+
+  /// start = mlp: W2 ReLU(W1 m + b1) + b2, zero where the item lacks the modality.
+  static torch::Tensor mapped(const Modality& m, const torch::Tensor& nodes) {
+    const auto hidden = torch::addmm(*m.map[1], m.feature->gather(nodes), m.map[0]->t()).relu();
+    return torch::addmm(*m.map[3], hidden, m.map[2]->t()) *
+           m.present.index_select(0, nodes).to(torch::kFloat).unsqueeze(1);
+  }
+
+  bool is_modality(const RowTable* table) const {
+    return std::any_of(modalities_.begin(), modalities_.end(),
+                       [&](const Modality& m) { return m.table == table; });
   }
 
   Step look_up(const torch::Tensor& items, bool with_gradient) {
@@ -468,13 +561,15 @@ class Kdsr : public SequenceModel {
       return step;
     }
     for (auto& m : modalities_) {
-      step.e.push_back(with_gradient ? m.table->gather(step.nodes) : m.table->rows(step.nodes));
+      step.e.push_back(m.table == nullptr ? mapped(m, step.nodes)
+                       : with_gradient    ? m.table->gather(step.nodes)
+                                          : m.table->rows(step.nodes));
     }
     return step;
   }
 
   Mixed mixed(const Step& step) {
-    std::vector<torch::Tensor> inputs = {gather_rows(items_, step.nodes)}, present = {{}};
+    std::vector<torch::Tensor> inputs = {items_.rows(step.nodes)}, present = {{}};
     for (size_t k = 0; k < modalities_.size(); ++k) {
       inputs.push_back(step.e[k]);
       present.push_back(modalities_[k].present.index_select(0, step.nodes));
@@ -535,8 +630,11 @@ class Kdsr : public SequenceModel {
         mark(u, v, 2);
         mark(v, u, 3);
       }
-      for (int64_t t = 0; t < widest; ++t) own[t * widest + t] = 1;
       const int64_t size = begins[static_cast<size_t>(row) + 1] - begins[static_cast<size_t>(row)];
+      for (int64_t t = 0; t < widest; ++t) {
+        std::fill(own + t * widest + size, own + (t + 1) * widest, -1);
+        own[t * widest + t] = 1;
+      }
       for (int64_t t = 0; t < size; ++t) {
         pad[row * widest + t] =
             row_nodes[static_cast<size_t>(begins[static_cast<size_t>(row)] + t)];
@@ -547,16 +645,17 @@ class Kdsr : public SequenceModel {
       before.push_back(begins[static_cast<size_t>(row)] + places[static_cast<size_t>(previous)]);
     }
     const int64_t d = config_.embedding_size;
-    const auto ids = gather_rows(items_, step.nodes);
-    const auto mapped =
+    const auto ids = items_.rows(step.nodes);
+    const auto padded_rows =
         gather_rows(torch::mm(ids, *graph_map_), padded.flatten()).view({n_rows, widest, d});
     const auto drop = [&](const torch::Tensor& alpha) {
       return dropout(alpha.reshape({n_rows * widest, widest}), config_.edge_dropout, pass, "edges")
           .view({n_rows, widest, widest});
     };
-    const auto g = gather_rows(
-        relational_attention(mapped, relation, *graph_query_, *graph_amp_, drop).reshape({-1, d}),
-        torch::tensor(kept, torch::kInt64));
+    const auto g = gather_rows(relational_attention(padded_rows, relation, *graph_query_,
+                                                    *graph_amp_, drop, config_.dropout_on_scores)
+                                   .reshape({-1, d}),
+                               torch::tensor(kept, torch::kInt64));
     const auto nodes = torch::tensor(row_nodes, torch::kInt64);
     std::vector<torch::Tensor> inputs = {gather_rows(ids, nodes), g}, present = {{}, {}};
     const auto item_of = step.nodes.index_select(0, nodes);
@@ -724,9 +823,13 @@ class Kdsr : public SequenceModel {
                    {"modality", m.name},
                    {"e", pearson(r, cosines(all.e[k], i, j))},
                    {"fused", pearson(r, cosines(fused.h, i, j))},
-                   {"id", pearson(r, cosines(items_, i, j))}};
+                   {"id", pearson(r, cosines(items_.all(), i, j))}};
       if (m.skd_weight > 0) {
-        line["z"] = pearson(r, cosines(m.student2(m.student1(all.e[k])), i, j));
+        const auto student = cosines(m.student2(m.student1(all.e[k])), i, j);
+        line["z"] = pearson(r, student);
+        // 0: no better than a constant, which a small loss cannot tell where correlations crowd.
+        line["skill"] =
+            1 - (student - r).square().mean().item<double>() / std::max(m.spread * m.spread, 1e-18);
       }
       watch.log(line);
     }
@@ -739,7 +842,7 @@ class Kdsr : public SequenceModel {
   }
 
   const Config config_;
-  torch::Tensor& items_;  // [n_items, d], e_id
+  ItemRows& items_;  // [n_items, d], e_id
   Linear gate_hidden_;
   torch::Tensor* gate_out_ = nullptr;  // [1, d]; its bias would move all energies alike
   GruEncoder gru_;

@@ -52,8 +52,8 @@ class SasRec : public SequenceModel {
   SasRec(const Config& config, const Context& context)
       : SequenceModel(config.sequence, context),
         config_(config),
-        items_(parameter("item_embedding", normal(data_.n_items, config.embedding_size, 0, 0.02,
-                                                  random_.stream("init.item")))),
+        items_(item_rows(
+            normal(data_.n_items, config.embedding_size, 0, 0.02, random_.stream("init.item")))),
         positions_(parameter("position_embedding",
                              normal(config.sequence.max_length, config.embedding_size, 0, 0.02,
                                     random_.stream("init.position")))) {
@@ -89,18 +89,18 @@ class SasRec : public SequenceModel {
 
  protected:
   torch::Tensor encode(const torch::Tensor& items, const Pass& pass) override {
-    auto x = gather_rows(items_, items);
+    auto x = items_.rows(items);
     if (config_.scale_embedding) x = x * std::sqrt(static_cast<double>(config_.embedding_size));
     x = x + gather_rows(positions_, position_index(pass.offsets, sequence_.max_length,
                                                    config_.positions == "from_end"));
     if (config_.norm == "post") x = input_norm_(x);
     return encoder_(dropout(x, config_.hidden_dropout, pass, "input"), pass);
   }
-  torch::Tensor candidates() override { return items_; }
+  torch::Tensor candidates() override { return items_.all(); }
 
  private:
   const Config config_;
-  torch::Tensor& items_;      // [n_items, d]
+  ItemRows& items_;           // [n_items, d]
   torch::Tensor& positions_;  // [max_length, d]
   LayerNorm input_norm_;
   Transformer encoder_;

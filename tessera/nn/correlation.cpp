@@ -482,14 +482,21 @@ Mixed gate(const std::vector<torch::Tensor>& inputs, const std::vector<torch::Te
 
 torch::Tensor relational_attention(const torch::Tensor& h, const torch::Tensor& relation,
                                    const torch::Tensor& q, const torch::Tensor& amp,
-                                   const std::function<torch::Tensor(const torch::Tensor&)>& drop) {
+                                   const std::function<torch::Tensor(const torch::Tensor&)>& drop,
+                                   bool drop_scores) {
   torch::Tensor scores;
   for (int64_t r = 0; r < 4; ++r) {
     const auto s = torch::leaky_relu(torch::bmm(h * q[r], h.transpose(1, 2)), 0.1) * amp[r];
     const auto part = s * (relation == r + 1).to(s.scalar_type());
     scores = scores.defined() ? scores + part : part;
   }
-  scores = scores.masked_fill(relation == 0, -std::numeric_limits<double>::infinity());
+  constexpr double kNever = -std::numeric_limits<double>::infinity();
+  if (drop_scores) {
+    // Finite, so that a dropped one becomes 0 and takes part.
+    scores = drop(scores.masked_fill(relation <= 0, -9e15)).masked_fill(relation < 0, kNever);
+    return torch::bmm(torch::softmax(scores, 2), h);
+  }
+  scores = scores.masked_fill(relation <= 0, kNever);
   return torch::bmm(drop(torch::softmax(scores, 2)), h);
 }
 

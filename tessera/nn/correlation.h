@@ -105,12 +105,15 @@ Mixed gate(const std::vector<torch::Tensor>& inputs, const std::vector<torch::Te
            const torch::Tensor& w1, const torch::Tensor& b1, const torch::Tensor& w2,
            const torch::Tensor& b2);
 
-/// Attention over the relations of padded graphs: h [B, T, d]; relation int64 [B, T, T] with 0 no
-/// edge, else r; q [4, d], amp [4]. score_uv = amp_r LeakyReLU_.1(h_u . (q_r h_v)), softmax over v.
-/// `drop` sees the weights [B, T, T]. Every row needs an edge. [B, T, d]
+/// Attention over the relations of padded graphs: h [B, T, d]; relation int64 [B, T, T] with -1 no
+/// node, 0 no edge, else r; q [4, d], amp [4]. score_uv = amp_r LeakyReLU_.1(h_u . (q_r h_v)),
+/// softmax over v. `drop` sees the weights [B, T, T], or with `drop_scores` the scores before the
+/// softmax: one of a pair without an edge that is dropped counts as 0 (released KDSR code). Every
+/// row needs an edge. [B, T, d]
 torch::Tensor relational_attention(const torch::Tensor& h, const torch::Tensor& relation,
                                    const torch::Tensor& q, const torch::Tensor& amp,
-                                   const std::function<torch::Tensor(const torch::Tensor&)>& drop);
+                                   const std::function<torch::Tensor(const torch::Tensor&)>& drop,
+                                   bool drop_scores = false);
 
 /// Pearson's correlation of two series; 0 where one is constant.
 double pearson(const torch::Tensor& a, const torch::Tensor& b);

@@ -395,15 +395,15 @@ RunOutcome run(const RunRequest& request) {
       if (train.tensorboard && !tensorboard) tensorboard.emplace(folder);
       if (tensorboard) tensorboard->update();
     };
+    int64_t n_parameters = 0;
+    for (const auto& group : checked.model->parameter_groups()) {
+      for (const auto& [name, tensor] : group.tensors) n_parameters += tensor->numel();
+      for (const auto& [name, table] : group.tables) {
+        n_parameters += table->n_rows() * table->width();
+      }
+    }
     if (!fs::exists(folder / "metrics.jsonl") || !resuming ||
         !fs::exists(folder / "checkpoints" / "last")) {
-      int64_t n_parameters = 0;
-      for (const auto& group : checked.model->parameter_groups()) {
-        for (const auto& [name, tensor] : group.tensors) n_parameters += tensor->numel();
-        for (const auto& [name, table] : group.tables) {
-          n_parameters += table->n_rows() * table->width();
-        }
-      }
       write_file(folder / "metrics.jsonl", Json{{"event", "run"},
                                                 {"run", fs::absolute(folder).filename().string()},
                                                 {"model", checked.info->name},
@@ -445,6 +445,7 @@ RunOutcome run(const RunRequest& request) {
     if (reported != nullptr) {
       for (const Json& note : results["audit"]["notes"]) log.warn("{}", note.get<std::string>());
     }
+    results["n_parameters"] = n_parameters;
     results["n_epochs"] = result.n_epochs;
     results["n_steps"] = result.n_steps;
     results["stopped_by"] = result.stopped_by;
@@ -453,7 +454,8 @@ RunOutcome run(const RunRequest& request) {
     results["time_s"] = {
         {"train", result.train_s},
         {"eval", result.eval_s},
-        {"epoch_median", epoch_s.empty() ? Json() : Json(epoch_s[epoch_s.size() / 2])}};
+        {"epoch_median", epoch_s.empty() ? Json() : Json(epoch_s[epoch_s.size() / 2])},
+        {"rank_test", result.test ? Json(result.test->time_s) : Json()}};
     results["peak_rss_mb"] = peak_rss_mb();
     results["peak_gpu_mb"] = nullptr;
     if (reported != nullptr) write_file(folder / "per_user.tsv", per_user_tsv(*reported, data));

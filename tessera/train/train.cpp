@@ -10,6 +10,7 @@
 #include "tessera/model/own_step.h"
 #include "tessera/model/sampler.h"
 #include "tessera/train/checkpoint.h"
+#include "tessera/train/test_curve.h"
 
 namespace tessera {
 namespace {
@@ -490,6 +491,19 @@ class Training {
     append_line("test_curve.jsonl", line);
   }
 
+  /// A fixed run's curve as the released log would have it: a last line of the curve's own file.
+  void summarise_curve() const {
+    std::vector<Json> lines;
+    std::ifstream in(config_.folder / "test_curve.jsonl");
+    for (std::string line; std::getline(in, line);) {
+      lines.push_back(Json::parse(line, nullptr, false));
+    }
+    const Json summary = released_summary(lines);
+    append_line("test_curve.jsonl", summary);
+    config_.log.info("best epochs on test, a diagnostic (kdsr section 8): {}",
+                     summary["best"].dump());
+  }
+
   void closed_form() {
     model_.train(false);
     if (has_valid_) {
@@ -510,6 +524,9 @@ class Training {
     }
     load_best();
     model_.train(false);
+    if (settings_.test_curve && config_.protocol.every_position && !config_.folder.empty()) {
+      summarise_curve();
+    }
     TrainResult out;
     out.best_epoch = has_valid_ || model_.trainable() ? stopping_.best_epoch() : 0;
     out.n_epochs = epoch_;
@@ -617,7 +634,8 @@ void check_training(Model& model, const Dataset& data, const TrainSettings& sett
   for (const Split split : {Split::valid, Split::test}) {
     if (has_rows(data, split)) check_evaluation(data, protocol, split, options);
   }
-  if (model.trainable() && !has_rows(data, Split::valid) && !settings.epochs_given) {
+  const bool fixed = settings.epochs_given || protocol.every_position;
+  if (model.trainable() && !has_rows(data, Split::valid) && !fixed) {
     throw usage_error(
         "'{}' has no validation rows to choose an epoch by: give --epochs N (all N run, the last "
         "is kept) or import another split",

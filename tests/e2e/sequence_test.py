@@ -1,5 +1,6 @@
 """Sequence models from events to lists: train, resume, evaluate, recommend by user and by history."""
 import json
+import shutil
 
 from command_line import CommandLine
 
@@ -48,6 +49,63 @@ class Sequences(CommandLine):
                     test = json.loads(done.stdout)["test"]
                     self.assertAlmostEqual(test["hit@1"], results["test"]["hit@1"], 6)
                     self.assertAlmostEqual(test["ndcg@5"], results["test"]["ndcg@5"], 6)
+
+    def with_images(self, *split):
+        """The ring's items with an image that says where on the ring they stand, and i12, never seen."""
+        self.write("image.tsv", "".join(
+            f"i{i}\t" + "\t".join(str(float((i * 7 + k * k) % 5)) for k in range(6)) + "\n" for i in range(13)))
+        self.write("items.tsv", "item_id\ttitle\n" + "".join(f"i{i}\tThing {i}\n" for i in range(13)))
+        self.succeeds("import", "events.tsv", "--items", "items.tsv", "--feature", "image=image.tsv",
+                      "-o", "pictured", *split)
+
+    KDSR = ("--embedding_size", "16", "--n_parts", "4", "--n_codes", "6", "--ae_epochs", "40")
+
+    def test_bundles_keep_what_users_did_and_in_which_order(self):
+        self.with_images("--split", "leave-one-out")
+        models = (("SASRec", ("--loss", "bce")), ("GRU4Rec", ("--loss", "gbce", "--n_negatives", "4")),
+                  ("BERT4Rec", ()), ("FDSA", ()), ("KDSR", (*self.KDSR, "--candidate", "fused")),
+                  ("KDSR", (*self.KDSR, "--host", "sasrec", "--start", "mlp")),
+                  ("KDSR", (*self.KDSR, "--host", "rgat")))
+        for i, (model, flags) in enumerate(models):
+            self.succeeds("train", "-d", "pictured", "-m", model, "-o", f"run{i}", "--protocol", "seq-mask",
+                          "-j", "1", "--epochs", "2", "--learning_rate", "0.01", *flags)
+            results = self.read_json(f"run{i}", "results.json")
+            self.assertGreater(results["n_parameters"], 100)
+            self.assertGreater(results["time_s"]["rank_test"], 0)
+        shutil.move(self.path("pictured"), self.path("elsewhere"))
+        rows = [line.split("\t") for line in self.read("elsewhere", "interactions.tsv").splitlines()]
+        known = [row[1] for row in rows if row[0] == "u7" and row[-1] != "test"]
+        self.assertEqual(len(known), 8)
+
+        def asked(run, *who):
+            done = self.succeeds("recommend", run, *who, "-n", "13", "--json")
+            answer = json.loads(done.stdout)["answers"][0]
+            self.assertEqual(answer["via"], "history")
+            return [(one["id"], one["score"]) for one in answer["items"]]
+
+        for i, (model, _) in enumerate(models):
+            with self.subTest(model=model, run=i):
+                by_user = asked(f"run{i}", "--users", "u7")
+                self.assertEqual(by_user, asked(f"run{i}", "--history", ",".join(known)))
+                self.assertNotEqual(by_user, asked(f"run{i}", "--history", ",".join(reversed(known))))
+                self.assertEqual({item for item, _ in by_user}, {f"i{k}" for k in range(13)} - set(known))
+
+    def test_the_released_log_is_a_curve_and_no_result(self):
+        self.with_images("--split", "temporal-user", "--rounding", "floor")
+        self.succeeds("train", "-d", "pictured", "-m", "KDSR", "-o", "run", "-j", "1", "--variant", "ratio20",
+                      "--protocol", "ratio20", "--test-curve", "--epochs", "3", "--topk", "5,10", *self.KDSR)
+        lines = [json.loads(line) for line in self.read("run", "test_curve.jsonl").splitlines()]
+        self.assertEqual([line.get("epoch") for line in lines], [0, 1, 2, None])
+        best = lines[-1]["best"]["recall@5"]
+        self.assertEqual(best["value"], max(line["recall@5"] for line in lines[:-1]))
+        self.assertIn("as_logged", lines[-1]["best"]["ndcg@5"])
+        self.assertIsNone(lines[-1]["stop_epoch"])
+        results = self.read_json("run", "results.json")
+        self.assertNotIn("as_logged", json.dumps(results))
+        self.assertEqual(results["test"]["recall@5"], lines[2]["recall@5"])  # the last epoch, not the best
+        self.assertEqual(results["n_users"], 60)  # test rows: one of nine a user
+        # Without --epochs its hundred run; other protocols still ask for them.
+        self.fails(2, r"no validation rows", "train", "-d", "pictured", "-m", "KDSR", "-o", "other")
 
     def test_order_matters_to_those_who_read_it(self):
         for model, least in (("MC1", .3), ("Popularity", 0)):

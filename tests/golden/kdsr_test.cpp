@@ -4,15 +4,14 @@
 
 #include <cmath>
 #include <fstream>
+#include <map>
 
 #include "tessera/base/error.h"
-#include "tessera/base/files.h"
-#include "tessera/model/registry.h"
 #include "tessera/model/sampler.h"
 #include "tessera/nn/correlation.h"
-#include "tessera/train/train.h"
+#include "tessera/train/test_curve.h"
 #include "tests/gradient/numeric.h"
-#include "tests/planted.h"
+#include "tests/kdsr_experiment.h"
 
 namespace tessera {
 namespace {
@@ -120,21 +119,27 @@ TEST(Golden, Skd) {
 }
 
 TEST(Golden, Ckd) {
-  // A head whose logits are the ones of the specification: one-hot codes of pairs.
-  const std::vector<double> logits = {2, 1, 0, -1, .5, 0, -.5, 1, 0, 0, 0, 0};
+  // Items and a head whose logits are those of the specification: the deltas of the three pairs are
+  // linearly independent, and the output layer solves for them.
+  const auto logits = matrix(3, 4, {2, 1, 0, -1, .5, 0, -.5, 1, 0, 0, 0, 0});
+  const auto own = torch::tensor({1., 0., 0., 0.}, torch::kFloat64);
+  const auto items = matrix(3, 3, {0, 0, 0, 1, 0, 1, 0, 1, 1});
+  const auto inverse = matrix(3, 3, {1, 0, 1, 0, 1, 1, 1, 1, 0}).inverse();
+  CodeHead head{torch::eye(3, torch::kFloat64), torch::zeros({3}, torch::kFloat64),
+                torch::mm((logits - own).t(), inverse.t()).contiguous().requires_grad_(), own};
   const auto codes = ids({0, 3, 2});
-  // e_i - e_j has one non-zero column a pair: pair 12 column 0, 13 column 1, 23 both.
-  CodeHead head;
-  head.w_hidden = torch::eye(3, torch::kFloat64);
-  head.b_hidden = torch::zeros({3}, torch::kFloat64);
-  // Any head: compare with the composed twin, and the closed numbers by their own formula.
-  double sum = 0;
-  for (int p = 0; p < 3; ++p) {
-    const auto row = torch::tensor(
-        std::vector<double>(logits.begin() + 4 * p, logits.begin() + 4 * p + 4), torch::kFloat64);
-    sum += torch::logsumexp(row, 0).item<double>() - row[codes[p]].item<double>();
-  }
-  EXPECT_NEAR((2 * sum + 3 * .74366838) / 9, .82873896, 1e-8);
+  const auto row = ckd_loss(items, three(), codes, ids({0, 0, 0}), head);
+  EXPECT_NEAR(row.item<double>(), .82873896, 1e-8);
+  EXPECT_NEAR(
+      ckd_loss(items, three(false), codes.narrow(0, 0, 1), ids({0, 0}), head).item<double>(),
+      .59192904, 1e-8);
+  ItemPairs batch = three();
+  batch.in_batch = true;
+  EXPECT_NEAR(ckd_loss(items, batch, codes, ids({}), head).item<double>(), .87127424, 1e-8);
+  // The gradient of the output layer is sum_p g_p delta_p', so that of the logits can be read.
+  const auto to_out = torch::autograd::grad({row}, {head.w_out})[0];
+  expect_near(torch::mm(to_out, inverse).t()[0], {-.07913016, .05264063, .01936540, .00712413});
+  head.w_out = head.w_out.detach();
 
   // The head of the specification, two items: CE of code 2 and the gradient of e_i. With the weight
   // 2 / n^2 = 1/2 of a pair; the diagonal sees no e.
@@ -186,44 +191,151 @@ TEST(Ckd, EqualsComposedAtAnyBlockAndCentralDifferences) {
   EXPECT_NEAR(ckd_loss(e, pairs, codes, diagonal, flat).item<double>(), std::log(5.0), 1e-12);
 }
 
+/// Three rows of five items as pairs, each once.
+struct Rows {
+  const std::vector<std::vector<int64_t>> rows = {{0, 2, 3}, {1}, {0, 1, 4, 2}};
+  ItemPairs pairs;
+  Rows() {
+    std::vector<int64_t> is, js, row_of, diagonal;
+    std::vector<double> sizes;
+    for (size_t b = 0; b < rows.size(); ++b) {
+      sizes.push_back(static_cast<double>(rows[b].size()));
+      for (const int64_t i : rows[b]) {
+        diagonal.push_back(i);
+        for (const int64_t j : rows[b]) {
+          if (i >= j) continue;
+          is.push_back(i);
+          js.push_back(j);
+          row_of.push_back(static_cast<int64_t>(b));
+        }
+      }
+    }
+    pairs.i = ids(is);
+    pairs.j = ids(js);
+    pairs.row = ids(row_of);
+    pairs.sizes = torch::tensor(sizes, torch::kFloat64);
+    pairs.diagonal = ids(diagonal);
+  }
+};
+
+void expect_same(const torch::Tensor& found, const torch::Tensor& wanted,
+                 const std::vector<torch::Tensor>& inputs) {
+  EXPECT_NEAR(found.item<double>(), wanted.item<double>(), 1e-10);
+  const auto to_found = torch::autograd::grad({found}, inputs);
+  const auto to_wanted = torch::autograd::grad({wanted}, inputs);
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    EXPECT_TRUE(torch::allclose(to_found[i], to_wanted[i], 1e-8, 1e-10)) << "input " << i;
+  }
+}
+
 // Self-check 3: pairs once with weight two equal a double loop over all ordered pairs.
 TEST(Ckd, EqualsTheLoopOverOrderedPairs) {
   torch::manual_seed(3);
-  const CodeHead head = random_head(4, 5);
-  const auto e = torch::randn({5, 4}, torch::kFloat64);
-  const std::vector<std::vector<int64_t>> rows = {{0, 2, 3}, {1}, {0, 1, 4, 2}};
+  const Rows r;
+  CodeHead head = random_head(4, 5);
+  const auto e = torch::randn({5, 4}, torch::kFloat64).requires_grad_();
+  std::vector<torch::Tensor> inputs = {e};
+  for (auto* w : {&head.w_hidden, &head.b_hidden, &head.w_out, &head.b_out}) {
+    inputs.push_back(w->set_requires_grad(true));
+  }
   const auto code = [](int64_t i, int64_t j) { return (std::min(i, j) * 3 + std::max(i, j)) % 5; };
-  ItemPairs pairs;
-  std::vector<int64_t> is, js, row_of, diagonal, codes, own_codes;
-  std::vector<double> sizes;
-  double dense = 0, squares = 0;
-  for (size_t b = 0; b < rows.size(); ++b) {
-    sizes.push_back(static_cast<double>(rows[b].size()));
-    squares += sizes.back() * sizes.back();
-    for (const int64_t i : rows[b]) {
-      diagonal.push_back(i);
-      own_codes.push_back(code(i, i));
-      for (const int64_t j : rows[b]) {
+  torch::Tensor dense = torch::zeros({}, torch::kFloat64);
+  for (const auto& row : r.rows) {
+    for (const int64_t i : row) {
+      for (const int64_t j : row) {
         const auto delta = (e[i] - e[j]).abs().unsqueeze(0);
         const auto logits =
             torch::addmm(head.b_out, torch::addmm(head.b_hidden, delta, head.w_hidden.t()).relu(),
                          head.w_out.t());
-        dense -= torch::log_softmax(logits, 1)[0][code(i, j)].item<double>();
-        if (i >= j) continue;
-        is.push_back(i);
-        js.push_back(j);
-        row_of.push_back(static_cast<int64_t>(b));
-        codes.push_back(code(i, j));
+        dense = dense - torch::log_softmax(logits, 1)[0][code(i, j)];
       }
     }
   }
+  std::vector<int64_t> codes, own_codes;
+  for (int64_t p = 0; p < r.pairs.i.size(0); ++p) {
+    codes.push_back(code(r.pairs.i[p].item<int64_t>(), r.pairs.j[p].item<int64_t>()));
+  }
+  for (int64_t p = 0; p < r.pairs.diagonal.size(0); ++p) {
+    const int64_t i = r.pairs.diagonal[p].item<int64_t>();
+    own_codes.push_back(code(i, i));
+  }
+  expect_same(ckd_loss(e, r.pairs, ids(codes), ids(own_codes), head),
+              dense / r.pairs.sizes.square().sum(), inputs);
+}
+
+TEST(Skd, EqualsTheLoopOverOrderedPairs) {
+  torch::manual_seed(7);
+  const Rows rows;
+  const auto z = torch::randn({5, 4}, torch::kFloat64).requires_grad_();
+  auto r = torch::rand({5, 5}, torch::kFloat64);
+  r = (r + r.t()) / 2;
+  r.fill_diagonal_(1);
+  const auto of_pairs = r.index({rows.pairs.i, rows.pairs.j});
+  for (const bool paper : {false, true}) {
+    SkdOptions options;
+    options.paper = paper;
+    torch::Tensor dense = torch::zeros({}, torch::kFloat64);
+    for (const auto& row : rows.rows) {
+      const auto at = ids(row);
+      const auto own = z.index_select(0, at);
+      const auto u = own / torch::linalg_vector_norm(own, 2, {1}, true);
+      const auto wanted = r.index_select(0, at).index_select(1, at) / options.tau;
+      const auto found = u.mm(u.t()) / options.tau;
+      const auto n = static_cast<double>(row.size());
+      if (paper) {
+        dense = dense + (torch::sigmoid(wanted) - torch::sigmoid(found)).square().sum();
+      } else if (n >= 2) {
+        dense = dense + torch::sqrt((wanted - found).square().sum() + 1e-8 * n * n) / 3;
+      }
+    }
+    if (paper) dense = dense / rows.pairs.sizes.square().sum();
+    expect_same(skd_loss(z, rows.pairs, of_pairs, options), dense, {z});
+  }
+}
+
+/// Peak memory of `work` above what was there before, in MB.
+int64_t peak_mb(const std::function<void()>& work) {
+  const auto read = [](const std::string& field) {
+    std::ifstream in("/proc/self/status");
+    for (std::string word; in >> word;) {
+      int64_t kb = 0;
+      if (word == field && in >> kb) return kb / 1024;
+    }
+    return int64_t{0};
+  };
+  std::ofstream("/proc/self/clear_refs") << "5";
+  const int64_t before = read("VmRSS:");
+  work();
+  return read("VmHWM:") - before;
+}
+
+// Self-check 3: 244,650 pairs of 128 columns would take 125 MB a tensor.
+TEST(Pairs, MemoryDoesNotGrowWithPairsTimesWidth) {
+  torch::manual_seed(8);
+  constexpr int64_t kItems = 700, kWidth = 128, kCodes = 50;
+  std::vector<int64_t> is, js;
+  for (int64_t i = 0; i < kItems; ++i) {
+    for (int64_t j = i + 1; j < kItems; ++j) {
+      is.push_back(i);
+      js.push_back(j);
+    }
+  }
+  ItemPairs pairs;
   pairs.i = ids(is);
   pairs.j = ids(js);
-  pairs.row = ids(row_of);
-  pairs.sizes = torch::tensor(sizes, torch::kFloat64);
-  pairs.diagonal = ids(diagonal);
-  EXPECT_NEAR(ckd_loss(e, pairs, ids(codes), ids(own_codes), head).item<double>(), dense / squares,
-              1e-10);
+  pairs.row = torch::zeros_like(pairs.i);
+  pairs.sizes = torch::tensor({static_cast<double>(kItems)}, torch::kFloat64);
+  pairs.diagonal = torch::arange(kItems, torch::kInt64);
+  const auto e = torch::rand({kItems, kWidth}).requires_grad_();
+  const CodeHead head{(torch::randn({kWidth, kWidth}) / 10).requires_grad_(), torch::zeros(kWidth),
+                      (torch::randn({kCodes, kWidth}) / 10).requires_grad_(), torch::zeros(kCodes)};
+  const auto r = torch::rand({pairs.i.size(0)});
+  const int64_t peak = peak_mb([&] {
+    const auto loss = skd_loss(e, pairs, r, {}) + ckd_loss(e, pairs, torch::zeros_like(pairs.i),
+                                                           torch::zeros_like(pairs.diagonal), head);
+    loss.backward();
+  });
+  EXPECT_LT(peak, 64) << "MB";
 }
 
 TEST(Skd, CentralDifferences) {
@@ -283,64 +395,44 @@ TEST(Golden, GraphAttention) {
       {torch::randn({1, 3, 2}, torch::kFloat64), q, amp}, 1e-6);
 }
 
-// --- the model ------------------------------------------------------------------------------
-
-struct Trained {
-  const Dataset& data;
-  std::unique_ptr<Model> model;
-  std::vector<Json> lines;
-  TrainResult result;
-
-  Trained(const Dataset& data, Settings given) : data(data) {
-    given.push_back({"protocol", "seq-none", "test"});
-    const ModelInfo& info = find_model("KDSR");
-    const RunSettings settings = resolve_settings(info, given);
-    model = info.make(given, Context{data, Random(1), settings.train_settings, {}});
-    TrainConfig config;
-    config.settings = settings.train_settings;
-    config.protocol = find_protocol("seq-none");
-    config.folder = fs::path(testing::TempDir()) / "tessera_kdsr";
-    fs::remove_all(config.folder);
-    fs::create_directories(config.folder);
-    result = train_model(*model, data, config);
-    std::ifstream in(config.folder / "metrics.jsonl");
-    for (std::string line; std::getline(in, line);) lines.push_back(Json::parse(line));
-    fs::remove_all(config.folder);
-  }
-
-  double series(const std::string& modality, int64_t epoch, const std::string& name = "e") const {
-    for (const auto& line : lines) {
-      if (line["event"] == "forgetting" && line["modality"] == modality && line["epoch"] == epoch) {
-        return line[name];
-      }
-    }
-    ADD_FAILURE() << "no line for " << modality << " in epoch " << epoch;
-    return std::nan("");
-  }
-};
-
-Settings planted_settings(const Settings& extra) {
-  Settings out = {{"embedding_size", 32, "test"},  {"n_codes", 16, "test"},
-                  {"learning_rate", 1e-2, "test"}, {"train_batch_size", 128, "test"},
-                  {"dropout", 0.2, "test"},        {"pair_nodes", 16, "test"},
-                  {"epochs", 25, "test"},          {"stopping_step", 100, "test"}};
-  out.insert(out.end(), extra.begin(), extra.end());
-  return out;
+// Released quirk: a dropped score is 0, also that of two nodes without an edge; padding stays out.
+TEST(GraphAttention, DropoutOnScores) {
+  const auto h = matrix(4, 2, {1, 0, .5, 1, -1, 2, 9, 9}).unsqueeze(0);
+  const auto q = matrix(4, 2, {.5, .5, 1, -1, -1, 1, 0, 0});
+  const auto amp = torch::tensor({1., .8, 1.2, 0.}, torch::kFloat64);
+  const auto relation = ids({1, 3, 2, -1, 2, 1, 0, -1, 3, 0, 1, -1, -1, -1, -1, 1}).view({1, 4, 4});
+  const auto same = [](const torch::Tensor& x) { return x; };
+  const auto kept = relational_attention(h, relation, q, amp, same, true);
+  expect_near(kept.narrow(1, 0, 3),
+              {.34053007, .79348689, .72199305, .55601389, -.57166997, 1.57166997});
+  const auto all_dropped = [](const torch::Tensor& x) { return torch::zeros_like(x); };
+  const auto dropped = relational_attention(h, relation, q, amp, all_dropped, true);
+  for (int64_t u = 0; u < 3; ++u) expect_near(dropped[0][u], {.5 / 3, 1});
+  // Node 2 drops the score of node 3 alone, which has no edge to it: 0 beside the true ones.
+  const auto one_dropped = [](const torch::Tensor& x) {
+    auto keep = torch::ones_like(x);
+    keep[0][1][2] = 0;
+    return x * keep;
+  };
+  const auto s = torch::tensor({.8 * .5, 1 * .5 * (.5 * .5 + 1), 0.}, torch::kFloat64);
+  const auto alpha = torch::softmax(s, 0);
+  expect_near(relational_attention(h, relation, q, amp, one_dropped, true)[0][1],
+              {(alpha[0] + .5 * alpha[1] - alpha[2]).item<double>(),
+               (alpha[1] + 2 * alpha[2]).item<double>()});
 }
 
-const Setting kNoSkd{"skd_weight", Json::array({0.0}), "test"};
-const Setting kNoCkd{"ckd_weight", Json::array({0.0}), "test"};
+// --- the model ------------------------------------------------------------------------------
 
 TEST(Planted, WhatIsForgottenAndWhatIsNot) {
   const Dataset data = planted_sequences();
-  const Trained plain(data, planted_settings({kNoSkd, kNoCkd, {"async_lr", "off", "test"}}));
-  const Trained code(data, planted_settings({}));
+  const KdsrRun plain(data, planted_settings({kNoSkd, kNoCkd, kFullRate}));
+  const KdsrRun code(data, planted_settings({}));
   // The measured .40 to .51 of the unscaled form are those of tables at the full rate: with the
   // asynchronous rate alone they keep .68 to .81 (section 7).
-  const Setting at_full_rate{"async_lr", "off", "test"}, form{"skd_form", "paper", "test"};
-  const Trained paper(
-      data, planted_settings({form, {"standardise", false, "test"}, kNoCkd, at_full_rate}));
-  const Trained standard(data, planted_settings({form, kNoCkd, at_full_rate}));
+  const Setting form{"skd_form", "paper", "test"};
+  const KdsrRun paper(data,
+                      planted_settings({form, {"standardise", false, "test"}, kNoCkd, kFullRate}));
+  const KdsrRun standard(data, planted_settings({form, kNoCkd, kFullRate}));
   for (const std::string modality : {"image", "text"}) {
     std::cout << modality << ": e plain " << plain.series(modality, 24) << ", code "
               << code.series(modality, 24) << ", paper " << paper.series(modality, 24)
@@ -376,7 +468,7 @@ Settings small_settings(const Settings& extra) {
   return out;
 }
 
-torch::Tensor scores(Trained& run) {
+torch::Tensor scores(KdsrRun& run) {
   const torch::NoGradGuard no_grad;
   return run.model->score({torch::arange(run.data.n_users, torch::kInt64), {}}).clone();
 }
@@ -391,11 +483,18 @@ TEST(Kdsr, EveryHostAndChoiceRuns) {
       {{"variant", "paper", "test"}},
       {{"pairs", "in_batch", "test"}, {"n_pairs", 64, "test"}, {"pair_nodes", 3, "test"}},
       {{"async_lr", "constant", "test"}, {"center_codes", true, "test"}},
-      {{"async_unit", "step", "test"}, {"ae_input", "scaled", "test"}}};
+      {{"async_unit", "step", "test"}, {"ae_input", "scaled", "test"}},
+      {{"host", "rgat", "test"}, {"dropout_on_scores", true, "test"}},
+      {{"start", "mlp", "test"}},
+      {{"start", "mlp", "test"}, {"candidate", "fused", "test"}},
+      {{"start", "random", "test"}},
+      {{"loss", "sampled_softmax", "test"}, {"host", "rgat", "test"}},
+      {{"loss", "bce", "test"}},
+      {{"loss", "bce", "test"}, {"candidate", "fused", "test"}}};
   for (const int64_t n : {1, 3}) {
     const Dataset data = small(n);
     for (const auto& variant : variants) {
-      Trained run(data, small_settings(variant));
+      KdsrRun run(data, small_settings(variant));
       EXPECT_TRUE(scores(run).isfinite().all().item<bool>());
     }
   }
@@ -411,7 +510,7 @@ TEST(Kdsr, AbsentModalityAndMissingItems) {
   nothing.rows = MappedArray(torch::ones({1, 4}));
   nothing.row_of_item = torch::full({more.n_items}, -1, torch::kInt32);
   more.features.push_back(nothing);
-  Trained one(data, small_settings({})), other(more, small_settings({}));
+  KdsrRun one(data, small_settings({})), other(more, small_settings({}));
   EXPECT_TRUE(torch::equal(scores(one), scores(other)));
 
   State state;
@@ -425,9 +524,187 @@ TEST(Kdsr, AbsentModalityAndMissingItems) {
   }
 }
 
+// Self-check 2: without weights it is the host alone, whatever the supervision is set to.
+TEST(Kdsr, WithoutWeightsTheSupervisionChangesNothing) {
+  const Dataset data = small(2);
+  for (const std::string host : {"gru4rec", "sasrec", "rgat"}) {
+    const Settings plain = {kNoSkd, kNoCkd, {"host", host, "test"}};
+    Settings other = plain;
+    for (const Setting& setting : Settings{{"tau", 0.3, "test"},
+                                           {"n_codes", 5, "test"},
+                                           {"pairs", "in_batch", "test"},
+                                           {"skd_form", "paper", "test"},
+                                           {"pair_nodes", 2, "test"}}) {
+      other.push_back(setting);
+    }
+    KdsrRun one(data, small_settings(plain)), two(data, small_settings(other));
+    EXPECT_TRUE(torch::equal(scores(one), scores(two))) << host;
+    KdsrRun supervised(data, small_settings({{"host", host, "test"}}));
+    EXPECT_FALSE(torch::equal(scores(one), scores(supervised))) << host;
+  }
+}
+
+// The tables start as copies of the codes; a network or random rows say little of them at first.
+TEST(Kdsr, StartsOfTheModalityVectors) {
+  const Dataset data = small(1);
+  const auto before = [&](const char* start) {
+    const KdsrRun run(data, small_settings({{"start", start, "test"}}));
+    return run.series("image", -1);
+  };
+  EXPECT_NEAR(before("codes"), 1, 1e-5);
+  EXPECT_LT(before("random"), .3);
+  EXPECT_LT(before("mlp"), .999);
+  KdsrRun run(data, small_settings({{"start", "mlp", "test"}}));
+  const auto groups = run.model->parameter_groups();
+  EXPECT_EQ(groups.size(), 1);
+  EXPECT_TRUE(groups[0].tables.empty());
+  EXPECT_TRUE(run.model->abilities().score_reads_features);
+}
+
+// Self-check 4: features whose pairs all look alike are refused.
+TEST(Kdsr, DegenerateFeaturesAreRefused) {
+  Dataset data = small(1, 0);
+  auto rows = torch::ones({data.n_items, 8});
+  rows[3] = -1;
+  data.features[0].rows = MappedArray(rows);
+  try {
+    KdsrRun run(data, small_settings({}));
+    ADD_FAILURE() << "taken";
+  } catch (const InputError& e) {
+    EXPECT_EQ(e.code(), Exit::data);
+    EXPECT_NE(std::string(e.what()).find("image features are degenerate"), std::string::npos);
+  }
+}
+
+// A stop inside an auto-encoder, and after it, goes on to the same bits.
+TEST(Kdsr, PreparationGoesOnInsideAnAutoEncoder) {
+  const Dataset data = small(2);
+  const Settings given = small_settings({{"protocol", "seq-none", "test"}});
+  const ModelInfo& info = find_model("KDSR");
+  const RunSettings settings = resolve_settings(info, given);
+  KdsrRun whole(data, small_settings({}));
+  for (const int most : {25, 61, 95}) {  // looks at the stop: one an epoch of 60, one a codebook
+    TrainConfig config;
+    config.settings = settings.train_settings;
+    config.protocol = find_protocol("seq-none");
+    config.folder = fs::path(testing::TempDir()) / "tessera_kdsr_stopped";
+    fs::remove_all(config.folder);
+    fs::create_directories(config.folder);
+    const auto made = [&] {
+      return info.make(given, Context{data, Random(1), settings.train_settings, {}});
+    };
+    int looks = 0;
+    config.stop_requested = [&] { return ++looks > most; };
+    try {
+      train_model(*made(), data, config);
+      ADD_FAILURE() << "not stopped";
+    } catch (const RunError& e) {
+      EXPECT_EQ(e.code(), Exit::interrupted) << e.what();
+    }
+    config.stop_requested = [] { return false; };
+    config.resume = true;
+    std::map<std::string, int64_t> left;
+    config.progress = [&](const std::string& name, int64_t total) {
+      left[name] = total;
+      return Progress{};
+    };
+    const auto model = made();
+    train_model(*model, data, config);
+    const std::map<int, int64_t> image = {{25, 35}, {61, 0}, {95, 0}},
+                                 text = {{25, 60}, {61, 60}, {95, 26}};
+    EXPECT_EQ(left["codes of image"], image.at(most));
+    EXPECT_EQ(left["codes of text"], text.at(most));
+    const torch::NoGradGuard no_grad;
+    EXPECT_TRUE(torch::equal(scores(whole),
+                             model->score({torch::arange(data.n_users, torch::kInt64), {}})));
+    fs::remove_all(config.folder);
+  }
+}
+
+// Sections 6 and 8: what the released log's run is made of.
+TEST(Ratio20, SettingsAndRates) {
+  const ModelInfo& info = find_model("KDSR");
+  const auto value = [](const RunSettings& settings, const std::string& name) {
+    for (const auto& one : settings.model) {
+      if (one.name == name) return one.value;
+    }
+    return Json();
+  };
+  const Settings given = {{"variant", "ratio20", "test"}};
+  const RunSettings settings = resolve_settings(info, given);
+  EXPECT_EQ(value(settings, "host"), "rgat");
+  EXPECT_EQ(value(settings, "rows"), "prefix");
+  EXPECT_EQ(value(settings, "pair_nodes"), 50);
+  EXPECT_EQ(value(settings, "skd_form"), "code");
+  EXPECT_EQ(settings.train_settings.train_batch_size, 256);
+  EXPECT_EQ(resolve_settings(info, {}).train_settings.train_batch_size, 128);
+  EXPECT_EQ(find_protocol("ratio20").epochs, 100);
+  // What a user sets wins over a preset, also over one that sets a preset's name.
+  const RunSettings own = resolve_settings(
+      info, {{"host", "sasrec", "test"}, {"variant", "ratio20", "test"}, {"rows", "user", "test"}});
+  EXPECT_EQ(value(own, "host"), "sasrec");
+  EXPECT_EQ(value(own, "rows"), "user");
+  EXPECT_EQ(own.train_settings.train_batch_size, 128);
+
+  const Dataset data = small(1);
+  const auto model = info.make(given, Context{data, Random(1), settings.train_settings, {}});
+  const int64_t per_epoch = 3;  // 60 users of 11 prefixes in batches of 256
+  for (const auto& group : model->parameter_groups()) {
+    EXPECT_DOUBLE_EQ(group.learning_rate(40 * per_epoch), 1e-3) << group.name;
+    EXPECT_DOUBLE_EQ(group.learning_rate(40 * per_epoch + 1), 1e-7) << group.name;
+  }
+}
+
+/// A line of the curve: recall@5 best in epoch 14, mrr@20 in 27, mrr@5 in 30, as in the log.
+Json curve_line(int64_t epoch) {
+  const auto peak = [&](int64_t at) {
+    return 0.1 - 0.001 * std::abs(static_cast<double>(epoch - at));
+  };
+  return {{"label", "diagnostic: never selects"},
+          {"epoch", epoch},
+          {"recall@5", peak(14)},
+          {"recall@20", peak(14)},
+          {"mrr@5", peak(30)},
+          {"mrr@20", peak(27)},
+          {"ndcg@5", peak(20)},
+          {"ndcg@20", peak(20)},
+          {"hit@5", peak(60)}};
+}
+
+TEST(Ratio20, StopsWhereTheReleasedLogEnds) {
+  std::vector<Json> lines;
+  for (int64_t epoch = 0; epoch < 100; ++epoch) lines.push_back(curve_line(epoch));
+  const Json summary = released_summary(lines);
+  EXPECT_EQ(summary["stop_epoch"], 37);  // 31 follows an improvement, 32 to 37 are the six
+  EXPECT_EQ(summary["best"]["recall@5"]["epoch"], 14);
+  EXPECT_EQ(summary["best"]["mrr@20"]["epoch"], 27);
+  EXPECT_EQ(summary["best"]["mrr@5"]["epoch"], 30);
+  EXPECT_FALSE(summary["best"].contains("hit@5"));
+  // The factors between the log's NDCG and the true one (section 8).
+  const auto factor = [&](const char* name) {
+    const Json& best = summary["best"][name];
+    return best["value"].get<double>() / best["as_logged"].get<double>();
+  };
+  EXPECT_NEAR(factor("ndcg@5"), 2.94846, 5e-6);
+  EXPECT_NEAR(factor("ndcg@20"), 7.04027, 5e-6);
+  // Every second epoch improves: none of the others counts. Nothing after the stop is best.
+  lines.clear();
+  for (int64_t epoch = 0; epoch < 60; ++epoch) {
+    lines.push_back({{"epoch", epoch}, {"recall@5", epoch % 2 == 0 ? epoch : 0}});
+  }
+  EXPECT_TRUE(released_summary(lines)["stop_epoch"].is_null());
+  lines.clear();
+  for (int64_t epoch = 0; epoch < 20; ++epoch) {
+    lines.push_back({{"epoch", epoch}, {"recall@5", epoch < 15 ? 1 : 2}});
+  }
+  EXPECT_EQ(released_summary(lines)["stop_epoch"], 7);
+  EXPECT_EQ(released_summary(lines)["best"]["recall@5"]["epoch"], 0);
+  EXPECT_TRUE(released_summary({})["best"].empty());
+}
+
 TEST(Kdsr, CodesStartAtTheLogOfTheCodebook) {
   const Dataset data = small(1);
-  Trained run(data, small_settings({{"epochs", 1, "test"}, {"learning_rate", 0, "test"}}));
+  KdsrRun run(data, small_settings({{"epochs", 1, "test"}, {"learning_rate", 0, "test"}}));
   Sampler sampler(data, run.model->batch_spec(), 32, Random(1));
   sampler.begin_epoch(0);
   const Loss loss = run.model->loss(sampler.batch(0, 1));

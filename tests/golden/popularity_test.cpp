@@ -289,19 +289,30 @@ TEST(ExactTable, ShuffledHistories) {
 TEST(Ratio20, Counts) {
   struct Wanted {
     std::string file;
+    std::vector<Row> (*read)(const fs::path&);
     int64_t train_rows, test_rows;
+    double mean_prefix, mean_square;  // of the last 50 items; 0: not in the table
   };
-  for (const Wanted& wanted : {Wanted{"amazon-toys/sequences.txt", 119424, 28761},
-                               Wanted{"amazon-sports/sequences.txt", 210551, 50188}}) {
+  for (const Wanted& wanted :
+       {Wanted{"amazon-toys/sequences.txt", read_sequences, 119424, 28761, 6.60, 118.0},
+        Wanted{"amazon-sports/sequences.txt", read_sequences, 210551, 50188, 5.40, 68.5},
+        Wanted{"ml-1m/interactions.tsv", read_labelled, 796513, 197656, 0, 0}}) {
     const fs::path path = data_folder() / wanted.file;
     if (!fs::exists(path)) GTEST_SKIP() << path.string() << " is missing: set TESSERA_DATA";
-    std::vector<Row> rows = read_sequences(path);  // by user, in order
+    std::vector<Row> rows = wanted.read(path);  // of a user in order
+    std::stable_sort(rows.begin(), rows.end(),
+                     [](const Row& a, const Row& b) { return a.user < b.user; });
+    double prefix = 0, square = 0;
     for (size_t begin = 0; begin < rows.size();) {
       size_t end = begin;
       while (end < rows.size() && rows[end].user == rows[begin].user) ++end;
       const size_t n_test = (end - begin) / 5;
       for (size_t i = begin; i < end; ++i) {
         rows[i].split = i + n_test < end ? Split::train : Split::test;
+        if (i == begin || i + n_test >= end) continue;
+        const auto length = static_cast<double>(std::min<size_t>(i - begin, 50));
+        prefix += length;
+        square += length * length;
       }
       begin = end;
     }
@@ -310,6 +321,11 @@ TEST(Ratio20, Counts) {
     spec.unit = BatchSpec::Unit::sequence_row;
     spec.rows = BatchSpec::Rows::prefix;
     EXPECT_EQ(Sampler(data, spec, 1, Random(1)).n_batches(), wanted.train_rows);
+    if (wanted.mean_prefix > 0) {
+      const auto n = static_cast<double>(wanted.train_rows);
+      EXPECT_EQ(fmt::format("{:.2f}", prefix / n), fmt::format("{:.2f}", wanted.mean_prefix));
+      EXPECT_EQ(fmt::format("{:.1f}", square / n), fmt::format("{:.1f}", wanted.mean_square));
+    }
     Popularity model(data);
     EvalOptions options;
     options.metrics = {"recall@5", "ndcg@20"};
@@ -317,6 +333,58 @@ TEST(Ratio20, Counts) {
     EXPECT_EQ(result.n_users, wanted.test_rows);
     const double hits = result.value("recall@5") * static_cast<double>(wanted.test_rows);
     EXPECT_NEAR(hits, std::round(hits), 1e-6);
+  }
+}
+
+// The table of specs: sequential section 1: targets by kind of row, and what train never shows.
+TEST(SequenceRows, TargetsOfTheSets) {
+  struct Wanted {
+    std::string file;
+    std::vector<Row> (*read)(const fs::path&);
+    int64_t targets;
+    std::string in_50, in_200;  // percent of them in a user's last window
+    int64_t cold_items, cold_tests;
+  };
+  for (const Wanted& wanted :
+       {Wanted{"amazon-toys/sequences.txt", read_sequences, 109361, "97.5", "99.7", 48, 279},
+        Wanted{"amazon-sports/sequences.txt", read_sequences, 189543, "99.2", "100.0", 73, 317},
+        Wanted{"ml-1m/interactions.tsv", read_labelled, 982089, "27.1", "65.9", 2, 2}}) {
+    const fs::path path = data_folder() / wanted.file;
+    if (!fs::exists(path)) GTEST_SKIP() << path.string() << " is missing: set TESSERA_DATA";
+    const Dataset data = build(wanted.read(path));
+    const auto targets = [&](BatchSpec::Rows rows, int64_t length) {
+      BatchSpec spec;
+      spec.unit = BatchSpec::Unit::sequence_row;
+      spec.rows = rows;
+      spec.max_length = length;
+      if (rows == BatchSpec::Rows::prefix) return Sampler(data, spec, 1, Random(1)).n_batches();
+      Sampler sampler(data, spec, 1024, Random(1));
+      sampler.begin_epoch(0);
+      int64_t n = 0;
+      for (int64_t i = 0; i < sampler.n_batches(); ++i) n += sampler.batch(i, 1).targets.size(0);
+      return n;
+    };
+    EXPECT_EQ(targets(BatchSpec::Rows::prefix, 50), wanted.targets) << wanted.file;
+    for (const auto& [length, percent] : {std::pair(50, wanted.in_50), {200, wanted.in_200}}) {
+      EXPECT_EQ(targets(BatchSpec::Rows::chunk, length), wanted.targets) << wanted.file;
+      int64_t last_windows = 0;
+      for (int64_t user = 0; user < data.n_users; ++user) {
+        const auto n = static_cast<int64_t>(data.train.of(user).size());
+        last_windows += std::min<int64_t>(std::max<int64_t>(n - 1, 0), length);
+      }
+      EXPECT_EQ(targets(BatchSpec::Rows::user, length), last_windows) << wanted.file;
+      EXPECT_EQ(fmt::format("{:.1f}", 100.0 * static_cast<double>(last_windows) /
+                                          static_cast<double>(wanted.targets)),
+                percent)
+          << wanted.file;
+    }
+    const auto counts = item_counts(data.train, data.n_items);
+    EXPECT_EQ((counts == 0).sum().item<int64_t>(), wanted.cold_items) << wanted.file;
+    int64_t cold = 0;
+    for (int64_t user = 0; user < data.n_users; ++user) {
+      for (const int32_t item : data.test.of(user)) cold += counts[item].item<int64_t>() == 0;
+    }
+    EXPECT_EQ(cold, wanted.cold_tests) << wanted.file;
   }
 }
 
