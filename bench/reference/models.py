@@ -33,7 +33,7 @@ def lightgcn_layers(adjacency, x, n_layers):
 
 
 class Model(torch.nn.Module):
-    BATCH = 2048
+    BATCH, N_CHECKED = 2048, 50
 
     def __init__(self, data, start):
         super().__init__()
