@@ -1,6 +1,8 @@
 // dump DATASET MODEL OUT.safetensors [--name=value...]: what a training starts from and sees in its
-// first 50 steps, so that another program can repeat it: initial weights under "init.", users,
-// positives, negatives and dropout masks of step k under "k.", the losses under "loss".
+// first 50 steps, so that another program can repeat it: weights after prepare() under "init.",
+// users, positives, negatives and dropout masks of step k under "k.", the losses under "loss".
+// Of sequence models step k has the rows (items, offsets), the targets and the epoch, and no masks:
+// give their dropouts as 0.
 #include <torch/types.h>
 
 #include <cstdio>
@@ -29,16 +31,29 @@ class Spy : public Model {
   torch::Tensor score(const Queries& queries) override { return inner_.score(queries); }
   std::vector<ParameterGroup> parameter_groups() override { return inner_.parameter_groups(); }
   void state(State& state) override { inner_.state(state); }
-  void begin_epoch(int64_t epoch, const Watch& watch) override {
-    inner_.train(true);
-    inner_.begin_epoch(epoch, watch);
+  void prepare(const Watch& watch) override {
+    inner_.prepare(watch);
+    State state;
+    inner_.state(state);
+    const State::Saved start = state.save();
+    for (const auto* tensors : {&start.weights, &start.optimizer}) {
+      for (const auto& [name, tensor] : *tensors) seen["init." + name] = tensor.detach().clone();
+    }
   }
+  void begin_epoch(int64_t epoch, const Watch& watch) override { inner_.begin_epoch(epoch, watch); }
   Loss loss(const Batch& batch) override {
     const std::string k = std::to_string(batch.step) + ".";
-    seen[k + "users"] = batch.users;
-    seen[k + "positives"] = batch.positives;
-    if (batch.negatives.defined()) seen[k + "negatives"] = batch.negatives;
-    if (dropout_ > 0) {
+    const auto keep = [&](const char* name, const torch::Tensor& tensor) {
+      if (tensor.defined()) seen[k + name] = tensor.to(torch::kInt64);
+    };
+    keep("users", batch.users);
+    keep("positives", batch.positives);
+    keep("negatives", batch.negatives);
+    keep("items", batch.rows.items);
+    keep("offsets", batch.rows.offsets);
+    keep("targets", batch.targets);
+    if (batch.rows.defined()) keep("epoch", torch::tensor(batch.epoch));
+    if (dropout_ > 0 && batch.users.defined()) {
       const auto mask = [&](const std::string& name, const torch::Tensor& rows, int64_t width) {
         seen[k + "kept." + name.substr(name.find('.') + 1)] =
             dropout_mask(rows, width, dropout_, random_.stream("drop." + name), batch.step) > 0;
@@ -58,6 +73,9 @@ class Spy : public Model {
 
   TensorMap seen;
   std::vector<double> losses;
+
+ protected:
+  void forget() override { inner_.train(training()); }
 
  private:
   Model& inner_;
@@ -90,12 +108,6 @@ int run(int argc, char** argv) {
   }
 
   Spy spy(*model, context, dropout);
-  State state;
-  model->state(state);
-  const State::Saved start = state.save();
-  for (const auto* tensors : {&start.weights, &start.optimizer}) {
-    for (const auto& [name, tensor] : *tensors) spy.seen["init." + name] = tensor.detach().clone();
-  }
   TrainConfig config;
   config.settings = settings.train_settings;
   config.protocol = find_protocol("mmrec");

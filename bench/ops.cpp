@@ -20,6 +20,7 @@
 #include "tessera/ops/graph.h"
 #include "tessera/ops/losses.h"
 #include "tessera/ops/parallel.h"
+#include "tessera/ops/sequence_losses.h"
 #include "tessera/ops/topk.h"
 
 namespace tessera {
@@ -179,6 +180,27 @@ void ranking(benchmark::State& state) {
   flop(state, 2.0 * 4096 * kItems * kDim);
 }
 BENCHMARK(ranking)->UseRealTime()->Unit(benchmark::kMillisecond);
+
+/// The softmax over the items of Toys, value and gradients. Arguments: positions a block, positions
+/// (704 in a batch of 128 users of Toys).
+void softmax(benchmark::State& state) {
+  constexpr int64_t n_items = 11924;
+  const int64_t n = state.range(1);
+  const auto h = table(n, kDim).requires_grad_(), items = table(n_items, kDim).requires_grad_();
+  const auto targets = some_rows(n, n_items);
+  SoftmaxBlocks blocks;
+  blocks.positions = state.range(0);
+  blocks.bytes = int64_t{1} << 30;
+  for (auto _ : state) {
+    const auto loss = softmax_loss(h, items, targets, {}, blocks);
+    benchmark::DoNotOptimize(torch::autograd::grad({loss}, {h, items}));
+  }
+  flop(state, 6.0 * static_cast<double>(n * n_items * kDim));
+}
+BENCHMARK(softmax)
+    ->ArgsProduct({{128, 256, 512, 1024}, {704, 2048}})
+    ->UseRealTime()
+    ->Unit(benchmark::kMillisecond);
 
 }  // namespace
 }  // namespace tessera

@@ -1,4 +1,5 @@
 """A dataset folder of Tessera as the plain programs read it, and the files of bench_dump."""
+import functools
 import json
 import os
 import struct
@@ -9,7 +10,8 @@ import torch
 
 
 class Data:
-    """Rows by split; ids are the indices of the maps. features: name -> float32 [n_items, width]"""
+    """Rows by split, in the file's order, which is that of time within a user; ids are the indices of
+    the maps. trained: items of train rows; taken: user * n_items + item of train rows, both rising."""
 
     def __init__(self, folder):
         about = json.load(open(os.path.join(folder, "dataset.json"), encoding="utf-8"))
@@ -24,10 +26,16 @@ class Data:
                 if cells[s] in rows:
                     rows[cells[s]].append((users[cells[u]], items[cells[i]]))
         self.rows = {k: np.array(v, dtype=np.int64).reshape(-1, 2) for k, v in rows.items()}
-        self.features = {}
-        for name in sorted(f[:-9] for f in os.listdir(folder) if f.endswith("_feat.npy")):
-            self.features[name] = torch.from_numpy(
-                np.load(os.path.join(folder, f"{name}_feat.npy")).astype(np.float32))
+        self.trained = np.unique(self.rows["train"][:, 1])
+        self.taken = np.unique(self.rows["train"] @ np.array([self.n_items, 1]))
+        self.folder = folder
+
+    @functools.cached_property
+    def features(self):
+        """name -> float32 [n_items, width]; read when a model first asks."""
+        names = sorted(f[:-9] for f in os.listdir(self.folder) if f.endswith("_feat.npy"))
+        return {name: torch.from_numpy(np.load(os.path.join(self.folder, f"{name}_feat.npy"))
+                                       .astype(np.float32)) for name in names}
 
     @staticmethod
     def _map(path):

@@ -1,8 +1,20 @@
 """BPR, LightGCN, VBPR and BM3 with Tessera's default settings, in the form in which the public
 frameworks compute them: COO products, whole-table projections, autograd, dense Adam over all tables.
 Written from the specifications. `start` holds the initial weights under Tessera's names."""
+import numpy as np
 import torch
 import torch.nn.functional as F
+
+
+def negatives(users, data, rng):
+    trained, taken = data.trained, data.taken
+    out = trained[rng.integers(len(trained), size=len(users))]
+    while True:
+        pairs = users * data.n_items + out
+        again = taken[np.minimum(np.searchsorted(taken, pairs), len(taken) - 1)] == pairs
+        if not again.any():
+            return out
+        out[again] = trained[rng.integers(len(trained), size=int(again.sum()))]
 
 
 def l2(rows, batch):
@@ -21,14 +33,52 @@ def lightgcn_layers(adjacency, x, n_layers):
 
 
 class Model(torch.nn.Module):
+    BATCH, N_CHECKED = 2048, 50
+
     def __init__(self, data, start):
         super().__init__()
-        self.n_users, self.n_items = data.n_users, data.n_items
+        self.data, self.n_users, self.n_items = data, data.n_users, data.n_items
         self.weights = torch.nn.ParameterDict(
             {k.replace(".", "_"): torch.nn.Parameter(v) for k, v in start.items()})
 
     def __getitem__(self, name):
         return self.weights[name]
+
+    def optimiser(self):
+        return torch.optim.Adam(self.parameters(), lr=1e-3)
+
+    def begin_epoch(self, epoch, optimiser):
+        pass
+
+    def batches(self, rng):
+        rows = self.data.rows["train"]
+        rows = rows[rng.permutation(len(rows))]
+        for begin in range(0, len(rows), self.BATCH):
+            users, items = rows[begin:begin + self.BATCH].T
+            yield (torch.from_numpy(users), torch.from_numpy(items),
+                   torch.from_numpy(negatives(users, self.data, rng)), None)
+
+    def replay(self, of):
+        """A step that bench_dump recorded, with its dropout masks."""
+        masks = {name[5:]: (of["distinct_users" if name == "kept.user" else "distinct_items"], kept)
+                 for name, kept in of.items() if name.startswith("kept.")}
+        negative = of["negatives"].flatten() if "negatives" in of else None
+        return of["users"], of["positives"], negative, masks
+
+    def ranker(self):
+        """Scores of users [n] against all items, those of their train rows -inf."""
+        users, items = self.vectors()
+        seen = self.data.rows["train"]
+        seen = seen[np.argsort(seen[:, 0], kind="stable")]
+        starts = np.searchsorted(seen[:, 0], np.arange(self.n_users + 1))
+
+        def scores_of(block):
+            scores = users[block] @ items.T
+            for row, u in enumerate(block):
+                scores[row, torch.from_numpy(seen[starts[u]:starts[u + 1], 1])] = -torch.inf
+            return scores
+
+        return scores_of
 
 
 class BPR(Model):

@@ -1,8 +1,12 @@
 #!/usr/bin/env python3
-"""run.py DATASET MODEL START.safetensors: the plain PyTorch program of a model (see models.py).
+"""run.py DATASET MODEL START.safetensors: the plain PyTorch program of a model (see models.py and
+sequential.py).
 
---check    repeats the 50 recorded steps of bench_dump and compares the losses: exit 1 above 1e-4
---epochs N trains N epochs and ranks the validation rows after each; one JSON line of times"""
+--check        repeats the 50 recorded steps of bench_dump (KDSR: 15): exit 1 where a loss differs by more than
+               1e-4, of the loss where that is above 1 (float32 rounds to its size)
+--epochs N     trains N epochs and ranks the validation rows after each; one JSON line of times
+--form a|b     of a sequence model
+--max_length L of its rows"""
 import argparse
 import json
 import resource
@@ -13,29 +17,18 @@ import numpy as np
 import torch
 
 from data import Data, read_safetensors
-from models import MODELS
+import models
+import sequential
 
-BATCH, K, RANK_BLOCK = 2048, 50, 4096
-
-
-def negatives(users, data, trained, taken, rng):
-    out = trained[rng.integers(len(trained), size=len(users))]
-    while True:
-        pairs = users * data.n_items + out
-        again = taken[np.minimum(np.searchsorted(taken, pairs), len(taken) - 1)] == pairs
-        if not again.any():
-            return out
-        out[again] = trained[rng.integers(len(trained), size=int(again.sum()))]
+K, RANK_BLOCK = 50, 4096
 
 
-def train_epoch(model, optimiser, data, trained, taken, rng):
-    rows = data.rows["train"][rng.permutation(len(data.rows["train"]))]
+def train_epoch(model, optimiser, epoch, rng):
+    model.begin_epoch(epoch, optimiser)
     total = 0.0
-    for begin in range(0, len(rows), BATCH):
-        users, items = rows[begin:begin + BATCH].T
+    for batch in model.batches(rng):
         optimiser.zero_grad()
-        loss = model.loss(torch.from_numpy(users), torch.from_numpy(items),
-                          torch.from_numpy(negatives(users, data, trained, taken, rng)), None)
+        loss = model.loss(*batch)
         loss.backward()
         optimiser.step()
         total += loss.item()
@@ -45,22 +38,20 @@ def train_epoch(model, optimiser, data, trained, taken, rng):
 def evaluate(model, data):
     """recall, precision, ndcg, hit, map, mrr at 5, 10, 20, 50 of the validation rows."""
     with torch.no_grad():
-        users, items = model.vectors()
+        scores_of = model.ranker()
         held = [[] for _ in range(data.n_users)]
         for u, i in data.rows["valid"]:
             held[u].append(i)
         asked = np.array([u for u in range(data.n_users) if held[u]])
-        seen = data.rows["train"][np.argsort(data.rows["train"][:, 0], kind="stable")]
-        starts = np.searchsorted(seen[:, 0], np.arange(data.n_users + 1))
         sums = {}
         for begin in range(0, len(asked), RANK_BLOCK):
             block = asked[begin:begin + RANK_BLOCK]
-            scores = users[block] @ items.T
-            for row, u in enumerate(block):
-                scores[row, torch.from_numpy(seen[starts[u]:starts[u + 1], 1])] = -np.inf
-            top = torch.topk(scores, min(K, data.n_items), dim=1).indices.numpy()
-            hits = np.stack([np.isin(top[row], held[u]) for row, u in enumerate(block)])
+            top = torch.topk(scores_of(block), min(K, data.n_items), dim=1).indices.numpy()
             n_held = np.array([len(held[u]) for u in block])
+            if n_held.max() == 1:
+                hits = top == np.array([held[u][0] for u in block])[:, None]
+            else:
+                hits = np.stack([np.isin(top[row], held[u]) for row, u in enumerate(block)])
             discount = 1 / np.log2(np.arange(2, hits.shape[1] + 2))
             ideal = np.concatenate([[0], np.cumsum(discount)])
             precision = np.cumsum(hits, 1) / np.arange(1, hits.shape[1] + 1)
@@ -79,28 +70,30 @@ def evaluate(model, data):
 
 def check(model, optimiser, recorded):
     worst = 0.0
-    for k, wanted in enumerate(recorded["loss"].tolist(), start=1):
+    losses = recorded["loss"].tolist()[:model.N_CHECKED]
+    for k, wanted in enumerate(losses, start=1):
         of = {name.split(".", 1)[1]: t for name, t in recorded.items() if name.startswith(f"{k}.")}
-        masks = {name[5:]: (of["distinct_users" if name == "kept.user" else "distinct_items"], kept)
-                 for name, kept in of.items() if name.startswith("kept.")}
-        negative = of["negatives"].flatten() if "negatives" in of else None
+        if "epoch" in of:
+            model.begin_epoch(int(of["epoch"]), optimiser)
         optimiser.zero_grad()
-        loss = model.loss(of["users"], of["positives"], negative, masks)
+        loss = model.loss(*model.replay(of))
         loss.backward()
         optimiser.step()
-        worst = max(worst, abs(loss.item() - wanted))
-    print(json.dumps({"steps": len(recorded["loss"]), "largest_loss_difference": worst}))
+        worst = max(worst, abs(loss.item() - wanted) / max(1.0, abs(wanted)))
+    print(json.dumps({"steps": len(losses), "largest_loss_difference": worst}))
     return worst <= 1e-4
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("dataset")
-    parser.add_argument("model", choices=MODELS)
+    parser.add_argument("model", choices=[*models.MODELS, *sequential.MODELS])
     parser.add_argument("start")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--form", choices=["a", "b"], default="b")
+    parser.add_argument("--max_length", type=int, default=50)
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -110,18 +103,19 @@ def main():
              if name.startswith("init.") and name[5:].split("/")[0] == name[5:]}
     start = {k: v for k, v in start.items()
              if not k.endswith((".m", ".v", ".last_step", ".step"))}
-    model = MODELS[options.model](data, start)
-    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
+    if options.model in models.MODELS:
+        model = models.MODELS[options.model](data, start)
+    else:
+        model = sequential.MODELS[options.model](data, start, options.form, options.max_length)
+    optimiser = model.optimiser()
     if options.check:
         sys.exit(0 if check(model, optimiser, recorded) else 1)
     del recorded
     rng = np.random.default_rng(1)
-    trained = np.unique(data.rows["train"][:, 1])
-    taken = np.unique(data.rows["train"] @ np.array([data.n_items, 1]))
     result = {"train_s": [], "eval_s": []}
-    for _ in range(options.epochs):
+    for epoch in range(options.epochs):
         begin = time.perf_counter()
-        train_epoch(model, optimiser, data, trained, taken, rng)
+        train_epoch(model, optimiser, epoch, rng)
         result["train_s"].append(time.perf_counter() - begin)
         begin = time.perf_counter()
         result["valid"] = evaluate(model, data)
