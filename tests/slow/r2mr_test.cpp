@@ -31,10 +31,11 @@ TEST_P(Planted, HoldsEveryRequiredColumn) {
         "%s seed %d: AUC image %.3f text %.3f; below eta damaged %.2f clean %.2f; rewritten "
         "damaged "
         "%.2f clean %.2f; cosine %.2f (mean %.2f, kept %.2f, ridge %.2f, neighbours %.2f); worst "
-        "100 damaged %.2f; random gate rewrites %.2f\n",
+        "100 damaged %.2f; %d images proposed, %d accepted; random gate rewrites %.2f\n",
         GetParam().c_str(), static_cast<int>(seed), r.auc_before, r.auc_text, r.damaged_low,
         r.clean_low, r.damaged_rewritten, r.clean_rewritten, r.cosine, r.cosine_mean, r.cosine_kept,
-        ridge, near, r.worst_damaged, taken);
+        ridge, near, r.worst_damaged, static_cast<int>(r.accepted + r.refused),
+        static_cast<int>(r.accepted), taken);
     EXPECT_GE(r.auc_before, .80);
     auc_sum += r.auc_before;
     EXPECT_GE(r.auc_text, .35);
