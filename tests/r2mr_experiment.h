@@ -115,8 +115,9 @@ inline Repair repaired(const Damage& damage, const Settings& settings) {
   auto made = make_r2mr(damage.data, settings);
   made->supplier().fit(Watch{});
   const Json round = made->reporter().report()["rounds"].back();
-  out.accepted = round["accepted"]["image"];
-  out.refused = round["refused"]["image"];
+  const Json none = Json::object();  // of a round that was skipped
+  out.accepted = round.value("accepted", none).value("image", int64_t{0});
+  out.refused = round.value("refused", none).value("image", int64_t{0});
   const auto after = made->weights();
   const auto changed = after.at("round_of").select(1, 0) > 0;
   out.damaged_rewritten = share(pick(changed, damage.damaged));
