@@ -21,7 +21,8 @@
 namespace tessera {
 namespace {
 
-constexpr int64_t kSteps = 20, kGanSteps = 50, kRows = 128;
+constexpr int64_t kSteps = 20, kRows = 128;
+constexpr int64_t kGanSteps = 20;  // later a slot may lie between two codes, and the runs part
 
 /// Stands between trainer and model and writes down what passes.
 class Spy : public Model {

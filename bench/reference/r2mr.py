@@ -177,7 +177,7 @@ class Gan(torch.nn.Module):
         z = self.encoder(torch.cat([source, self.prompts[direction]], 1))
         slots = z.reshape(-1, 16)
         with torch.no_grad():
-            index = torch.cdist(slots, self.codes).argmin(1)
+            index = (self.codes.square().sum(1) - 2 * slots @ self.codes.T).argmin(1)
         z_q = self.codes[index].view_as(z)
         return self.decoder(z + (z_q - z).detach()), z, z_q
 
@@ -311,7 +311,9 @@ def check(data, start, recorded, options):
     model = Ranking(data, start, options.variant, options.dense)
     optimiser = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.01)
     worst = {"epoch": 0.0, "rewriter": 0.0}
+    n_batches = -(-len(model.edges.users) // BATCH)
     for k, wanted in enumerate(recorded["loss"].tolist(), start=1):
+        optimiser.param_groups[0]["lr"] = RATE * (1 - (k - 1) // n_batches / EPOCHS)
         optimiser.zero_grad()
         loss = model.loss(*(recorded[f"{k}.{n}"].flatten() for n in
                             ("users", "positives", "negatives")), recorded[f"{k}.kept"])

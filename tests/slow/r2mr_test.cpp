@@ -138,7 +138,8 @@ Dataset cleaned(const Dataset& data, const Settings& settings) {
     f.name = out.features[m].name;
     f.rows = MappedArray(rows[m].rows);
     f.row_of_item = torch::full({out.n_items}, -1, torch::kInt32);
-    f.row_of_item.index_copy_(0, rows[m].items, torch::arange(rows[m].items.numel(), torch::kInt32));
+    f.row_of_item.index_copy_(0, rows[m].items,
+                              torch::arange(rows[m].items.numel(), torch::kInt32));
     out.features[m] = std::move(f);
   }
   return out;
@@ -268,7 +269,8 @@ TEST(RealRepairs, ForOtherModels) {
   const Dataset repaired = cleaned(movies.data, {});
   for (const std::string name : {"VBPR", "BM3", "R2MR"}) {
     std::vector<double> recall;
-    for (const Dataset* data : std::vector<const Dataset*>{&movies.clean, &movies.data, &repaired}) {
+    for (const Dataset* data :
+         std::vector<const Dataset*>{&movies.clean, &movies.data, &repaired}) {
       Trained trained(find_model(name), *data, {{"time_limit", 10.0, "test"}});
       recall.push_back(trained.result.test->value("recall@20"));
     }
