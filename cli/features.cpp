@@ -18,6 +18,9 @@ std::string text_of(const Json& made) {
     if (!entry["valid_for"].is_null()) out += ", good for this split only";
     out += "\n";
   }
+  for (const auto& name : made.value("files", Json::array())) {
+    out += fmt::format("{:<20} written\n", name.get<std::string>());
+  }
   return out + "folder " + made["folder"].get<std::string>();
 }
 

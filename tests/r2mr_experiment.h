@@ -73,6 +73,7 @@ struct Repair {
   double auc_before, auc_text;
   double damaged_low, clean_low;              ///< shares below eta, of the scored
   double damaged_rewritten, clean_rewritten;  ///< shares rewritten in round 1
+  int64_t accepted, refused;                  ///< images proposed in round 1
   double cosine, cosine_mean, cosine_kept;    ///< of the damaged rows rewritten, to the true row
   double worst_damaged;                       ///< of the operator's 100 worst items before repair
 };
@@ -113,6 +114,10 @@ inline Repair repaired(const Damage& damage, const Settings& settings) {
 
   auto made = make_r2mr(damage.data, settings);
   made->supplier().fit(Watch{});
+  const Json round = made->reporter().report()["rounds"].back();
+  const Json none = Json::object();  // of a round that was skipped
+  out.accepted = round.value("accepted", none).value("image", int64_t{0});
+  out.refused = round.value("refused", none).value("image", int64_t{0});
   const auto after = made->weights();
   const auto changed = after.at("round_of").select(1, 0) > 0;
   out.damaged_rewritten = share(pick(changed, damage.damaged));

@@ -2,6 +2,7 @@
 #include <array>
 #include <chrono>
 #include <cmath>
+#include <map>
 #include <numeric>
 #include <optional>
 #include <set>
@@ -9,6 +10,7 @@
 #include "tessera/base/error.h"
 #include "tessera/model/quality.h"
 #include "tessera/model/registry.h"
+#include "tessera/model/report_files.h"
 #include "tessera/nn/review.h"
 #include "tessera/nn/rewriter.h"
 #include "tessera/ops/edge_scores.h"
@@ -38,7 +40,7 @@ constexpr int64_t kPropagations = 2;
 /// reviewer accepts or refuses, and the ranking fuses rows and users' tastes by the scores. The
 /// published reviewer learns through the ranking loss alone and does not recognise bad rows; the
 /// default, variant = calibrated, gives it a loss of its own and two cross-fitted halves.
-class R2mr : public GraphModel, public FeatureSupplier, public Reporter {
+class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public ReportFiles {
  public:
   struct Config {
     std::string variant = "calibrated", preset = "small";
@@ -61,6 +63,8 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter {
     int64_t n_codes = 128, code_width = 16;
     double rewriter_learning_rate = 2e-3;
     int64_t first_epochs = 200, later_epochs = 20;
+    std::string export_space = "model", export_weight = "none";
+    bool restore = false;
 
     void describe(Fields& f) {
       f.choice("variant", variant,
@@ -130,6 +134,12 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter {
       f.add("first_epochs", first_epochs, "of the rewriter in the first round, at most",
             at_least(0));
       f.add("later_epochs", later_epochs, "of the rewriter in later rounds, at most", at_least(0));
+      f.choice("export_space", export_space,
+               "features made for others: rows in the model's space, or in the features' own",
+               {"model", "raw"});
+      f.choice("export_weight", export_weight, "and as they are, or times their score",
+               {"none", "score"});
+      f.add("restore", restore, "and as they were before any rewriting");
       f.preset("variant", "paper",
                {{"reviewer", "bpr"},
                 {"gate", "better"},
@@ -216,7 +226,6 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter {
       m.name = feature.name;
       m.present = feature.present();
       m.threshold = thresholds_[modalities_.size() - 1];
-      m.original = torch::zeros({n, d});
       if (config.train_features == "never") {
         m.own_rows = torch::zeros({n, d});
         m.rows = &m.own_rows;
@@ -270,6 +279,9 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter {
     eta_ = torch::zeros({n_modalities}, torch::kFloat64);
     // Before prepare() no row is anything yet.
     round_of_ = torch::full({n, n_modalities}, -1, torch::kInt64);
+    source_ = torch::full({n, n_modalities}, -1, torch::kInt64);
+    score_before_ = torch::zeros({n, n_modalities});
+    score_after_ = torch::zeros({n, n_modalities});
     if (config.item_graph) similar_ = similar_items(names);
   }
 
@@ -306,6 +318,9 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter {
     state.add("null_scores", null_scores_, Role::scoring);
     state.add("eta", eta_, Role::scoring);
     state.add("round_of", round_of_, Role::scoring);
+    state.add("source", source_, Role::scoring);
+    state.add("score_before", score_before_, Role::scoring);
+    state.add("score_after", score_after_, Role::scoring);
     if (cross_) {
       for (auto& [name, tensor] : cross_->tensors()) state.add(name, *tensor, Role::inner);
       for (int64_t f = 0; f < 2; ++f) {
@@ -333,16 +348,15 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter {
     state.add("phase_epochs", phase_epochs_, Role::inner);
     state.add("rounds", n_rounds_, Role::inner);
     state.add("last_step", last_step_, Role::inner);
-    state.add("records", records_, Role::inner);
+    state.add("round_records", round_records_, Role::inner);
   }
 
   // --- schedule ------------------------------------------------------------------------------
   void prepare(const Watch& watch) override {
     const torch::NoGradGuard no_grad;
     if (phase_ == kUnprepared) {
-      for (size_t m = 0; m < modalities_.size(); ++m) prepare_rows(m);
+      for (int64_t m = 0; m < n_modalities(); ++m) at(m).rows->copy_(original_of(m));
       round_of_.zero_();
-      records_ = {{"rounds", Json::array()}, {"rewritten", Json::array()}};
       start_review(kWarmSteps);
     }
     if (phase_ == kReviewing) {
@@ -387,11 +401,12 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter {
     if (n_rounds_ == 0) round(watch);
   }
 
-  /// Options: export_space = model | raw, export_weight = none | score, restore = true: the tables
-  /// as they were before any rewriting.
+  /// `options` (export_space, export_weight, restore) win over the settings of the same names.
   std::vector<NamedRows> export_features(const Json& options) override;
 
   Json report() override;
+  /// quality.tsv, and quality.json: what report() gives.
+  std::map<std::string, std::string> report_files() override;
 
  private:
   enum Phase : int64_t { kUnprepared = 0, kReviewing = 1, kRewriting = 2, kIdle = 3 };
@@ -400,7 +415,7 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter {
     torch::Tensor present;            // bool [n_items]
     torch::Tensor own_rows;           // [n_items, d], where they are not trained
     torch::Tensor* rows = nullptr;    // the working table
-    torch::Tensor original;           // as prepared
+    torch::Tensor original;           // as prepared; undefined before that, see original_of()
     torch::Tensor* ids = nullptr;     // q^m [n_users, d]
     ReviewWeights review;             // of reviewer = bpr
     std::optional<double> threshold;  // none: auto
@@ -442,15 +457,18 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter {
     return *m.pca;
   }
 
-  void prepare_rows(size_t index) {
-    Modality& m = modalities_[index];
-    const Pca& pca = pca_of(static_cast<int64_t>(index));
-    auto e = pca.transform(data_.features[index].all()).to(torch::kFloat32);
+  /// The rows before any rewriting [n_items, d]. A bundle has none: it makes them from its
+  /// features.
+  const torch::Tensor& original_of(int64_t index) {
+    Modality& m = at(index);
+    if (m.original.defined()) return m.original;
+    const Feature& feature = data_.features[static_cast<size_t>(index)];
+    auto e = pca_of(index).transform(feature.all()).to(torch::kFloat32);
     if (config_.squash == "tanh") e = e.tanh();
     e = e * m.present.unsqueeze(1);
-    m.original.zero_();
+    m.original = torch::zeros({data_.n_items, config_.embedding_size});
     m.original.narrow(1, 0, e.size(1)).copy_(e);
-    m.rows->copy_(m.original);
+    return m.original;
   }
 
   /// Present, or filled by an accepted rewrite. bool [n_items]
@@ -696,7 +714,7 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter {
     const auto tables_now = tables();
     struct Write {
       int64_t modality;
-      torch::Tensor items, rows;
+      torch::Tensor items, rows, source, after;
     };
     std::vector<Write> writes;
     entry["accepted"] = Json::object();
@@ -724,20 +742,19 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter {
       const auto after = best.index_select(0, items);
       const auto before = scores_.select(1, b).index_select(0, items);
       const auto taken = gated(b, after, before);
-      const auto accepted = items.index_select(0, taken.nonzero().flatten());
+      const auto places = taken.nonzero().flatten();
+      const auto accepted = items.index_select(0, places);
       entry["accepted"][at(b).name] = accepted.numel();
       entry["refused"][at(b).name] = items.numel() - accepted.numel();
-      for (int64_t j = 0; j < items.numel(); ++j) {
-        if (!taken[j].item<bool>()) continue;
-        const int64_t item = items[j].item<int64_t>();
-        records_["rewritten"].push_back({item, b, n_rounds_ + 1, from[item].item<int64_t>(),
-                                         before[j].item<float>(), after[j].item<float>()});
-      }
-      writes.push_back({b, accepted, best_rows.index_select(0, accepted)});
+      writes.push_back({b, accepted, best_rows.index_select(0, accepted),
+                        from.index_select(0, accepted), after.index_select(0, places)});
     }
-    for (const auto& [b, items, rows] : writes) {
+    for (const auto& [b, items, rows, source, after] : writes) {
       at(b).rows->index_copy_(0, items, rows);
       round_of_.select(1, b).index_fill_(0, items, n_rounds_ + 1);
+      source_.select(1, b).index_copy_(0, items, source);
+      score_before_.select(1, b).index_copy_(0, items, scores_.select(1, b).index_select(0, items));
+      score_after_.select(1, b).index_copy_(0, items, after);
     }
   }
 
@@ -803,7 +820,7 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter {
           r["codes"].get<int64_t>(), r["perplexity"].get<double>());
     }
     watch.text.info("{}", text);
-    records_["rounds"].push_back(entry);
+    round_records_.push_back(entry);
     Json line = {{"event", "round"}, {"model", "R2MR"}};
     line.update(entry);
     watch.log(line);
@@ -811,6 +828,7 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter {
 
   // --- report --------------------------------------------------------------------------------
   Quality quality();
+  Quality found();
   Json options_json() const;
 
   const Config config_;
@@ -829,11 +847,14 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter {
   ItemGraph similar_;
   torch::Tensor scores_, null_scores_;  // [n_items, M]
   torch::Tensor eta_;                   // float64 [M]
-  torch::Tensor round_of_;              // int64 [n_items, M]: 0 as given, else rewritten in it
+  // The record of a row's last rewriting, [n_items, M]; it goes wherever the rows go.
+  torch::Tensor round_of_;                    // int64, 0: as given
+  torch::Tensor source_;                      // int64, modality
+  torch::Tensor score_before_, score_after_;  // float32
   std::array<int64_t, 2> steps_left_ = {0, 0};
   int64_t epoch_ = 0, phase_ = kUnprepared, phase_epochs_ = 0, n_rounds_ = 0;
   int64_t last_step_ = 0;
-  Json records_ = Json::object();  // rounds, and [item, modality, round, source, before, after]
+  Json round_records_ = Json::array();
   std::chrono::steady_clock::time_point saved_ = std::chrono::steady_clock::now();
 };
 
@@ -884,14 +905,10 @@ void R2mr::read_thresholds(const std::vector<std::string>& names) {
 // --- export ----------------------------------------------------------------------------------
 std::vector<NamedRows> R2mr::export_features(const Json& options) {
   const torch::NoGradGuard no_grad;
-  std::string space = "model", weight = "none";
-  bool restore = false;
+  Config asked = config_;
   if (options.is_object()) {
     Fields f("R2MR");
-    f.choice("export_space", space, "rows in the model's space, or in the features' own",
-             {"model", "raw"});
-    f.choice("export_weight", weight, "rows as they are, or times their score", {"none", "score"});
-    f.add("restore", restore, "the tables as they were before any rewriting");
+    asked.describe(f);
     Settings given;
     for (const auto& [name, value] : options.items()) given.push_back({name, value, "option"});
     refuse_unknown(given, {&f}, "R2MR");
@@ -904,24 +921,25 @@ std::vector<NamedRows> R2mr::export_features(const Json& options) {
   const Json card = {
       {"name", "R2MR"},
       {"made_by", "model"},
+      {"uses_interactions", true},
       {"dataset", data_.name},
       {"train_sha256", train_sha256(data_)},
       {"split_sha256", data_.about.is_object() && data_.about.contains("split_sha256")
                            ? data_.about["split_sha256"]
                            : Json()},
       {"seed", random_.seed()},
-      {"export_space", space},
-      {"export_weight", weight},
-      {"restore", restore},
+      {"export_space", asked.export_space},
+      {"export_weight", asked.export_weight},
+      {"restore", asked.restore},
       {"settings", options_json()}};
   for (int64_t m = 0; m < n_modalities(); ++m) {
     const Modality& of = at(m);
-    const auto changed = (round_of_.select(1, m) > 0).logical_and(torch::tensor(!restore));
+    const auto changed = (round_of_.select(1, m) > 0).logical_and(torch::tensor(!asked.restore));
     NamedRows rows;
     rows.modality = of.name + "_r2mr";
     rows.items = of.present.logical_or(changed).nonzero().flatten();
-    if (space == "model") {
-      rows.rows = (restore ? of.original : of.rows->detach()).index_select(0, rows.items);
+    if (asked.export_space == "model") {
+      rows.rows = (asked.restore ? original_of(m) : of.rows->detach()).index_select(0, rows.items);
     } else {
       rows.rows = data_.features[static_cast<size_t>(m)].gather(rows.items);
       const auto place = changed.index_select(0, rows.items).nonzero().flatten();
@@ -933,7 +951,7 @@ std::vector<NamedRows> R2mr::export_features(const Json& options) {
       if (config_.squash == "tanh") e = e.clamp(-kClamp, kClamp).atanh();
       rows.rows.index_copy_(0, place, pca.inverse(e).to(torch::kFloat32));
     }
-    if (weight == "score") {
+    if (asked.export_weight == "score") {
       rows.rows = rows.rows * scores_.select(1, m).index_select(0, rows.items).unsqueeze(1);
     }
     rows.card = card;
@@ -961,36 +979,44 @@ Quality R2mr::quality() {
     const Modality& of = at(m);
     out.modalities.push_back({of.name, eta_[m].item<double>(), of.consensus, of.present, exists(m),
                               scores_.select(1, m), null_scores_.select(1, m),
-                              now.high.select(1, m), round_of_.select(1, m), of.original,
+                              now.high.select(1, m), round_of_.select(1, m), original_of(m),
                               of.rows->detach()});
   }
   out.scored = scored();
   out.area = now.area;
   out.n_users = degrees_;
-  if (!records_.contains("rewritten")) return out;
-  for (const auto& record : records_["rewritten"]) {
-    const Quality::Rewrite r{record[0].get<int64_t>(), record[1].get<int64_t>(),
-                             record[2].get<int64_t>(), record[3].get<int64_t>(),
-                             record[4].get<double>(),  record[5].get<double>()};
-    // The tables are those of the epoch that was kept; later rewrites are not in them.
-    if (round_of_[r.item][r.modality].item<int64_t>() == r.round) out.rewrites.push_back(r);
+  for (int64_t m = 0; m < n_modalities(); ++m) {
+    const auto items = (round_of_.select(1, m) > 0).nonzero().flatten();
+    for (int64_t j = 0; j < items.numel(); ++j) {
+      const int64_t i = items[j].item<int64_t>();
+      out.rewrites.push_back({i, m, round_of_[i][m].item<int64_t>(), source_[i][m].item<int64_t>(),
+                              score_before_[i][m].item<float>(), score_after_[i][m].item<float>()});
+    }
   }
   return out;
 }
 
-Json R2mr::report() {
+/// What was found, of the rows as they stand.
+Quality R2mr::found() {
   const torch::NoGradGuard no_grad;
   if ((round_of_ < 0).any().item<bool>()) {
     throw usage_error("R2MR: nothing to report before fit or a training");
   }
   if (!cross_) score_rows();
   find_consensus();
-  const Quality found = quality();
+  return quality();
+}
+
+Json R2mr::report() {
   Json out = {{"model", "R2MR"}, {"dataset", data_.name}, {"seed", random_.seed()}};
-  out.update(quality_report(found, data_, random_));
-  out["rounds"] = records_.contains("rounds") ? records_["rounds"] : Json::array();
-  out["files"] = {{"quality.tsv", quality_tsv(found, data_)}};
+  out.update(quality_report(found(), data_, random_));
+  out["rounds"] = round_records_;
   return out;
+}
+
+std::map<std::string, std::string> R2mr::report_files() {
+  return {{"quality.tsv", quality_tsv(found(), data_)},
+          {"quality.json", report().dump(1, ' ', false, Json::error_handler_t::replace) + "\n"}};
 }
 
 const RegisterModel<R2mr> registered{"R2MR", "R2MR, Tang et al. 2025"};

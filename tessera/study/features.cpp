@@ -9,6 +9,7 @@
 #include "tessera/encode/content.h"
 #include "tessera/encode/features.h"
 #include "tessera/model/bundle.h"
+#include "tessera/model/report_files.h"
 #include "tessera/model/row_encoder.h"
 #include "tessera/study/run.h"
 #include "tessera/train/train.h"
@@ -60,14 +61,53 @@ std::vector<NewFeature> packed(const std::vector<NamedRows>& made, const Dataset
   return out;
 }
 
-Json put(const FeaturesRequest& request, const std::vector<NewFeature>& features) {
-  return {{"folder", request.dataset.string()},
-          {"features", put_features(request.dataset, features)}};
+Json put(const FeaturesRequest& request, const std::vector<NewFeature>& features, Model& model) {
+  Json out = {{"folder", request.dataset.string()},
+              {"features", put_features(request.dataset, features)}};
+  if (auto* more = dynamic_cast<ReportFiles*>(&model)) {
+    for (const auto& [name, text] : more->report_files()) {
+      write_file(request.dataset / name, text);
+      out["files"].push_back(name);
+    }
+  }
+  return out;
+}
+
+/// What a trained supplier holds for the items and the train rows that it was trained on.
+Json supplied(const FeaturesRequest& request, Model& model, FeatureSupplier& supplier,
+              const ModelInfo& info) {
+  const Dataset& before = model.data();
+  const Dataset data = load_dataset(request.dataset);
+  bool same = train_sha256(before) == train_sha256(data) && before.n_items == data.n_items;
+  for (int64_t i = 0; same && i < data.n_items; ++i) {
+    same = before.item_ids[i] == data.item_ids[i];
+  }
+  if (!same) {
+    throw data_error(
+        "{} was trained on other items or train rows than those of {}, and {} makes features of "
+        "its "
+        "own items only; use --encoder {}",
+        request.encoder, request.dataset.string(), info.name, squeezed(info.name));
+  }
+  Fields own(info.name);
+  info.describe(own);
+  Json options = Json::object();
+  for (const auto& setting : request.settings) {
+    if (own.knows(setting.name)) options[setting.name] = setting.value;
+  }
+  const torch::NoGradGuard no_grad;
+  return put(request,
+             packed(supplier.export_features(options), before,
+                    {{"name", info.name}, {"trained", request.encoder}}),
+             model);
 }
 
 /// The items of the dataset through a model that was trained before, on these items or others.
 Json encode_with(const FeaturesRequest& request, Model& model, const std::string& name) {
   auto* encoder = dynamic_cast<RowEncoder*>(&model);
+  if (auto* supplier = dynamic_cast<FeatureSupplier*>(&model); supplier && encoder == nullptr) {
+    return supplied(request, model, *supplier, find_model(name));
+  }
   if (encoder == nullptr) {
     throw usage_error("{} encodes no items: '{}' is a model that makes no features for others",
                       request.encoder, name);
@@ -88,7 +128,7 @@ Json encode_with(const FeaturesRequest& request, Model& model, const std::string
         "out there; train it with --freeze_pretrained true, or use --encoder {}",
         request.encoder, request.dataset.string(), rows.modality, squeezed(name));
   }
-  return put(request, packed(made, data, {{"name", name}, {"trained", request.encoder}}));
+  return put(request, packed(made, data, {{"name", name}, {"trained", request.encoder}}), model);
 }
 
 void throw_if_stopped(const FeaturesRequest& request) {
@@ -152,11 +192,13 @@ Json make_features(const FeaturesRequest& request) {
   Json options = Json::object();
   for (const auto& setting : settings.model) options[setting.name] = setting.value;
   const torch::NoGradGuard no_grad;
-  return put(request, packed(supplier->export_features(options), data,
-                             {{"name", info.name},
-                              {"tessera", kVersion},
-                              {"settings", options},
-                              {"seed", train.seed}}));
+  return put(request,
+             packed(supplier->export_features(options), data,
+                    {{"name", info.name},
+                     {"tessera", kVersion},
+                     {"settings", options},
+                     {"seed", train.seed}}),
+             *model);
 }
 
 }  // namespace tessera

@@ -11,8 +11,8 @@ namespace tessera {
 struct FeaturesRequest {
   std::filesystem::path dataset;
   /// tfidf or exec:COMMAND (encode/content.h); or a registered model that is a FeatureSupplier; or
-  /// a run or bundle of one that is a RowEncoder, which encodes the items of `dataset` without
-  /// training.
+  /// a run or bundle of one: a RowEncoder encodes the items of `dataset` without training, any
+  /// other gives what it holds for the items that it was trained on.
   std::string encoder;
   std::filesystem::path output;  ///< run folder, where the features need a whole training
   Settings settings;             ///< of the model and of training, in rising precedence
@@ -24,9 +24,9 @@ struct FeaturesRequest {
 };
 
 /// Makes features from the features of a dataset folder and puts them into it: {"folder",
-/// "features": entries of features.json by modality}. Rows made with the help of interactions are
-/// bound to the split (`valid_for`): a model says so in its card by "uses_interactions", and what
-/// is made from bound features is bound.
+/// "features": entries of features.json by modality, "files": what else a model wrote there}. Rows
+/// made with the help of interactions are bound to the split (`valid_for`): a model says so in its
+/// card by "uses_interactions", and what is made from bound features is bound.
 Json make_features(const FeaturesRequest& request);
 
 }  // namespace tessera

@@ -19,6 +19,7 @@ namespace tessera {
 namespace {
 
 constexpr int64_t kUsersShown = 5, kItemsShown = 8, kHistoryShown = 8;
+constexpr const char* kQuality = "quality.json";  // of a dataset folder
 constexpr size_t kPictureBytes = size_t{96} << 10, kPicturesBytes = size_t{4} << 20;
 
 Json read_optional(const fs::path& path) { return fs::exists(path) ? read_json(path) : Json(); }
@@ -331,7 +332,7 @@ Json model_views(const fs::path& run, OpenRun& open, const Log& log) {
     }
   }
   try {
-    Json report = reporter->report();
+    const Json report = reporter->report();
     if (report.is_object() && report.contains("views")) return report["views"];
     if (report.is_object() && report.contains("areas")) return quality_sections(report);
     // A model with its own form: its numbers as one table.
@@ -339,7 +340,6 @@ Json model_views(const fs::path& run, OpenRun& open, const Log& log) {
     Json table = block("table", "Numbers");
     table["columns"] = texts({"what", "value"});
     table["rows"] = Json::array();
-    report.erase("files");
     flatten(report, "", table["rows"]);
     if (table["rows"].size() > 400)
       table["rows"].erase(table["rows"].begin() + 400, table["rows"].end());
@@ -565,10 +565,25 @@ Json several_data(const std::vector<fs::path>& runs, const fs::path& folder) {
   return out;
 }
 
-}  // namespace
+/// What 'features --encoder r2mr' found in a dataset folder.
+Json features_data(const fs::path& folder) {
+  const Dataset data = load_dataset(folder);
+  Items items(folder, data);
+  Json out;
+  out["title"] = "Item features of " + data.name;
+  out["subtitle"] = "reviewed by " + read_json(folder / kQuality).value("model", std::string());
+  out["pictures"] = Json::object();
+  out["sections"] = quality_sections(read_json(folder / kQuality));
+  fill_cards(out["sections"], items, out["pictures"]);
+  return out;
+}
 
-Json report_data(const std::vector<fs::path>& paths, const Log& log) {
-  if (paths.empty()) throw usage_error("no run given: name a run folder, or the folder of a study");
+bool is_reviewed_dataset(const fs::path& path) {
+  return fs::exists(path / "dataset.json") && fs::exists(path / kQuality);
+}
+
+Json data_of(const std::vector<fs::path>& paths, const Log& log) {
+  if (paths.size() == 1 && is_reviewed_dataset(paths[0])) return features_data(paths[0]);
   std::vector<fs::path> runs;
   fs::path folder;
   for (const auto& path : paths) {
@@ -585,8 +600,14 @@ Json report_data(const std::vector<fs::path>& paths, const Log& log) {
     }
   }
   std::sort(runs.begin(), runs.end());
-  Json out =
-      runs.size() == 1 && folder.empty() ? run_data(runs[0], log) : several_data(runs, folder);
+  return runs.size() == 1 && folder.empty() ? run_data(runs[0], log) : several_data(runs, folder);
+}
+
+}  // namespace
+
+Json report_data(const std::vector<fs::path>& paths, const Log& log) {
+  if (paths.empty()) throw usage_error("no run given: name a run folder, or the folder of a study");
+  Json out = data_of(paths, log);
   out["tessera"] = kVersion;
   out["created"] = now_rfc3339();
   return out;

@@ -16,6 +16,7 @@
 #include "tessera/base/files.h"
 #include "tessera/base/version.h"
 #include "tessera/model/bundle.h"
+#include "tessera/model/report_files.h"
 #include "tessera/ops/torch_version.h"
 #include "tessera/study/tensorboard.h"
 #include "tessera/train/checkpoint.h"
@@ -461,6 +462,9 @@ RunOutcome run(const RunRequest& request) {
     if (reported != nullptr) write_file(folder / "per_user.tsv", per_user_tsv(*reported, data));
     write_lists(folder / "recs_top50.tsv", *checked.model, data, checked.protocol,
                 result.test ? Split::test : Split::valid);
+    if (auto* files = dynamic_cast<ReportFiles*>(checked.model.get())) {
+      for (const auto& [name, text] : files->report_files()) write_file(folder / name, text);
+    }
     save_bundle(
         folder / "model", *checked.model, *checked.info, checked.settings,
         {{"protocol", train.protocol}, {"valid", results["valid"]}, {"test", results["test"]}});

@@ -3,6 +3,8 @@
 #include <sys/resource.h>
 
 #include "tessera/base/error.h"
+#include "tessera/model/bundle.h"
+#include "tessera/model/report_files.h"
 #include "tessera/nn/review.h"
 #include "tessera/ops/edge_scores.h"
 #include "tessera/ops/fill.h"
@@ -210,7 +212,9 @@ TEST(R2mrExport, QualityTableHasARowForEachItemAndModality) {
   auto made = make_r2mr(damage.data, kTiny);
   made->supplier().fit(Watch{});
   const Json report = made->reporter().report();
-  const auto text = report["files"]["quality.tsv"].get<std::string>();
+  const auto files = dynamic_cast<ReportFiles&>(*made->model).report_files();
+  const std::string& text = files.at("quality.tsv");
+  EXPECT_EQ(Json::parse(files.at("quality.json")), report);
   EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 2 * damage.data.n_items + 1);
   EXPECT_EQ(text.substr(0, 5), "item\t");
   int64_t rewritten = 0;
@@ -218,6 +222,34 @@ TEST(R2mrExport, QualityTableHasARowForEachItemAndModality) {
   EXPECT_EQ(rewritten, report["rewritten"]["n"].get<int64_t>());
   EXPECT_GT(rewritten, 0);
   EXPECT_EQ(report["rewritten"]["largest_gain"][0]["neighbours_after"].size(), 5u);
+}
+
+// What was rewritten, from what, with which scores, and the rows before it, come out of a bundle.
+TEST(R2mrBundle, KeepsTheRecordsOfWhatWasRewritten) {
+  const Damage damage("swap", 1);
+  Trained trained(find_model("R2MR"), damage.data,
+                  with(kTiny, {{"epochs", 2, "test"}, {"rewrite_every", 1, "test"}}));
+  const fs::path folder = scratch("r2mr_bundle");
+  save_bundle(folder, *trained.model, find_model("R2MR"), trained.settings, Json::object());
+  const Bundle bundle = load_bundle(folder);
+  Json before = dynamic_cast<Reporter&>(*trained.model).report();
+  Json after = dynamic_cast<Reporter&>(*bundle.model).report();
+  EXPECT_GT(before["rewritten"]["n"], 0);
+  EXPECT_EQ(before["rewritten"], after["rewritten"]);
+  EXPECT_EQ(before["worst"], after["worst"]);
+  EXPECT_EQ(dynamic_cast<ReportFiles&>(*trained.model).report_files()["quality.tsv"],
+            dynamic_cast<ReportFiles&>(*bundle.model).report_files()["quality.tsv"]);
+  for (const bool restore : {false, true}) {
+    for (const char* space : {"model", "raw"}) {
+      const Json options = {{"restore", restore}, {"export_space", space}};
+      const auto ours = dynamic_cast<FeatureSupplier&>(*trained.model).export_features(options);
+      const auto theirs = dynamic_cast<FeatureSupplier&>(*bundle.model).export_features(options);
+      for (size_t m = 0; m < 2; ++m) {
+        EXPECT_TRUE(torch::equal(ours[m].rows, theirs[m].rows)) << restore << space;
+      }
+    }
+  }
+  fs::remove_all(folder);
 }
 
 // A run that is killed, or asked to stop, in the middle of a rewriting round.

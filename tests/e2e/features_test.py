@@ -81,6 +81,57 @@ class Features(CommandLine):
         made = self.made("other", "--encoder", "frozen/model")
         self.assertIsNone(made["features"]["common"]["valid_for"])
 
+    def test_r2mr_cleans_for_every_model(self):
+        self.fails(2, r"R2MR has no setting 'export_spice' \(did you mean 'export_space'\?\)",
+                   "features", "shop", "--encoder", "r2mr", "--export_spice", "raw", "-q")
+        short = ("--embedding_size", "8", "--eta", "0.5", "-q", "-j", "1")
+        made = json.loads(self.succeeds("features", "shop", "--encoder", "r2mr", "--export_space", "raw",
+                                        *short, "--json").stdout)
+        about = self.read_json("shop", "dataset.json")
+        self.assertEqual(list(made["features"]), ["image_r2mr", "text_r2mr"])
+        self.assertEqual(made["features"]["image_r2mr"]["width"], 12)
+        self.assertEqual(made["features"]["image_r2mr"]["valid_for"], about["train_sha256"])
+        card = made["features"]["image_r2mr"]["encoder"]
+        self.assertEqual((card["train_sha256"], card["seed"]), (about["train_sha256"], 999))
+        self.assertEqual(made["files"], ["quality.json", "quality.tsv"])
+        lines = [line.split("\t") for line in self.read("shop", "quality.tsv").splitlines()]
+        self.assertEqual(lines[0], ["item", "modality", "present", "score", "null_score", "area",
+                                    "status", "round", "source", "score_before"])
+        self.assertEqual(len(lines) - 1, 2 * about["n_items"])
+        report = self.read_json("shop", "quality.json")
+        changed = [line for line in lines if line[6] == "rewritten"]
+        self.assertEqual(report["rewritten"]["n"], len(changed))
+
+        # Rows that were left alone keep their bytes; restored ones do all.
+        def rows(name):
+            with open(self.path("shop", f"{name}_feat.npy"), "rb") as file:
+                body = file.read()[128:]
+            ids = self.read("shop", f"{name}_feat.ids").split()
+            size = len(body) // len(ids)
+            return {i: body[r * size:(r + 1) * size] for r, i in enumerate(ids)}
+        raw, cleaned, moved = rows("image"), rows("image_r2mr"), {l[0] for l in changed if l[1] == "image"}
+        known = {line[0] for line in lines[1:]}
+        self.assertEqual({i for i in raw if i in known and raw[i] != cleaned[i]}, moved & set(raw))
+        self.made("shop", "--encoder", "r2mr", "--export_space", "raw", "--restore", "true", *short[:4])
+        self.assertEqual(rows("image_r2mr"), {i: raw[i] for i in raw if i in known})
+
+        self.succeeds("train", "-m", "R2MR", "-d", "shop", "--epochs", "2", "--rewrite_every", "1",
+                      "-o", "run", *short)
+        self.assertIn("quality.tsv", self.tree("run"))
+        for source in ("run", "run/model"):
+            made = self.made("shop", "--encoder", source)
+            self.assertEqual(made["features"]["text_r2mr"]["width"], 8)
+        for model in ("VBPR", "BM3"):
+            self.succeeds("train", "-m", model, "-d", "shop", "--modalities", "image_r2mr,text_r2mr",
+                          "--epochs", "2", "-q", "-j", "1", "-o", model)
+        # Good for this split only.
+        self.succeeds("import", "shop", "-o", "other", "--split", "random", "--seed", "5", "-q")
+        self.assertNotIn("image_r2mr", self.read_json("other", "features.json"))
+        self.fails(3, r"run was trained on other items or train rows than those of other",
+                   "features", "other", "--encoder", "run", "-q")
+        self.succeeds("report", "shop", "-o", "quality.html", "-q")
+        self.assertIn("Quality of item features", self.read("quality.html"))
+
     ENCODER = '''import json, sys
 calls = open("calls", "a")
 for line in sys.stdin:
