@@ -127,6 +127,7 @@ int measure(int argc, char** argv) {
     given.push_back({"rewrite_every", 1, "round"});
     given.push_back({"first_epochs", n_epochs, "round"});
     given.push_back({"hold_out", false, "round"});
+    given.push_back({"eta", "0.5", "round"});  // random features carry no consensus
   }
   const ModelInfo& info = find_model("R2MR");
   const RunSettings settings = resolve_settings(info, given);
@@ -143,6 +144,9 @@ int measure(int argc, char** argv) {
     const auto begin = std::chrono::steady_clock::now();
     model->end_epoch(1, watch);
     const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
+    if (round.contains("skipped")) {
+      throw data_error("the round was skipped: {}", round["skipped"].get<std::string>());
+    }
     std::printf("%s\n", Json{{"round_s", took.count()},
                              {"high", round["areas"]["high"]},
                              {"peak_mb", peak_rss_mb()}}

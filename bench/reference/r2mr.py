@@ -23,6 +23,7 @@ from data import Data, read_safetensors
 from run import negatives
 
 BATCH, EPOCHS, DROPOUT, LAYERS, REG, RATE = 1024, 70, 0.3, 2, 1e-4, 1e-3
+ETA = 0.5  # of a round; 0: auto. Random features carry no consensus, so that auto would exclude them
 FLOOR = {"calibrated": 1e-3, "paper": 0.0}
 
 
@@ -271,7 +272,8 @@ def rewriting_round(data, tables, n_epochs, dense):
                 other = table.clone()
                 other[index] = table[index[torch.randperm(len(index))]]
                 null += scores(m, other)[index].mean().item() / 4
-            eta.append((null + s[index, m].median().item()) / 2)
+            auto = (null + s[index, m].median().item()) / 2
+            eta.append(ETA if ETA else auto)
         return s, eta
 
     for _ in range(min(20, -(-800 * 2 * batch // len(pairs)))):
