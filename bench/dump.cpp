@@ -1,6 +1,9 @@
 // dump DATASET MODEL OUT.safetensors [--name=value...]: what a training starts from and sees in its
 // first 50 steps, so that another program can repeat it: initial weights under "init.", users,
-// positives, negatives and dropout masks of step k under "k.", the losses under "loss".
+// positives, negatives and dropout masks of step k under "k.", the losses under "loss". Of a model
+// that is pretrained on items also the weights before that under "start.", the items of its first
+// 50 steps under "pre.k.items" from k = 0, the losses under "pre.loss", and rows of a modality
+// under "x." where they are not as wide as the dataset's.
 #include <torch/types.h>
 
 #include <cstdio>
@@ -9,6 +12,7 @@
 
 #include "tessera/base/error.h"
 #include "tessera/data/safetensors.h"
+#include "tessera/model/item_pretrainer.h"
 #include "tessera/model/registry.h"
 #include "tessera/ops/fill.h"
 #include "tessera/train/train.h"
@@ -64,6 +68,39 @@ class Spy : public Model {
   const double dropout_;
 };
 
+TensorMap weights_of(Model& model) {
+  State state;
+  model.state(state);
+  const State::Saved saved = state.save();
+  TensorMap out;
+  for (const auto* tensors : {&saved.weights, &saved.optimizer}) {
+    for (const auto& [name, tensor] : *tensors) out[name] = tensor.detach().clone();
+  }
+  return out;
+}
+
+/// The first steps of a pretraining on items; it ends with its first epoch.
+void pretrain(Model& model, const Dataset& data, TensorMap& seen) {
+  auto* pretrainer = dynamic_cast<ItemPretrainer*>(&model);
+  if (pretrainer == nullptr) return;
+  for (const auto& [name, tensor] : weights_of(model)) seen["start." + name] = tensor;
+  for (size_t m = 0; m < data.features.size(); ++m) {
+    const auto& rows = pretrainer->pretraining_rows()[m];
+    if (rows.size(1) != data.features[m].width()) seen["x." + data.features[m].name] = rows;
+  }
+  std::vector<double> losses;
+  pretrainer->on_pretraining_step = [&](const torch::Tensor& items, double loss) {
+    if (losses.size() >= kSteps) return;
+    seen["pre." + std::to_string(losses.size()) + ".items"] = items.clone();
+    losses.push_back(loss);
+  };
+  Watch watch;
+  watch.stop_requested = [&] { return !losses.empty(); };
+  dynamic_cast<FeatureSupplier&>(model).fit(watch);
+  pretrainer->on_pretraining_step = nullptr;
+  seen["pre.loss"] = torch::tensor(losses, torch::kFloat64);
+}
+
 int run(int argc, char** argv) {
   if (argc < 4) throw usage_error("dump wants DATASET MODEL OUT.safetensors [--name=value...]");
   Settings given = implied_settings(argv[2]);
@@ -90,12 +127,8 @@ int run(int argc, char** argv) {
   }
 
   Spy spy(*model, context, dropout);
-  State state;
-  model->state(state);
-  const State::Saved start = state.save();
-  for (const auto* tensors : {&start.weights, &start.optimizer}) {
-    for (const auto& [name, tensor] : *tensors) spy.seen["init." + name] = tensor.detach().clone();
-  }
+  pretrain(*model, data, spy.seen);
+  for (const auto& [name, tensor] : weights_of(*model)) spy.seen["init." + name] = tensor;
   TrainConfig config;
   config.settings = settings.train_settings;
   config.protocol = find_protocol("mmrec");

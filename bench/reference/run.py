@@ -42,10 +42,13 @@ def train_epoch(model, optimiser, data, trained, taken, rng):
     return total
 
 
-def evaluate(model, data):
-    """recall, precision, ndcg, hit, map, mrr at 5, 10, 20, 50 of the validation rows."""
+def evaluate(model, data, score=None, block_rows=RANK_BLOCK):
+    """recall, precision, ndcg, hit, map, mrr at 5, 10, 20, 50 of the validation rows; score(users) is
+    [users, items], by default the products of the model's vectors."""
     with torch.no_grad():
-        users, items = model.vectors()
+        if score is None:
+            users, items = model.vectors()
+            score = lambda block: users[block] @ items.T  # noqa: E731
         held = [[] for _ in range(data.n_users)]
         for u, i in data.rows["valid"]:
             held[u].append(i)
@@ -53,9 +56,9 @@ def evaluate(model, data):
         seen = data.rows["train"][np.argsort(data.rows["train"][:, 0], kind="stable")]
         starts = np.searchsorted(seen[:, 0], np.arange(data.n_users + 1))
         sums = {}
-        for begin in range(0, len(asked), RANK_BLOCK):
-            block = asked[begin:begin + RANK_BLOCK]
-            scores = users[block] @ items.T
+        for begin in range(0, len(asked), block_rows):
+            block = asked[begin:begin + block_rows]
+            scores = score(block)
             for row, u in enumerate(block):
                 scores[row, torch.from_numpy(seen[starts[u]:starts[u + 1], 1])] = -np.inf
             top = torch.topk(scores, min(K, data.n_items), dim=1).indices.numpy()

@@ -62,7 +62,7 @@ std::vector<NewFeature> packed(const std::vector<NamedRows>& made, const Dataset
 
 Json put(const FeaturesRequest& request, const std::vector<NewFeature>& features) {
   return {{"folder", request.dataset.string()},
-          {"features", put_features(request.dataset, features)}};
+          {"features", put_features(request.dataset, features, feature_dtype(request.dtype))}};
 }
 
 /// The items of the dataset through a model that was trained before, on these items or others.
@@ -103,8 +103,9 @@ Json make_features(const FeaturesRequest& request) {
   if (request.encoder.empty()) {
     throw usage_error("no encoder given: add --encoder NAME, see 'tessera features --help'");
   }
+  const auto dtype = feature_dtype(request.dtype);  // before the work
   if (is_content_encoder(request.encoder)) {
-    return encode_content(request.dataset, request.encoder, request.settings, request.log,
+    return encode_content(request.dataset, request.encoder, request.settings, dtype, request.log,
                           request.stop_requested);
   }
   const fs::path path = request.encoder;

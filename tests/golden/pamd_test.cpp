@@ -7,7 +7,9 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <fstream>
 #include <map>
+#include <tuple>
 
 #include "tessera/base/error.h"
 #include "tessera/eval/sampled.h"
@@ -15,8 +17,10 @@
 #include "tessera/model/row_encoder.h"
 #include "tessera/nn/part_net.h"
 #include "tessera/ops/parts.h"
+#include "tests/contract/training.h"
 #include "tests/gradient/numeric.h"
 #include "tests/planted.h"
+#include "tests/unit/real_data.h"
 
 namespace tessera {
 namespace {
@@ -153,6 +157,39 @@ TEST(PamdGolden, G5Decoder) {
                          .0087109055, .2856203105, .2856203105, .3808270807});
 }
 
+// Decodes by an affine map, of c, c + s and s: value, cosines and all gradients of the long way.
+TEST(PamdPretraining, AffineDecoderInsideTheLoss) {
+  torch::manual_seed(9);
+  for (const int64_t n : {1, 5, 70}) {
+    for (const int form : {0, 1, 2, 3}) {
+      OrderOptions options;
+      options.absolute = form == 1;
+      options.batch_sum = form == 2;
+      if (form == 3) options.contrast = OrderOptions::Contrast::none;
+      const auto x = torch::randn({n, 7}, torch::kFloat64);
+      std::vector<torch::Tensor> leaves = {
+          torch::randn({n, 3}, torch::kFloat64), torch::randn({n, 3}, torch::kFloat64),
+          torch::randn({3, 7}, torch::kFloat64), torch::randn({7}, torch::kFloat64)};
+      for (auto& leaf : leaves) leaf.requires_grad_();
+      const auto& [c, s, w, b] = std::tie(leaves[0], leaves[1], leaves[2], leaves[3]);
+      const auto decoded = torch::stack({c.matmul(w) + b, (c + s).matmul(w) + b, s.matmul(w) + b});
+      const auto wanted = order_loss_composed(x, decoded, options);
+      const auto slopes = torch::autograd::grad({wanted * 3}, leaves);
+      const OrderLoss found = order_loss_affine(x, c, s, w, b, options);
+      EXPECT_NEAR(found.value.item<double>(), wanted.item<double>(), 1e-12);
+      EXPECT_TRUE(
+          torch::allclose(found.cosines, order_loss(x, decoded, options).cosines, 0, 1e-12));
+      const auto own = torch::autograd::grad({found.value * 3}, leaves);
+      for (size_t i = 0; i < leaves.size(); ++i) {
+        EXPECT_TRUE(torch::allclose(own[i], slopes[i], 1e-9, 1e-12))
+            << n << " " << form << " " << i;
+      }
+    }
+  }
+  const auto none = torch::zeros({0, 3}), w = torch::randn({3, 7}), b = torch::randn({7});
+  EXPECT_EQ(order_loss_affine(torch::zeros({0, 7}), none, none, w, b, {}).value.item<float>(), 0);
+}
+
 struct Score {
   torch::Tensor p = mat(1, {.3, -.2}).requires_grad_(), e = mat(1, {.1, .1}).requires_grad_();
   torch::Tensor parts =
@@ -173,7 +210,7 @@ struct Score {
 
 TEST(PamdGolden, G6Score) {
   Score score;
-  expect_near(part_weights(score.p, score.parts, {}, score.zero, score.zero),
+  expect_near(part_weights(score.p, score.parts, {}),
               {.2637234699, .2885594387, .1839936216, .2637234699});
   const auto y = score.y();
   EXPECT_NEAR(y.item<double>(), .0997326457, 1e-8);
@@ -189,8 +226,7 @@ TEST(PamdGolden, G6Score) {
 TEST(PamdGolden, G7Masks) {
   const Score score;
   auto gate = torch::tensor({1, 1, 0, 1}).to(torch::kBool).reshape({1, 4});
-  expect_near(part_weights(score.p, score.parts, gate, score.zero, score.zero),
-              {.3231880005, .3536239990, 0, .3231880005});
+  expect_near(part_weights(score.p, score.parts, gate), {.3231880005, .3536239990, 0, .3231880005});
   EXPECT_NEAR(score.masked({0, 1, 3}), .1718261599, 1e-8);
   EXPECT_NEAR(score.masked({0, 1}), .1870236342, 1e-8);
   EXPECT_NEAR(score.masked({2, 3}), -.0079454437, 1e-8);
@@ -352,6 +388,18 @@ TEST(PamdModel, OneModalityIsRefused) {
   } catch (const InputError& e) {
     EXPECT_EQ(std::string(e.what()).rfind("PAMD needs at least two modalities", 0), 0U) << e.what();
   }
+}
+
+// Section 9: the published code's settings, the training's batch among them.
+TEST(PamdModel, ReleasedSetsTheBatchOfTheTraining) {
+  const ModelInfo& info = find_model("PAMD");
+  const auto batch = [&](const Settings& settings) {
+    return resolve_settings(info, settings).train_settings.train_batch_size;
+  };
+  const Setting released = {"variant", "released", "test"};
+  EXPECT_EQ(batch({}), 1024);
+  EXPECT_EQ(batch({released}), 100);
+  EXPECT_EQ(batch({{"train_batch_size", 256, "test"}, released}), 256);
 }
 
 TEST(PamdModel, UnknownPartIsRefused) {
@@ -550,6 +598,78 @@ TEST(PamdPlanted, SeparateSeparates) {
     std::printf("seed %d: z to s %.2f, f to s %.2f, z to c %.2f, overlap %.2f, first %.2f\n",
                 static_cast<int>(seed), z_s, f_s, z_c, parts.overlap, parts.first);
   }
+}
+
+/// Plots and posters of ML-1M, all films of either file.
+Dataset ml1m_content() {
+  std::vector<std::vector<std::string>> ids_of;
+  std::map<std::string, int32_t> item_of;
+  const fs::path folder = real_data("ml-1m") / "features";
+  for (const std::string name : {"image", "text"}) {
+    std::ifstream in(folder / (name + "_feat.ids"));
+    auto& ids = ids_of.emplace_back();
+    for (std::string id; std::getline(in, id);) {
+      ids.push_back(id);
+      item_of.emplace(id, static_cast<int32_t>(item_of.size()));
+    }
+  }
+  const auto n = static_cast<int64_t>(item_of.size());
+  std::vector<Feature> features;
+  for (const std::string name : {"image", "text"}) {
+    Feature feature;
+    feature.name = name;
+    feature.rows = map_npy(folder / (name + "_feat.npy"));
+    feature.row_of_item = torch::full({n}, -1, torch::kInt);
+    const auto& ids = ids_of[features.size()];
+    for (size_t r = 0; r < ids.size(); ++r) {
+      feature.row_of_item.mutable_data_ptr<int32_t>()[item_of.at(ids[r])] = static_cast<int32_t>(r);
+    }
+    features.push_back(std::move(feature));
+  }
+  const std::vector<int32_t> users = {0, 0}, items = {0, 1};
+  return make_dataset(1, n, make_interactions(1, users, items), {}, {}, std::move(features));
+}
+
+// Acceptance 4: alignment on held-out films, and separation under the preset.
+TEST(PamdMovieLens, HeldOutPartners) {
+  if (!fs::exists(real_data("ml-1m"))) GTEST_SKIP() << why_without("ml-1m");
+  const Dataset data = ml1m_content();
+  for (const std::string preset : {"default", "separate"}) {
+    const Settings settings = {{"preset", preset, "test"}};
+    const ModelInfo& info = find_model("PAMD");
+    const RunSettings resolved = resolve_settings(info, settings);
+    auto model = info.make(settings, Context{data, Random(1), resolved.train_settings, {}});
+    Json last;
+    Watch watch;
+    watch.log = [&](const Json& line) { last = line; };
+    auto& supplier = dynamic_cast<FeatureSupplier&>(*model);
+    supplier.fit(watch);
+    const torch::NoGradGuard no_grad;
+    const Json overlap = supplier.export_features(Json::object())[0].card["overlap"];
+    const double gap = last["matched"].get<double>() - last["unmatched"].get<double>();
+    const double tenth = last["hit@10"].get<double>();
+    EXPECT_GE(gap, .10) << preset;
+    EXPECT_GE(tenth, .20) << preset;
+    if (preset == "separate") {
+      EXPECT_LE(overlap["image"].get<double>(), .4);
+      EXPECT_LE(overlap["text"].get<double>(), .4);
+    }
+    std::printf("%s: %d epochs, gap %.2f, best 10 of %d: %.2f, overlap image %.2f, text %.2f\n",
+                preset.c_str(), last["epoch"].get<int>(), gap, last["n_held_out"].get<int>(), tenth,
+                overlap["image"].get<double>(), overlap["text"].get<double>());
+  }
+}
+
+// Acceptance 6: content explains these data, so parts must beat IDs alone.
+TEST(PamdPlanted, PartsBeatIdsAlone) {
+  const Dataset data = learning_data();
+  const auto recall = [&](const Settings& settings) {
+    const Trained trained(find_model("PAMD"), data, settings);
+    return trained.result.test->value("recall@20");
+  };
+  const double full = recall({}), ids = recall({{"only_parts", "none", "test"}});
+  std::printf("recall@20 full %.4f, IDs alone %.4f\n", full, ids);
+  EXPECT_GE(full, 1.2 * ids);
 }
 
 }  // namespace
