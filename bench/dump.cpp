@@ -2,7 +2,9 @@
 // first 50 steps, so that another program can repeat it: weights after prepare() under "init.",
 // users, positives, negatives and dropout masks of step k under "k.", the losses under "loss".
 // Of sequence models step k has the rows (items, offsets), the targets and the epoch, and no masks:
-// give their dropouts as 0.
+// give their dropouts as 0. Of a model that is pretrained on items also the weights before that
+// under "start.", the items of its first 50 steps under "pre.k.items" from k = 0, the losses under
+// "pre.loss", and rows of a modality under "x." where they are not as wide as the dataset's.
 #include <torch/types.h>
 
 #include <cstdio>
@@ -11,6 +13,7 @@
 
 #include "tessera/base/error.h"
 #include "tessera/data/safetensors.h"
+#include "tessera/model/item_pretrainer.h"
 #include "tessera/model/registry.h"
 #include "tessera/ops/fill.h"
 #include "tessera/train/train.h"
@@ -19,6 +22,17 @@ namespace tessera {
 namespace {
 
 constexpr int64_t kSteps = 50;
+
+TensorMap weights_of(Model& model) {
+  State state;
+  model.state(state);
+  const State::Saved saved = state.save();
+  TensorMap out;
+  for (const auto* tensors : {&saved.weights, &saved.optimizer}) {
+    for (const auto& [name, tensor] : *tensors) out[name] = tensor.detach().clone();
+  }
+  return out;
+}
 
 /// Stands between trainer and model and writes down what passes.
 class Spy : public Model {
@@ -32,13 +46,9 @@ class Spy : public Model {
   std::vector<ParameterGroup> parameter_groups() override { return inner_.parameter_groups(); }
   void state(State& state) override { inner_.state(state); }
   void prepare(const Watch& watch) override {
-    inner_.prepare(watch);
-    State state;
-    inner_.state(state);
-    const State::Saved start = state.save();
-    for (const auto* tensors : {&start.weights, &start.optimizer}) {
-      for (const auto& [name, tensor] : *tensors) seen["init." + name] = tensor.detach().clone();
-    }
+    // An epoch of pretraining is behind such a model already, and is enough of a start.
+    if (dynamic_cast<ItemPretrainer*>(&inner_) == nullptr) inner_.prepare(watch);
+    for (const auto& [name, tensor] : weights_of(inner_)) seen["init." + name] = tensor;
   }
   void begin_epoch(int64_t epoch, const Watch& watch) override { inner_.begin_epoch(epoch, watch); }
   Loss loss(const Batch& batch) override {
@@ -82,6 +92,28 @@ class Spy : public Model {
   const double dropout_;
 };
 
+/// The first steps of a pretraining on items; it ends with its first epoch.
+void pretrain(Model& model, const Dataset& data, TensorMap& seen) {
+  auto* pretrainer = dynamic_cast<ItemPretrainer*>(&model);
+  if (pretrainer == nullptr) return;
+  for (const auto& [name, tensor] : weights_of(model)) seen["start." + name] = tensor;
+  for (size_t m = 0; m < data.features.size(); ++m) {
+    const auto& rows = pretrainer->pretraining_rows()[m];
+    if (rows.size(1) != data.features[m].width()) seen["x." + data.features[m].name] = rows;
+  }
+  std::vector<double> losses;
+  pretrainer->on_pretraining_step = [&](const torch::Tensor& items, double loss) {
+    if (losses.size() >= kSteps) return;
+    seen["pre." + std::to_string(losses.size()) + ".items"] = items.clone();
+    losses.push_back(loss);
+  };
+  Watch watch;
+  watch.stop_requested = [&] { return !losses.empty(); };
+  dynamic_cast<FeatureSupplier&>(model).fit(watch);
+  pretrainer->on_pretraining_step = nullptr;
+  seen["pre.loss"] = torch::tensor(losses, torch::kFloat64);
+}
+
 int run(int argc, char** argv) {
   if (argc < 4) throw usage_error("dump wants DATASET MODEL OUT.safetensors [--name=value...]");
   Settings given = implied_settings(argv[2]);
@@ -108,6 +140,7 @@ int run(int argc, char** argv) {
   }
 
   Spy spy(*model, context, dropout);
+  pretrain(*model, data, spy.seen);
   TrainConfig config;
   config.settings = settings.train_settings;
   config.protocol = find_protocol("mmrec");

@@ -28,7 +28,8 @@ std::string text_of(const Json& made) {
 
 void add_features(CLI::App& app, Common& common) {
   struct Flags {
-    std::string folder, encoder;
+    std::string folder, encoder, dtype = "float32";
+    std::optional<int64_t> batch;
   };
   auto flags = std::make_shared<Flags>();
   CLI::App* verb =
@@ -42,7 +43,9 @@ void add_features(CLI::App& app, Common& common) {
                  }
                  request.dataset = flags->folder.empty() ? common.dataset() : flags->folder;
                  request.encoder = flags->encoder;
+                 request.dtype = flags->dtype;
                  request.settings = gather_settings(common);
+                 if (flags->batch) request.settings.push_back({"batch", *flags->batch, "flag"});
                  request.output = common.output;
                  request.log = make_log(common);
                  request.stop_requested = interrupted;
@@ -56,6 +59,9 @@ void add_features(CLI::App& app, Common& common) {
   verb->add_option("folder", flags->folder, "dataset folder");
   verb->add_option("--encoder", flags->encoder,
                    "a model that makes features (pamd, ..) or a run of one; tfidf; 'exec:COMMAND'");
+  verb->add_option("--dtype", flags->dtype, "of the files: float32 (default) or float16");
+  verb->add_option("--batch", flags->batch,
+                   "exec: items that one run of the command gets (default: all)");
 }
 
 }  // namespace tessera::cli

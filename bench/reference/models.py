@@ -17,6 +17,19 @@ def negatives(users, data, rng):
         out[again] = trained[rng.integers(len(trained), size=int(again.sum()))]
 
 
+def hider(data):
+    """A function that sets scores [n, items] of users [n] to -inf at the items of their train rows."""
+    seen = data.rows["train"][np.argsort(data.rows["train"][:, 0], kind="stable")]
+    starts = np.searchsorted(seen[:, 0], np.arange(data.n_users + 1))
+
+    def hide(scores, users):
+        for row, u in enumerate(users):
+            scores[row, torch.from_numpy(seen[starts[u]:starts[u + 1], 1])] = -torch.inf
+        return scores
+
+    return hide
+
+
 def l2(rows, batch):
     return sum((r * r).sum() for r in rows) / (2 * batch)
 
@@ -68,17 +81,8 @@ class Model(torch.nn.Module):
     def ranker(self):
         """Scores of users [n] against all items, those of their train rows -inf."""
         users, items = self.vectors()
-        seen = self.data.rows["train"]
-        seen = seen[np.argsort(seen[:, 0], kind="stable")]
-        starts = np.searchsorted(seen[:, 0], np.arange(self.n_users + 1))
-
-        def scores_of(block):
-            scores = users[block] @ items.T
-            for row, u in enumerate(block):
-                scores[row, torch.from_numpy(seen[starts[u]:starts[u + 1], 1])] = -torch.inf
-            return scores
-
-        return scores_of
+        hide = hider(self.data)
+        return lambda block: hide(users[block] @ items.T, block)
 
 
 class BPR(Model):

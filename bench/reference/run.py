@@ -35,7 +35,7 @@ def train_epoch(model, optimiser, epoch, rng):
     return total
 
 
-def evaluate(model, data):
+def evaluate(model, data, block_rows=RANK_BLOCK):
     """recall, precision, ndcg, hit, map, mrr at 5, 10, 20, 50 of the validation rows."""
     with torch.no_grad():
         scores_of = model.ranker()
@@ -44,8 +44,8 @@ def evaluate(model, data):
             held[u].append(i)
         asked = np.array([u for u in range(data.n_users) if held[u]])
         sums = {}
-        for begin in range(0, len(asked), RANK_BLOCK):
-            block = asked[begin:begin + RANK_BLOCK]
+        for begin in range(0, len(asked), block_rows):
+            block = asked[begin:begin + block_rows]
             top = torch.topk(scores_of(block), min(K, data.n_items), dim=1).indices.numpy()
             n_held = np.array([len(held[u]) for u in block])
             if n_held.max() == 1:

@@ -363,8 +363,9 @@ void Fields::apply(const Settings& settings) {
   for (const auto& preset : presets_) {
     if (find(preset.name)->get() != Json(preset.value)) continue;
     for (const auto& [name, value] : preset.values) {
-      if (!knows(name)) global_default(name, value);  // a setting of the training
-      for (const auto& target : targets_of(name)) {
+      const auto targets = targets_of(name);
+      if (targets.empty()) globals_.emplace_back(name, value);  // of another owner
+      for (const auto& target : targets) {
         if (std::find(explicitly.begin(), explicitly.end(), target) != explicitly.end()) continue;
         find(target)->set(value);
         find(target)->origin = preset.name + "=" + preset.value;

@@ -608,6 +608,7 @@ Json import_rows(const std::string& modality, const torch::Tensor& rows, const V
                  const Json& about, const fs::path& folder, const Vocabulary& item_ids,
                  Json& report, const Json& encoder) {
   const MappedArray array(rows);
+  const auto dtype = rows.scalar_type() == torch::kHalf ? torch::kHalf : torch::kFloat;
   TORCH_CHECK(array.n_rows() == row_ids.size(), "import_rows: one id a row");
   FeatureInfo info;
   info.n_rows = array.n_rows();
@@ -618,15 +619,17 @@ Json import_rows(const std::string& modality, const torch::Tensor& rows, const V
   info.source = about;
   report = Json::object();
   const std::string what = modality + " features";
-  const auto row_bytes = static_cast<size_t>(info.width) * sizeof(float);
+  const auto stored = rows.detach().to(torch::kCPU, dtype).contiguous();
+  const auto* bytes = static_cast<const char*>(stored.const_data_ptr());
+  const auto row_bytes = static_cast<size_t>(info.width) * stored.element_size();
   const auto walk = [&](const RowSink& sink) {
     std::vector<float> values(static_cast<size_t>(info.width));
     for (int64_t row = 0; row < info.n_rows; ++row) {
       array.read_row(row, values.data());
-      sink(values.data(), array.bytes().substr(static_cast<size_t>(row) * row_bytes, row_bytes));
+      sink(values.data(), {bytes + static_cast<size_t>(row) * row_bytes, row_bytes});
     }
   };
-  return write_feature(folder, modality, what, info, torch::kFloat, item_ids, report, walk);
+  return write_feature(folder, modality, what, info, dtype, item_ids, report, walk);
 }
 
 Json read_manifest(const fs::path& folder) {

@@ -56,8 +56,9 @@ FeatureInfo describe_feature(const FeatureSource& source);
 Json import_feature(const FeatureSource& source, const std::filesystem::path& folder,
                     const Vocabulary& item_ids, bool dense, Json& report);
 
-/// The same for float32 rows [n, width] in memory, row r named row_ids[r]; `about` is the entry's
-/// "source" (of vectors found in item tables) and `encoder` its "encoder".
+/// The same for rows [n, width] in memory, stored as float16 where they are that, else as float32,
+/// row r named row_ids[r]; `about` is the entry's "source" (of vectors found in item tables) and
+/// `encoder` its "encoder".
 Json import_rows(const std::string& modality, const torch::Tensor& rows, const Vocabulary& row_ids,
                  const Json& about, const std::filesystem::path& folder, const Vocabulary& item_ids,
                  Json& report, const Json& encoder = nullptr);

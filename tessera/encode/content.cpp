@@ -19,6 +19,7 @@ struct ContentSettings {
   std::string modality;
   std::vector<std::string> text;
   bool cache = true;
+  int64_t batch = 0;
   int64_t seed = 999, threads = 0;
   TfidfOptions tfidf;
 
@@ -31,6 +32,7 @@ struct ContentSettings {
     f.add("threads", threads, "0: all cores", at_least(0));
     if (!tfidf_too) {
       f.add("cache", cache, "keep the rows of content that has not changed");
+      f.add("batch", batch, "items that one run of the command gets; 0: all", at_least(0));
       return;
     }
     f.add("width", tfidf.width, "of the rows, at most", at_least(1));
@@ -116,10 +118,12 @@ Contents media_of(const fs::path& folder, const Vocabulary& ids, const std::stri
   return out;
 }
 
-/// Rows of the folder's feature by the hash of what they were made from, if `command` made them.
+/// Rows of the folder's feature by the hash of what they were made from, if `command` made them and
+/// they are stored as finely as `dtype`.
 std::map<std::string, std::vector<float>> cached_rows(const fs::path& folder,
                                                       const std::string& modality,
-                                                      const std::string& command) {
+                                                      const std::string& command,
+                                                      torch::ScalarType dtype) {
   std::map<std::string, std::vector<float>> out;
   const Json manifest = read_manifest(folder);
   if (!manifest.contains(modality)) return out;
@@ -130,6 +134,7 @@ std::map<std::string, std::vector<float>> cached_rows(const fs::path& folder,
   }
   std::ifstream hashes(folder / fs::path(entry["content"].get<std::string>()).filename());
   const MappedArray rows = map_npy(folder / entry["file"].get<std::string>());
+  if (rows.item_size() < static_cast<int64_t>(c10::elementSize(dtype))) return out;
   std::string hash;
   for (int64_t r = 0; r < rows.n_rows() && std::getline(hashes, hash); ++r) {
     auto& row = out[hash];
@@ -165,10 +170,11 @@ NewFeature tfidf_feature(const ContentSettings& settings, const Contents& conten
 }
 
 NewFeature exec_feature(const fs::path& folder, const std::string& command,
-                        const ContentSettings& settings, const Contents& contents, const Log& log,
+                        const ContentSettings& settings, const Contents& contents,
+                        torch::ScalarType dtype, const Log& log,
                         const std::function<bool()>& stop_requested) {
   std::map<std::string, std::vector<float>> rows;
-  if (settings.cache) rows = cached_rows(folder, settings.modality, command);
+  if (settings.cache) rows = cached_rows(folder, settings.modality, command, dtype);
   std::vector<Json> requests;
   std::vector<std::string> hashes;
   int64_t reused = 0;
@@ -188,12 +194,20 @@ NewFeature exec_feature(const fs::path& folder, const std::string& command,
   }
   log.info("exec: {} items sent, {} unchanged", requests.size(), reused);
   Json failures = Json::object();
-  if (!requests.empty()) {
-    ExecAnswers answers = run_exec(command, requests, stop_requested);
-    failures = answers.failures;
-    for (size_t r = 0; r < requests.size(); ++r) {
-      if (!answers.rows[r].empty()) rows[hashes[r]] = std::move(answers.rows[r]);
+  const size_t batch = settings.batch > 0 ? static_cast<size_t>(settings.batch)
+                                          : std::max<size_t>(1, requests.size());
+  for (size_t begin = 0; begin < requests.size(); begin += batch) {
+    const size_t end = std::min(requests.size(), begin + batch);
+    const std::vector<Json> part(requests.begin() + static_cast<std::ptrdiff_t>(begin),
+                                 requests.begin() + static_cast<std::ptrdiff_t>(end));
+    ExecAnswers answers = run_exec(command, part, stop_requested);
+    for (const auto& [reason, count] : answers.failures.items()) {
+      failures[reason] = failures.value(reason, int64_t{0}) + count.get<int64_t>();
     }
+    for (size_t r = 0; r < part.size(); ++r) {
+      if (!answers.rows[r].empty()) rows[hashes[begin + r]] = std::move(answers.rows[r]);
+    }
+    if (end < requests.size()) log.info("exec: {} of {} items", end, requests.size());
   }
   NewFeature out;
   std::vector<float> all;
@@ -234,7 +248,8 @@ bool is_content_encoder(const std::string& encoder) {
 }
 
 Json encode_content(const fs::path& folder, const std::string& encoder, const Settings& given,
-                    const Log& log, const std::function<bool()>& stop_requested) {
+                    torch::ScalarType dtype, const Log& log,
+                    const std::function<bool()>& stop_requested) {
   const bool tfidf = encoder.rfind("exec:", 0) != 0;
   const std::string command = tfidf ? "" : encoder.substr(5);
   if (!tfidf && command.find_first_not_of(' ') == std::string::npos) {
@@ -263,6 +278,7 @@ Json encode_content(const fs::path& folder, const std::string& encoder, const Se
   if (tfidf) {
     std::string all = fmt::format("{} {} {} {} {}\n", settings.tfidf.width, settings.tfidf.words,
                                   settings.tfidf.letters, settings.tfidf.min_count, settings.seed);
+    if (dtype == torch::kHalf) all += "float16\n";
     for (const auto& item : contents.items) all += item.id + " " + item.sha256 + "\n";
     const std::string key = sha256(all);
     const Json manifest = read_manifest(folder);
@@ -275,10 +291,10 @@ Json encode_content(const fs::path& folder, const std::string& encoder, const Se
     }
     feature = tfidf_feature(settings, contents, key);
   } else {
-    feature = exec_feature(folder, command, settings, contents, log, stop_requested);
+    feature = exec_feature(folder, command, settings, contents, dtype, log, stop_requested);
   }
   feature.modality = settings.modality;
-  return {{"folder", folder.string()}, {"features", put_features(folder, {feature})}};
+  return {{"folder", folder.string()}, {"features", put_features(folder, {feature}, dtype)}};
 }
 
 }  // namespace tessera

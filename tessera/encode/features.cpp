@@ -10,6 +10,8 @@
 namespace tessera {
 namespace {
 
+constexpr double kLargestHalf = 65504;
+
 /// Every file of `from` in `to`, as a link where the file system can, else as a copy.
 void link_all(const fs::path& from, const fs::path& to) {
   for (const auto& entry : fs::recursive_directory_iterator(from)) {
@@ -43,7 +45,15 @@ void refuse_foreign_feature(const fs::path& folder, const std::string& modality)
   refuse_foreign(read_manifest(folder), modality);
 }
 
-Json put_features(const fs::path& folder, const std::vector<NewFeature>& features) {
+torch::ScalarType feature_dtype(const std::string& name) {
+  if (name == "float32") return torch::kFloat;
+  if (name == "float16") return torch::kHalf;
+  throw usage_error("--dtype {}: wanted float16 or float32{}", printable(name),
+                    did_you_mean(name, {"float16", "float32"}));
+}
+
+Json put_features(const fs::path& folder, const std::vector<NewFeature>& features,
+                  torch::ScalarType dtype) {
   const Json about = read_dataset_json(folder, false);
   Json manifest = read_manifest(folder);
   for (const auto& feature : features) {
@@ -51,6 +61,11 @@ Json put_features(const fs::path& folder, const std::vector<NewFeature>& feature
       throw usage_error("'{}' is no name of a modality here", printable(feature.modality));
     }
     refuse_foreign(manifest, feature.modality);
+    const double largest = feature.rows.numel() > 0 ? feature.rows.abs().max().item<double>() : 0;
+    if (dtype == torch::kHalf && largest > kLargestHalf) {
+      throw data_error("'{}' has the number {:.6g}, and float16 ends at {}; use --dtype float32",
+                       feature.modality, largest, kLargestHalf);
+    }
   }
   const FolderRows rows = read_folder(folder, about, false);
   Json entries = Json::object();
@@ -58,8 +73,8 @@ Json put_features(const fs::path& folder, const std::vector<NewFeature>& feature
     link_all(folder, to);
     for (const auto& feature : features) {
       Json report;
-      Json entry = import_rows(feature.modality, feature.rows, feature.ids, feature.source, to,
-                               rows.table.items, report, feature.encoder);
+      Json entry = import_rows(feature.modality, feature.rows.to(dtype), feature.ids,
+                               feature.source, to, rows.table.items, report, feature.encoder);
       entry["valid_for"] = feature.valid_for;
       if (!feature.content_sha256.empty()) {
         const std::string file = feature.modality + "_feat.sources";

@@ -54,10 +54,11 @@ RunSettings resolve_settings(const ModelInfo& model, const Settings& given) {
   Fields shared("train");
   out.train_settings.describe(shared);
   refuse_unknown(given, {&own, &shared}, model.name);
-  own.apply(given);  // presets may name settings of the training
+  const size_t n_defaults = own.global_defaults().size();
+  own.apply(given);  // presets may add settings of the training
   Settings all;
   for (const auto& [name, value] : own.global_defaults()) {
-    all.push_back({name, value, model.name + " default"});
+    all.push_back({name, value, model.name + (all.size() < n_defaults ? " default" : " preset")});
   }
   all.insert(all.end(), given.begin(), given.end());
   shared.apply(all);

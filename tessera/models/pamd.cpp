@@ -4,6 +4,7 @@
 
 #include "tessera/base/error.h"
 #include "tessera/model/eval_mask.h"
+#include "tessera/model/item_pretrainer.h"
 #include "tessera/model/registry.h"
 #include "tessera/model/row_encoder.h"
 #include "tessera/nn/part_net.h"
@@ -69,6 +70,7 @@ class Pamd : public Model,
              public RowEncoder,
              public TrainedSupplier,
              public Reporter,
+             public ItemPretrainer,
              public EvalMask {
  public:
   struct Config {
@@ -151,7 +153,8 @@ class Pamd : public Model,
                 {"missing", "rand"},
                 {"pre_epochs", 220},
                 {"id_std", 1.0},
-                {"finetune_lr", 1e-4}});
+                {"finetune_lr", 1e-4},
+                {"train_batch_size", 100}});
       f.preset("preset", "separate", {{"purify", 0.03}, {"order_specific", "abs"}, {"w_en", 10.0}});
       f.global_default("train_batch_size", 1024);
       f.global_default("weight_decay", 1e-5);
@@ -298,6 +301,7 @@ class Pamd : public Model,
 
   // --- features for others -----------------------------------------------------------------
   void fit(const Watch& watch) override;
+  const std::vector<torch::Tensor>& pretraining_rows() const override { return x_; }
   Json report() override;
   void leave_out(const std::vector<std::string>& parts) final {
     ranked_ = attended_.clone();
@@ -551,6 +555,7 @@ void Pamd::pretrain_epoch(const std::vector<int64_t>& items) {
                                  "prep = pca or a smaller pre_learning_rate",
                                  pre_epoch_, term, loss.total.item<double>()));
     }
+    if (on_pretraining_step) on_pretraining_step(batch, loss.total.item<double>());
     if (!loss.total.requires_grad()) continue;  // w_en = w_de = 0
     loss.total.backward();
     const torch::NoGradGuard no_grad;
@@ -632,10 +637,12 @@ void Pamd::fit(const Watch& watch) {
   }
   const bool idle = items.train.empty() || held.size(0) < 2;
   auto saved = Clock::now();
+  double seconds = 0;  // of the epochs since the last check
   const Progress bar = watch.progress("pretraining", n_epochs);
   const auto note = [&](const Json& line) {
-    Json event = {{"event", "pretraining"}};
+    Json event = {{"event", "pretraining"}, {"time_s", seconds}};
     event.update(line);
+    seconds = 0;
     watch.log(event);
     watch.text.info(
         "pretraining epoch {} [held-out loss: {:.4f}, common parts: matched cosine {:.3f}, "
@@ -650,7 +657,9 @@ void Pamd::fit(const Watch& watch) {
       watch.checkpoint();
       return;
     }
+    const auto start = Clock::now();
     pretrain_epoch(items.train);
+    seconds += std::chrono::duration<double>(Clock::now() - start).count();
     ++pre_epoch_;
     bar.advance(1);
     if (pre_epoch_ % kCheckEvery == 0) {
@@ -758,103 +767,132 @@ std::vector<NamedRows> Pamd::parts_of(const std::vector<Feature>& features, int6
 
 // --- what to show a person (section 10) ------------------------------------------------------
 
-/// Attention to common and specific parts over hits, lists and candidates of up to 300 users.
+namespace {
+
+/// Weights of attention over many pairs of a user and an item.
+struct AttentionSums {
+  static constexpr int64_t kBins = 20;
+  const char* name;
+  double n = 0, common_wins = 0;
+  torch::Tensor by_token, bins;  ///< float64 [K], [kBins]
+
+  AttentionSums(const char* name, int64_t n_tokens)
+      : name(name),
+        by_token(torch::zeros({n_tokens}, torch::kDouble)),
+        bins(torch::zeros({kBins}, torch::kDouble)) {}
+  /// w [K, pairs], the first `n_common` rows of common parts; of the chosen pairs only
+  void add(const torch::Tensor& w, int64_t n_common) {
+    if (w.size(1) == 0) return;
+    const auto common = w.slice(0, 0, n_common).sum(0);
+    const auto specific = w.slice(0, n_common).sum(0);
+    n += static_cast<double>(w.size(1));
+    common_wins += (common > specific).sum().item<double>();
+    by_token += w.sum(1, /*keepdim=*/false, torch::kDouble);
+    bins += torch::histc(common.clamp(0, 1), kBins, 0, 1).to(torch::kDouble);
+  }
+};
+
+}  // namespace
+
+/// Attention to common and specific parts over hits, lists and all candidates: every pair of a user
+/// and an item without a train row; of users drawn at random where that is too much.
 Json Pamd::attention_view() {
-  constexpr int64_t kUsers = 300, kList = 20, kCandidates = 200;
+  constexpr int64_t kList = 20, kMostPairs = 200'000'000, kBlock = 2'000'000;
   std::vector<int64_t> chosen;
   for (int64_t u = 0; u < data_.n_users; ++u) {
     if (!data_.train.of(u).empty()) chosen.push_back(u);
   }
-  random_.stream("report.users").shuffle(chosen, 0);
-  chosen.resize(std::min<size_t>(chosen.size(), kUsers));
+  const size_t n_known = chosen.size();
+  if (static_cast<int64_t>(n_known) * data_.n_items > kMostPairs) {
+    random_.stream("report.users").shuffle(chosen, 0);
+    chosen.resize(static_cast<size_t>(std::max<int64_t>(1, kMostPairs / data_.n_items)));
+  }
   const auto users = torch::tensor(chosen, torch::kInt64);
-  auto scores = score({users, {}});
-  std::vector<int64_t> who[3], what[3];  // hits, lists, candidates
-  const int64_t k = std::min(kList, data_.n_items);
-  for (int64_t row = 0; row < users.size(0); ++row) {
-    for (const int32_t item : data_.train.of(chosen[row])) scores[row][item] = -1e30;
-  }
-  const auto lists = std::get<1>(scores.topk(k, 1)).contiguous();
-  const auto* item = lists.const_data_ptr<int64_t>();
-  for (int64_t row = 0; row < users.size(0); ++row) {
-    const auto holds = [&](const Interactions& rows, int64_t wanted) {
-      const auto of = rows.of(chosen[row]);
-      return std::find(of.begin(), of.end(), static_cast<int32_t>(wanted)) != of.end();
-    };
-    for (int64_t r = 0; r < k; ++r) {
-      const int64_t i = item[row * k + r];
-      who[1].push_back(row);
-      what[1].push_back(i);
-      if (holds(data_.valid, i) || holds(data_.test, i)) {
-        who[0].push_back(row);
-        what[0].push_back(i);
-      }
-    }
-    for (uint32_t draw = 0; draw < static_cast<uint32_t>(std::min(kCandidates, data_.n_items));) {
-      what[2].push_back(
-          random_.stream("report.candidates")
-              .below(static_cast<uint32_t>(data_.n_items), 0, static_cast<uint64_t>(row), draw));
-      who[2].push_back(row);
-    }
-  }
-  Json rows = Json::array(), by_modality = Json::array();
-  Json view = {{"title", "Attention: common against specific parts"},
-               {"note",
-                "Share of the attention that the common parts get; uniform attention is .5. Over "
-                "the hits in lists of 20, over the whole lists, and over candidates drawn at "
-                "random."},
-               {"blocks", Json::array()}};
   const auto gates = open(torch::arange(data_.n_items, torch::kInt64), ranked_);
-  const char* names_of[] = {"hits", "lists", "candidates"};
-  for (int set = 0; set < 3; ++set) {
-    if (who[set].empty()) continue;
-    const auto w = part_weights(users_->rows(users), all_tokens(), gates,
-                                torch::tensor(who[set], torch::kInt64),
-                                torch::tensor(what[set], torch::kInt64));
-    const auto common = w.slice(1, 0, n_modalities()).sum(1);
-    const auto specific = w.slice(1, n_modalities()).sum(1);
-    rows.push_back({names_of[set], w.size(0), common.mean().item<double>(),
-                    (common > specific).to(torch::kDouble).mean().item<double>()});
-    Json line = Json::array({names_of[set]});
-    for (int64_t token = 0; token < n_tokens(); ++token) {
-      line.push_back(w.select(1, token).mean().item<double>());
-    }
-    by_modality.push_back(line);
-    if (set == 1) {
-      const auto counts = torch::histc(common, 20, 0, 1);
-      Json labels = Json::array(), values = Json::array();
-      for (int64_t bin = 0; bin < 20; ++bin) {
-        labels.push_back(fmt::format("{:.2f}", 0.05 * static_cast<double>(bin)));
-        values.push_back(counts[bin].item<double>() / static_cast<double>(w.size(0)));
+  const int64_t k = std::min(kList, data_.n_items);
+  const int64_t step = std::max<int64_t>(1, kBlock / std::max<int64_t>(1, data_.n_items));
+  std::vector<AttentionSums> sets;
+  for (const char* name : {"hits", "lists", "candidates"}) sets.emplace_back(name, n_tokens());
+  for (int64_t begin = 0; begin < users.size(0); begin += step) {
+    const auto block = users.slice(0, begin, std::min(users.size(0), begin + step));
+    const int64_t n = block.size(0);
+    auto scores = score({block, {}});
+    auto candidate = torch::ones({n, data_.n_items}, torch::kBool);
+    auto* free = candidate.mutable_data_ptr<bool>();
+    for (int64_t row = 0; row < n; ++row) {
+      for (const int32_t item : data_.train.of(chosen[static_cast<size_t>(begin + row)])) {
+        free[row * data_.n_items + item] = false;
       }
-      view["blocks"].push_back({{"kind", "bars"},
-                                {"title", "Share of common parts, pairs of users and listed items"},
-                                {"x", "share of common parts, from"},
-                                {"y", "share of pairs"},
-                                {"labels", labels},
-                                {"values", values}});
+    }
+    scores.masked_fill_(candidate.logical_not(), -1e30F);
+    const auto lists = std::get<1>(scores.topk(k, 1)).contiguous();
+    const auto* item = lists.const_data_ptr<int64_t>();
+    std::vector<int64_t> hits, listed;  // places in the block of users x items
+    for (int64_t row = 0; row < n; ++row) {
+      const int64_t user = chosen[static_cast<size_t>(begin + row)];
+      const auto holds = [&](const Interactions& rows, int64_t wanted) {
+        const auto of = rows.of(user);
+        return std::find(of.begin(), of.end(), static_cast<int32_t>(wanted)) != of.end();
+      };
+      for (int64_t r = 0; r < k; ++r) {
+        const int64_t i = item[row * k + r], place = row * data_.n_items + i;
+        if (!free[place]) continue;  // a user who has nearly all items
+        listed.push_back(place);
+        if (holds(data_.valid, i) || holds(data_.test, i)) hits.push_back(place);
+      }
+    }
+    const auto w = part_weights(users_->rows(block), all_tokens(), gates).flatten(1);
+    sets[0].add(w.index_select(1, torch::tensor(hits, torch::kInt64)), n_modalities());
+    sets[1].add(w.index_select(1, torch::tensor(listed, torch::kInt64)), n_modalities());
+    sets[2].add(w.index_select(1, candidate.flatten().nonzero().squeeze(1)), n_modalities());
+  }
+  Json rows = Json::array(), labels = Json::array(), shares = Json::array();
+  std::vector<Json> by_token(token_names_.size(), Json::array());
+  for (const auto& set : sets) {
+    if (set.n == 0) continue;
+    const auto mean = (set.by_token / set.n).contiguous(), bins = (set.bins / set.n).contiguous();
+    rows.push_back({set.name, static_cast<int64_t>(set.n),
+                    mean.slice(0, 0, n_modalities()).sum().item<double>(),
+                    set.common_wins / set.n});
+    labels.push_back(set.name);
+    const auto* bin = bins.const_data_ptr<double>();
+    shares.push_back(
+        {{"name", set.name}, {"values", std::vector<double>(bin, bin + AttentionSums::kBins)}});
+    for (size_t token = 0; token < by_token.size(); ++token) {
+      by_token[token].push_back(mean[static_cast<int64_t>(token)].item<double>());
     }
   }
-  view["blocks"].insert(view["blocks"].begin(),
-                        Json{{"kind", "table"},
-                             {"title", "Mean share of common parts (uniform: .5)"},
-                             {"columns", {"pairs of", "n", "common", "common > specific"}},
-                             {"rows", rows}});
-  Json labels = Json::array(), series = Json::array();
-  for (const auto& line : by_modality) labels.push_back(line[0]);
-  for (size_t token = 0; token < token_names_.size(); ++token) {
-    Json values = Json::array();
-    for (const auto& line : by_modality) values.push_back(line[token + 1]);
-    series.push_back({{"name", token_names_[token]}, {"values", values}});
+  Json series = Json::array();
+  for (size_t token = 0; token < by_token.size(); ++token) {
+    series.push_back({{"name", token_names_[token]}, {"values", by_token[token]}});
   }
-  view["blocks"].push_back({{"kind", "bars"},
-                            {"title", "Mean attention by part"},
-                            {"x", "pairs of"},
-                            {"y", "share of attention"},
-                            {"stacked", true},
-                            {"labels", labels},
-                            {"series", series}});
-  return view;
+  return {
+      {"title", "Attention: common against specific parts"},
+      {"note",
+       fmt::format("Share of the attention that the common parts get; uniform attention is .5. "
+                   "Over the hits in lists of {}, over the whole lists, and over all candidates: "
+                   "each of {} users{} with each item that the user has no train row of.",
+                   k, chosen.size(),
+                   chosen.size() < n_known ? fmt::format(" drawn from {}", n_known) : "")},
+      {"blocks", Json::array({Json{{"kind", "table"},
+                                   {"title", "Mean share of common parts (uniform: .5)"},
+                                   {"columns", {"pairs of", "n", "common", "common > specific"}},
+                                   {"rows", rows}},
+                              Json{{"kind", "histogram"},
+                                   {"title", "Share of common parts, pairs of a user and an item"},
+                                   {"x", "share of common parts"},
+                                   {"y", "share of pairs"},
+                                   {"low", 0},
+                                   {"high", 1},
+                                   {"series", shares},
+                                   {"mark", {{"name", "uniform"}, {"value", 0.5}}}},
+                              Json{{"kind", "bars"},
+                                   {"title", "Mean attention by part"},
+                                   {"x", "pairs of"},
+                                   {"y", "share of attention"},
+                                   {"stacked", true},
+                                   {"labels", labels},
+                                   {"series", series}}})}};
 }
 
 /// Before and after pretraining, and as it stands: always matched and unmatched together.

@@ -101,6 +101,18 @@ torch::Tensor PartNet::decode(size_t from, size_t to, const torch::Tensor& y) co
   return linear(name + "2", linear(name, y).relu());
 }
 
+OrderLoss PartNet::decoded_order_loss(size_t from, size_t to, const Parts& of,
+                                      const torch::Tensor& target) const {
+  if (!options_.mlp_encoder && options_.order.contrast != OrderOptions::Contrast::mse_rank) {
+    const std::string name = decoder_name(options_, from, to);
+    return order_loss_affine(target, of.c, of.s, tensor_(name + ".weight"), tensor_(name + ".bias"),
+                             options_.order);
+  }
+  const auto decoded =
+      decode(from, to, torch::cat({of.c, of.e, of.s})).view({3, target.size(0), target.size(1)});
+  return order_loss(target, decoded, options_.order);
+}
+
 PartNet::Loss PartNet::loss(const std::vector<torch::Tensor>& x,
                             const std::vector<torch::Tensor>& present) const {
   const size_t n = options_.names.size();
@@ -131,9 +143,7 @@ PartNet::Loss PartNet::loss(const std::vector<torch::Tensor>& x,
       if (options_.w_de == 0 && torch::GradMode::is_enabled()) continue;
       const auto direction = [&](size_t from, size_t to, const Parts& of) {
         const auto target = rows.defined() ? x[to].index_select(0, rows) : x[to];
-        const auto decoded = decode(from, to, torch::cat({of.c, of.e, of.s}))
-                                 .view({3, target.size(0), target.size(1)});
-        const OrderLoss each = order_loss(target, decoded, options_.order);
+        const OrderLoss each = decoded_order_loss(from, to, of, target);
         order = order + each.value;
         if (!torch::GradMode::is_enabled()) {
           out.directions.emplace_back(options_.names[from] + " to " + options_.names[to],

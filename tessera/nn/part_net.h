@@ -66,6 +66,8 @@ class PartNet {
 
  private:
   torch::Tensor linear(const std::string& name, const torch::Tensor& x) const;
+  OrderLoss decoded_order_loss(size_t from, size_t to, const Parts& of,
+                               const torch::Tensor& target) const;
 
   PartNetOptions options_;
   std::function<const torch::Tensor&(const std::string&)> tensor_;

@@ -139,6 +139,101 @@ class Order : public torch::autograd::Function<Order> {
   }
 };
 
+/// Order with the decoder inside. The decodes are overwritten by what the gradients of c and s
+/// share with the decoder's: rows i of the slopes in the decodes of c and of c + s, rows B + i of
+/// those of s and of c + s.
+class AffineOrder : public torch::autograd::Function<AffineOrder> {
+ public:
+  static variable_list forward(AutogradContext* context, const torch::Tensor& x_in,
+                               const torch::Tensor& c, const torch::Tensor& s,
+                               const torch::Tensor& weight, const torch::Tensor& bias_in,
+                               const OrderOptions& options) {
+    const auto x = x_in.contiguous(), bias = bias_in.contiguous();
+    const int64_t n = x.size(0), width = x.size(1), n_blocks = (n + kGrain - 1) / kGrain;
+    const auto both = torch::cat({c, s});
+    const auto y = both.matmul(weight).contiguous();
+    const auto cosines = torch::zeros({3, n}, torch::kFloat64);
+    const auto lengths = torch::zeros({4, n}, torch::kFloat64);
+    auto* p = cosines.mutable_data_ptr<double>();
+    auto* length = lengths.mutable_data_ptr<double>();
+    const auto by_blocks = [&](const auto& each_row) {
+      parallel_for(0, n_blocks, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t block = begin; block < end; ++block) {
+          for (int64_t i = block * kGrain; i < std::min(n, (block + 1) * kGrain); ++i) {
+            each_row(block, i);
+          }
+        }
+      });
+    };
+    by_type(x, [&](auto type) {
+      using T = decltype(type);
+      const T *xs = x.const_data_ptr<T>(), *b = bias.const_data_ptr<T>();
+      T* ys = y.mutable_data_ptr<T>();
+      by_blocks([&](int64_t, int64_t i) {
+        std::vector<T> whole(static_cast<size_t>(width));
+        const T* xr = xs + i * width;
+        T *yc = ys + i * width, *ysp = ys + (n + i) * width;
+        for (int64_t j = 0; j < width; ++j) {
+          whole[static_cast<size_t>(j)] = yc[j] + ysp[j] + b[j];
+          yc[j] += b[j];
+          ysp[j] += b[j];
+        }
+        length[i] = std::sqrt(static_cast<double>(dot(xr, xr, width)));
+        const std::array<const T*, 3> rows = {yc, whole.data(), ysp};
+        for (int64_t k = 0; k < 3; ++k) {
+          const T* yr = rows[static_cast<size_t>(k)];
+          const double norm = std::sqrt(static_cast<double>(dot(yr, yr, width)));
+          length[(k + 1) * n + i] = norm;
+          p[k * n + i] = static_cast<double>(dot(xr, yr, width)) /
+                         (std::max(length[i], kNorm) * std::max(norm, kNorm));
+        }
+      });
+    });
+    std::vector<double> slope(static_cast<size_t>(3 * n));
+    const double value = n > 0 ? slopes_of_cosines(p, n, options, slope.data()) : 0;
+    const auto of_bias = torch::zeros({n_blocks, width}, x.options());
+    by_type(x, [&](auto type) {
+      using T = decltype(type);
+      const T *xs = x.const_data_ptr<T>(), *b = bias.const_data_ptr<T>();
+      T *ys = y.mutable_data_ptr<T>(), *sums = of_bias.mutable_data_ptr<T>();
+      by_blocks([&](int64_t block, int64_t i) {
+        const T* xr = xs + i * width;
+        T *yc = ys + i * width, *ysp = ys + (n + i) * width, *sum = sums + block * width;
+        std::array<T, 3> by_x{}, by_y{};
+        for (int64_t k = 0; k < 3; ++k) {
+          const double norm = length[(k + 1) * n + i], g = slope[static_cast<size_t>(k * n + i)];
+          by_x[static_cast<size_t>(k)] =
+              static_cast<T>(g / (std::max(length[i], kNorm) * std::max(norm, kNorm)));
+          by_y[static_cast<size_t>(k)] =
+              static_cast<T>(norm > kNorm ? g * p[k * n + i] / (norm * norm) : 0.0);
+        }
+        for (int64_t j = 0; j < width; ++j) {
+          const T common = by_x[0] * xr[j] - by_y[0] * yc[j];
+          const T whole = by_x[1] * xr[j] - by_y[1] * (yc[j] + ysp[j] - b[j]);
+          const T specific = by_x[2] * xr[j] - by_y[2] * ysp[j];
+          yc[j] = common + whole;
+          ysp[j] = specific + whole;
+          sum[j] += common + whole + specific;
+        }
+      });
+    });
+    context->save_for_backward({both, weight, y, of_bias});
+    context->mark_non_differentiable({cosines});
+    return {torch::full({}, value, x.options()), cosines};
+  }
+
+  static tensor_list backward(AutogradContext* context, tensor_list upstream) {
+    const auto saved = context->get_saved_variables();
+    const auto &both = saved[0], &weight = saved[1], &slopes = saved[2];
+    const auto by = upstream[0];
+    const auto d_both = slopes.matmul(weight.t()).mul_(by);
+    const int64_t n = both.size(0) / 2;
+    return {torch::Tensor(),          d_both.narrow(0, 0, n),
+            d_both.narrow(0, n, n),   both.t().matmul(slopes).mul_(by),
+            saved[3].sum(0).mul_(by), torch::Tensor()};
+  }
+};
+
 torch::Tensor cosines_composed(const torch::Tensor& x, const torch::Tensor& decoded) {
   const auto norm = [](const torch::Tensor& v) {
     return v.square().sum(-1).sqrt().clamp_min(kNorm);
@@ -322,6 +417,18 @@ OrderLoss order_loss(const torch::Tensor& x, const torch::Tensor& decoded,
   return {out[0], out[1]};
 }
 
+OrderLoss order_loss_affine(const torch::Tensor& x, const torch::Tensor& c, const torch::Tensor& s,
+                            const torch::Tensor& weight, const torch::Tensor& bias,
+                            const OrderOptions& options) {
+  TORCH_CHECK(c.sizes() == s.sizes() && c.dim() == 2 && c.size(0) == x.size(0) &&
+                  weight.size(0) == c.size(1) && weight.size(1) == x.size(1) &&
+                  bias.numel() == x.size(1) && options.contrast != Contrast::mse_rank,
+              "order_loss_affine wants x [B, D], c and s [B, d], weight [d, D] and bias [D], got ",
+              x.sizes(), " ", c.sizes(), " ", s.sizes(), " ", weight.sizes());
+  const auto out = AffineOrder::apply(x, c, s, weight, bias, options);
+  return {out[0], out[1]};
+}
+
 torch::Tensor order_loss_composed(const torch::Tensor& x, const torch::Tensor& decoded,
                                   const OrderOptions& options) {
   if (options.contrast == Contrast::mse_rank) return mse_rank(x, decoded);
@@ -371,9 +478,11 @@ torch::Tensor part_attention_composed(const torch::Tensor& users, const torch::T
 }
 
 torch::Tensor part_weights(const torch::Tensor& users, const torch::Tensor& parts,
-                           const torch::Tensor& open, const torch::Tensor& user_of,
-                           const torch::Tensor& item_of) {
-  return softmax_composed(products(users, parts, user_of, item_of), open, item_of);
+                           const torch::Tensor& open) {
+  const auto a = users.matmul(parts.permute({1, 2, 0}));
+  if (!open.defined()) return torch::softmax(a, 0);
+  const auto closed = open.logical_not().t().unsqueeze(1);
+  return torch::softmax(a.masked_fill(closed, -1e30), 0).masked_fill(closed, 0);
 }
 
 torch::Tensor part_scores(const torch::Tensor& users_in, const torch::Tensor& ids_in,

@@ -26,6 +26,12 @@ struct OrderLoss {
 /// specific vector. Norms are at least 1e-12.
 OrderLoss order_loss(const torch::Tensor& x, const torch::Tensor& decoded,
                      const OrderOptions& options);
+/// The same for the decodes y W + b of y = c, c + s and s; that of c + s is the sum of the other
+/// two less b, so a third of the products is spared. c, s [B, d], weight [d, D], bias [D]. Not for
+/// mse_rank.
+OrderLoss order_loss_affine(const torch::Tensor& x, const torch::Tensor& c, const torch::Tensor& s,
+                            const torch::Tensor& weight, const torch::Tensor& bias,
+                            const OrderOptions& options);
 torch::Tensor order_loss_composed(const torch::Tensor& x, const torch::Tensor& decoded,
                                   const OrderOptions& options);
 
@@ -42,10 +48,9 @@ torch::Tensor part_attention(const torch::Tensor& users, const torch::Tensor& id
 torch::Tensor part_attention_composed(const torch::Tensor& users, const torch::Tensor& ids,
                                       const torch::Tensor& parts, const torch::Tensor& open,
                                       const torch::Tensor& user_of, const torch::Tensor& item_of);
-/// The weights w of those pairs, 0 for closed parts. [P, K]
+/// The weights w of all users and items, 0 for closed parts. [K, n_users, n_items]
 torch::Tensor part_weights(const torch::Tensor& users, const torch::Tensor& parts,
-                           const torch::Tensor& open, const torch::Tensor& user_of,
-                           const torch::Tensor& item_of);
+                           const torch::Tensor& open);
 
 /// y of all users and items, float32 [n_users, n_items]: K + 1 blocked products and the softmax
 /// fused, nothing but y is stored. p.e + mean(a) <= y <= p.e + max(a) over the open parts.

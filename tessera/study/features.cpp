@@ -63,7 +63,7 @@ std::vector<NewFeature> packed(const std::vector<NamedRows>& made, const Dataset
 
 Json put(const FeaturesRequest& request, const std::vector<NewFeature>& features, Model& model) {
   Json out = {{"folder", request.dataset.string()},
-              {"features", put_features(request.dataset, features)}};
+              {"features", put_features(request.dataset, features, feature_dtype(request.dtype))}};
   if (auto* more = dynamic_cast<ReportFiles*>(&model)) {
     for (const auto& [name, text] : more->report_files()) {
       write_file(request.dataset / name, text);
@@ -143,8 +143,9 @@ Json make_features(const FeaturesRequest& request) {
   if (request.encoder.empty()) {
     throw usage_error("no encoder given: add --encoder NAME, see 'tessera features --help'");
   }
+  const auto dtype = feature_dtype(request.dtype);  // before the work
   if (is_content_encoder(request.encoder)) {
-    return encode_content(request.dataset, request.encoder, request.settings, request.log,
+    return encode_content(request.dataset, request.encoder, request.settings, dtype, request.log,
                           request.stop_requested);
   }
   const fs::path path = request.encoder;

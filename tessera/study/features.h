@@ -14,8 +14,9 @@ struct FeaturesRequest {
   /// a run or bundle of one: a RowEncoder encodes the items of `dataset` without training, any
   /// other gives what it holds for the items that it was trained on.
   std::string encoder;
-  std::filesystem::path output;  ///< run folder, where the features need a whole training
-  Settings settings;             ///< of the model and of training, in rising precedence
+  std::string dtype = "float32";  ///< of the files, or float16
+  std::filesystem::path output;   ///< run folder, where the features need a whole training
+  Settings settings;              ///< of the model and of training, in rising precedence
   Log log;
   std::function<bool()> stop_requested = [] { return false; };
   std::function<Progress(std::string, int64_t)> progress = [](std::string, int64_t) {

@@ -187,6 +187,47 @@ for line in sys.stdin:
                    "titel")
         self.assertEqual(self.tree("texts"), before)
 
+    def test_dtype_and_batch(self):
+        self.shop_with_texts([f"a thing {i}" for i in range(self.n_items)])
+        self.write("encode.py", self.ENCODER)
+        exec_it = ("texts", "--encoder", "exec:python3 encode.py", "--modality", "mine")
+
+        def sent(*more):
+            self.write("calls", "")
+            entry = self.made(*exec_it, *more)["features"]["mine"]
+            self.assertEqual(entry["source"]["failures"],
+                             {"errors of the command": 1, "requests without an answer": 1})
+            return entry["dtype"], len(self.read("calls").split())
+
+        # The same rows in batches; the two that failed are sent again each time.
+        self.assertEqual(sent(), ("float32", self.n_items))
+        whole = self.tree("texts")["mine_feat.npy"]
+        self.assertEqual(sent("--batch", "7", "--cache", "false"), ("float32", self.n_items))
+        self.assertEqual(self.tree("texts")["mine_feat.npy"], whole)
+        # Rows kept in float16 are not good enough for float32, the other way round they are.
+        self.assertEqual(sent("--dtype", "float16"), ("float16", 2))
+        self.assertEqual(sent("--dtype", "float16"), ("float16", 2))
+        self.assertEqual(sent(), ("float32", self.n_items))
+
+        for encoder in (("tfidf", "--width", "8"), ("pamd", "--pre_epochs", "2")):
+            folder = "texts" if encoder[0] == "tfidf" else "shop"
+            made = self.made(folder, "--encoder", *encoder, "--dtype", "float16")
+            self.assertEqual({entry["dtype"] for entry in made["features"].values()}, {"float16"})
+            again = self.made(folder, "--encoder", *encoder)
+            self.assertEqual({entry["dtype"] for entry in again["features"].values()}, {"float32"})
+        self.succeeds("train", "-m", "VBPR", "-d", "shop", "--modalities", "common,text", "--epochs", "1",
+                      "-q", "-o", "run")
+
+        before = self.tree("texts")
+        self.fails(2, r"float8: wanted float16 or float32 \(did you mean 'float16'", "features", "texts",
+                   "--encoder", "tfidf", "--dtype", "float8", "-q")
+        self.fails(2, r"tfidf has no setting 'batch'", "features", "texts", "--encoder", "tfidf",
+                   "--batch", "5", "-q")
+        self.write("large.py", self.ENCODER.replace("len(text)", "70000"))
+        self.fails(3, r"has the number 70000, and float16 ends at 65504", "features", "texts", "--encoder",
+                   "exec:python3 large.py", "--modality", "mine", "--dtype", "float16", "-q")
+        self.assertEqual(self.tree("texts"), before)
+
     def test_mistakes(self):
         before = self.tree("shop")
         self.fails(2, r"no encoder given", "features", "shop", "-q")

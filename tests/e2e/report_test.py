@@ -44,6 +44,18 @@ class Report(CommandLine):
             self.assertIn(wanted, titles)
         cards = data["sections"][titles.index("Recommendations of sample users")]["blocks"]
         self.assertRegex(cards[0]["groups"][1]["items"][0]["title"], r"^<script>alert\(\d+\)</script>$")
+        attention = data["sections"][titles.index("Attention: common against specific parts")]["blocks"]
+        self.assertEqual([block["kind"] for block in attention], ["table", "histogram", "bars"])
+        table, shares, by_part = attention
+        sets = ["hits", "lists", "candidates"]
+        self.assertEqual([row[0] for row in table["rows"]][-2:], sets[1:])
+        self.assertEqual([one["name"] for one in shares["series"]], [row[0] for row in table["rows"]])
+        self.assertEqual(by_part["labels"], [row[0] for row in table["rows"]])
+        for one in shares["series"]:
+            self.assertAlmostEqual(sum(one["values"]), 1)
+        # All pairs of a user and an item without a train row.
+        about = json.loads(self.read("titled/dataset.json"))
+        self.assertEqual(table["rows"][-1][1], about["n_users"] * about["n_items"] - about["n_train"])
         agree = data["sections"][titles.index("Do the common parts agree?")]["blocks"][0]["rows"]
         self.assertEqual([row[0] for row in agree], ["before pretraining", "after pretraining", "now"])
 

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <map>
+#include <tuple>
 
 #include "tessera/base/error.h"
 #include "tessera/eval/sampled.h"
@@ -153,6 +154,39 @@ TEST(PamdGolden, G5Decoder) {
                          .0087109055, .2856203105, .2856203105, .3808270807});
 }
 
+// Decodes by an affine map, of c, c + s and s: value, cosines and all gradients of the long way.
+TEST(PamdPretraining, AffineDecoderInsideTheLoss) {
+  torch::manual_seed(9);
+  for (const int64_t n : {1, 5, 70}) {
+    for (const int form : {0, 1, 2, 3}) {
+      OrderOptions options;
+      options.absolute = form == 1;
+      options.batch_sum = form == 2;
+      if (form == 3) options.contrast = OrderOptions::Contrast::none;
+      const auto x = torch::randn({n, 7}, torch::kFloat64);
+      std::vector<torch::Tensor> leaves = {
+          torch::randn({n, 3}, torch::kFloat64), torch::randn({n, 3}, torch::kFloat64),
+          torch::randn({3, 7}, torch::kFloat64), torch::randn({7}, torch::kFloat64)};
+      for (auto& leaf : leaves) leaf.requires_grad_();
+      const auto& [c, s, w, b] = std::tie(leaves[0], leaves[1], leaves[2], leaves[3]);
+      const auto decoded = torch::stack({c.matmul(w) + b, (c + s).matmul(w) + b, s.matmul(w) + b});
+      const auto wanted = order_loss_composed(x, decoded, options);
+      const auto slopes = torch::autograd::grad({wanted * 3}, leaves);
+      const OrderLoss found = order_loss_affine(x, c, s, w, b, options);
+      EXPECT_NEAR(found.value.item<double>(), wanted.item<double>(), 1e-12);
+      EXPECT_TRUE(
+          torch::allclose(found.cosines, order_loss(x, decoded, options).cosines, 0, 1e-12));
+      const auto own = torch::autograd::grad({found.value * 3}, leaves);
+      for (size_t i = 0; i < leaves.size(); ++i) {
+        EXPECT_TRUE(torch::allclose(own[i], slopes[i], 1e-9, 1e-12))
+            << n << " " << form << " " << i;
+      }
+    }
+  }
+  const auto none = torch::zeros({0, 3}), w = torch::randn({3, 7}), b = torch::randn({7});
+  EXPECT_EQ(order_loss_affine(torch::zeros({0, 7}), none, none, w, b, {}).value.item<float>(), 0);
+}
+
 struct Score {
   torch::Tensor p = mat(1, {.3, -.2}).requires_grad_(), e = mat(1, {.1, .1}).requires_grad_();
   torch::Tensor parts =
@@ -173,7 +207,7 @@ struct Score {
 
 TEST(PamdGolden, G6Score) {
   Score score;
-  expect_near(part_weights(score.p, score.parts, {}, score.zero, score.zero),
+  expect_near(part_weights(score.p, score.parts, {}),
               {.2637234699, .2885594387, .1839936216, .2637234699});
   const auto y = score.y();
   EXPECT_NEAR(y.item<double>(), .0997326457, 1e-8);
@@ -189,8 +223,7 @@ TEST(PamdGolden, G6Score) {
 TEST(PamdGolden, G7Masks) {
   const Score score;
   auto gate = torch::tensor({1, 1, 0, 1}).to(torch::kBool).reshape({1, 4});
-  expect_near(part_weights(score.p, score.parts, gate, score.zero, score.zero),
-              {.3231880005, .3536239990, 0, .3231880005});
+  expect_near(part_weights(score.p, score.parts, gate), {.3231880005, .3536239990, 0, .3231880005});
   EXPECT_NEAR(score.masked({0, 1, 3}), .1718261599, 1e-8);
   EXPECT_NEAR(score.masked({0, 1}), .1870236342, 1e-8);
   EXPECT_NEAR(score.masked({2, 3}), -.0079454437, 1e-8);
@@ -352,6 +385,18 @@ TEST(PamdModel, OneModalityIsRefused) {
   } catch (const InputError& e) {
     EXPECT_EQ(std::string(e.what()).rfind("PAMD needs at least two modalities", 0), 0U) << e.what();
   }
+}
+
+// Section 9: the published code's settings, the training's batch among them.
+TEST(PamdModel, ReleasedSetsTheBatchOfTheTraining) {
+  const ModelInfo& info = find_model("PAMD");
+  const auto batch = [&](const Settings& settings) {
+    return resolve_settings(info, settings).train_settings.train_batch_size;
+  };
+  const Setting released = {"variant", "released", "test"};
+  EXPECT_EQ(batch({}), 1024);
+  EXPECT_EQ(batch({released}), 100);
+  EXPECT_EQ(batch({{"train_batch_size", 256, "test"}, released}), 256);
 }
 
 TEST(PamdModel, UnknownPartIsRefused) {

@@ -7,7 +7,7 @@ import { acrossAxis, grid, hovered, number, tooltip, upAxis, type View } from ".
 export function histogram(block: Histogram, view: View): Option {
   const n = Math.max(1, block.series[0]?.values.length ?? 1);
   const edge = (i: number): number => block.low + ((block.high - block.low) * i) / n;
-  const highest = Math.max(1, ...block.series.flatMap((s) => s.values));
+  const highest = Math.max(...block.series.flatMap((s) => s.values)) || 1;
   const outlines = block.series.flatMap((s, i) => {
     if (view.hidden.has(i)) return [];
     const color = colourOf(view.theme, i);
