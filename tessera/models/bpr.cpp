@@ -37,6 +37,7 @@ class Bpr : public FactorModel, public OwnStep {
       f.add("n_negatives", n_negatives, "negatives per positive", at_least(1));
       f.alias("d", {"embedding_size"});
       f.preset("variant", "released", {{"reg", "norm"}, {"log_sigmoid", "eps"}});
+      f.preset("optimizer", "sgd", {{"learning_rate", 0.05}});
     }
   };
 

@@ -250,8 +250,8 @@ TEST(Training, ThreadsDoNotChangeTheStart) {
 TEST(Training, BprBySgdLearnsResumesAndIgnoresThreads) {
   const Dataset data = learning_data();
   const ModelInfo& bpr = find_model("BPR");
-  const Settings sgd = {
-      {"optimizer", "sgd", "test"}, {"learning_rate", 0.05, "test"}, {"epochs", 20, "test"}};
+  const Settings sgd = {{"optimizer", "sgd", "test"}, {"epochs", 20, "test"}};
+  EXPECT_EQ(resolve_settings(bpr, sgd).train_settings.learning_rate, 0.05);
   torch::set_num_threads(1);
   const fs::path whole = scratch("sgd_whole"), broken = scratch("sgd_broken");
   Trained one(bpr, data, sgd, whole);
