@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from data import Data, read_safetensors
-from run import negatives
+from models import negatives
 
 BATCH, EPOCHS, DROPOUT, LAYERS, REG, RATE = 1024, 70, 0.3, 2, 1e-4, 1e-3
 ETA = 0.5  # of a round; 0: auto. Random features carry no consensus, so that auto would exclude them
@@ -112,7 +112,6 @@ def train_epoch(model, optimiser, epoch, rng, n_steps):
     """Seconds of an epoch, from its first n_steps where that is not 0."""
     data = model.data
     pairs = np.unique(data.rows["train"], axis=0)
-    trained, taken = np.unique(pairs[:, 1]), pairs @ np.array([data.n_items, 1])
     for group in optimiser.param_groups:
         group["lr"] = RATE * max(0, 1 - epoch / EPOCHS)
     rows = pairs[rng.permutation(len(pairs))]
@@ -123,7 +122,7 @@ def train_epoch(model, optimiser, epoch, rng, n_steps):
         users, items = rows[begin:begin + BATCH].T
         optimiser.zero_grad()
         loss = model.loss(torch.from_numpy(users), torch.from_numpy(items),
-                          torch.from_numpy(negatives(users, data, trained, taken, rng)))
+                          torch.from_numpy(negatives(users, data, rng)))
         loss.backward()
         optimiser.step()
         loss.item()
