@@ -829,6 +829,7 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
   // --- report --------------------------------------------------------------------------------
   Quality quality();
   Quality found();
+  Json report_of(const Quality& found) const;
   Json options_json() const;
 
   const Config config_;
@@ -1007,16 +1008,20 @@ Quality R2mr::found() {
   return quality();
 }
 
-Json R2mr::report() {
+Json R2mr::report_of(const Quality& found) const {
   Json out = {{"model", "R2MR"}, {"dataset", data_.name}, {"seed", random_.seed()}};
-  out.update(quality_report(found(), data_, random_));
+  out.update(quality_report(found, data_, random_));
   out["rounds"] = round_records_;
   return out;
 }
 
+Json R2mr::report() { return report_of(found()); }
+
 std::map<std::string, std::string> R2mr::report_files() {
-  return {{"quality.tsv", quality_tsv(found(), data_)},
-          {"quality.json", report().dump(1, ' ', false, Json::error_handler_t::replace) + "\n"}};
+  const Quality now = found();
+  return {
+      {"quality.tsv", quality_tsv(now, data_)},
+      {"quality.json", report_of(now).dump(1, ' ', false, Json::error_handler_t::replace) + "\n"}};
 }
 
 const RegisterModel<R2mr> registered{"R2MR", "R2MR, Tang et al. 2025"};
