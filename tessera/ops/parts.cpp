@@ -73,6 +73,33 @@ double slopes_of_cosines(const double* p, int64_t n, const OrderOptions& options
   return total * mean;
 }
 
+/// Cosines p [3, n] and lengths [4, n] (of x and the three decodes) of item i.
+template <typename T>
+void measure(const T* x, const std::array<const T*, 3>& decodes, int64_t width, int64_t i,
+             int64_t n, double* p, double* length) {
+  length[i] = std::sqrt(static_cast<double>(dot(x, x, width)));
+  for (int64_t k = 0; k < 3; ++k) {
+    const T* y = decodes[static_cast<size_t>(k)];
+    const double norm = std::sqrt(static_cast<double>(dot(y, y, width)));
+    length[(k + 1) * n + i] = norm;
+    p[k * n + i] = static_cast<double>(dot(x, y, width)) /
+                   (std::max(length[i], kNorm) * std::max(norm, kNorm));
+  }
+}
+
+/// What the gradient of item i in its k-th decode y is made of: by_x x - by_y y.
+template <typename T>
+struct Pull {
+  T by_x = 0, by_y = 0;
+};
+template <typename T>
+Pull<T> pull(const double* p, const double* length, const double* slope, int64_t i, int64_t k,
+             int64_t n) {
+  const double norm = length[(k + 1) * n + i], g = slope[k * n + i];
+  return {static_cast<T>(g / (std::max(length[i], kNorm) * std::max(norm, kNorm))),
+          static_cast<T>(norm > kNorm ? g * p[k * n + i] / (norm * norm) : 0.0)};
+}
+
 /// Cosines, their slopes and the gradient in one go; backward scales it.
 class Order : public torch::autograd::Function<Order> {
  public:
@@ -90,15 +117,9 @@ class Order : public torch::autograd::Function<Order> {
       const T* ys = y.const_data_ptr<T>();
       parallel_for(0, n, kGrain, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
-          const T* xr = xs + i * width;
-          length[i] = std::sqrt(static_cast<double>(dot(xr, xr, width)));
-          for (int64_t k = 0; k < 3; ++k) {
-            const T* yr = ys + (k * n + i) * width;
-            const double norm = std::sqrt(static_cast<double>(dot(yr, yr, width)));
-            length[(k + 1) * n + i] = norm;
-            p[k * n + i] = static_cast<double>(dot(xr, yr, width)) /
-                           (std::max(length[i], kNorm) * std::max(norm, kNorm));
-          }
+          const T* yr = ys + i * width;
+          measure<T>(xs + i * width, {yr, yr + n * width, yr + 2 * n * width}, width, i, n, p,
+                     length);
         }
       });
     });
@@ -118,11 +139,8 @@ class Order : public torch::autograd::Function<Order> {
               const int64_t at = k * n + i;
               const T* yr = ys + at * width;
               T* tr = to + at * width;
-              const double norm = length[(k + 1) * n + i], g = slope[static_cast<size_t>(at)];
-              const double clamped = std::max(norm, kNorm);
-              const T by_x = static_cast<T>(g / (std::max(length[i], kNorm) * clamped));
-              const T by_y = static_cast<T>(norm > kNorm ? g * p[at] / (norm * norm) : 0.0);
-              for (int64_t j = 0; j < width; ++j) tr[j] = by_x * xr[j] - by_y * yr[j];
+              const auto by = pull<T>(p, length, slope.data(), i, k, n);
+              for (int64_t j = 0; j < width; ++j) tr[j] = by.by_x * xr[j] - by.by_y * yr[j];
             }
           }
         });
@@ -171,22 +189,13 @@ class AffineOrder : public torch::autograd::Function<AffineOrder> {
       T* ys = y.mutable_data_ptr<T>();
       by_blocks([&](int64_t, int64_t i) {
         std::vector<T> whole(static_cast<size_t>(width));
-        const T* xr = xs + i * width;
         T *yc = ys + i * width, *ysp = ys + (n + i) * width;
         for (int64_t j = 0; j < width; ++j) {
           whole[static_cast<size_t>(j)] = yc[j] + ysp[j] + b[j];
           yc[j] += b[j];
           ysp[j] += b[j];
         }
-        length[i] = std::sqrt(static_cast<double>(dot(xr, xr, width)));
-        const std::array<const T*, 3> rows = {yc, whole.data(), ysp};
-        for (int64_t k = 0; k < 3; ++k) {
-          const T* yr = rows[static_cast<size_t>(k)];
-          const double norm = std::sqrt(static_cast<double>(dot(yr, yr, width)));
-          length[(k + 1) * n + i] = norm;
-          p[k * n + i] = static_cast<double>(dot(xr, yr, width)) /
-                         (std::max(length[i], kNorm) * std::max(norm, kNorm));
-        }
+        measure<T>(xs + i * width, {yc, whole.data(), ysp}, width, i, n, p, length);
       });
     });
     std::vector<double> slope(static_cast<size_t>(3 * n));
@@ -199,18 +208,14 @@ class AffineOrder : public torch::autograd::Function<AffineOrder> {
       by_blocks([&](int64_t block, int64_t i) {
         const T* xr = xs + i * width;
         T *yc = ys + i * width, *ysp = ys + (n + i) * width, *sum = sums + block * width;
-        std::array<T, 3> by_x{}, by_y{};
+        std::array<Pull<T>, 3> by;
         for (int64_t k = 0; k < 3; ++k) {
-          const double norm = length[(k + 1) * n + i], g = slope[static_cast<size_t>(k * n + i)];
-          by_x[static_cast<size_t>(k)] =
-              static_cast<T>(g / (std::max(length[i], kNorm) * std::max(norm, kNorm)));
-          by_y[static_cast<size_t>(k)] =
-              static_cast<T>(norm > kNorm ? g * p[k * n + i] / (norm * norm) : 0.0);
+          by[static_cast<size_t>(k)] = pull<T>(p, length, slope.data(), i, k, n);
         }
         for (int64_t j = 0; j < width; ++j) {
-          const T common = by_x[0] * xr[j] - by_y[0] * yc[j];
-          const T whole = by_x[1] * xr[j] - by_y[1] * (yc[j] + ysp[j] - b[j]);
-          const T specific = by_x[2] * xr[j] - by_y[2] * ysp[j];
+          const T common = by[0].by_x * xr[j] - by[0].by_y * yc[j];
+          const T whole = by[1].by_x * xr[j] - by[1].by_y * (yc[j] + ysp[j] - b[j]);
+          const T specific = by[2].by_x * xr[j] - by[2].by_y * ysp[j];
           yc[j] = common + whole;
           ysp[j] = specific + whole;
           sum[j] += common + whole + specific;
