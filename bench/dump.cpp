@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <filesystem>
 
+#include "bench/recorder.h"
 #include "tessera/base/error.h"
 #include "tessera/data/safetensors.h"
 #include "tessera/model/item_pretrainer.h"
@@ -21,38 +22,21 @@
 namespace tessera {
 namespace {
 
-constexpr int64_t kSteps = 50;
+constexpr size_t kSteps = 50;
 
-TensorMap weights_of(Model& model) {
-  State state;
-  model.state(state);
-  const State::Saved saved = state.save();
-  TensorMap out;
-  for (const auto* tensors : {&saved.weights, &saved.optimizer}) {
-    for (const auto& [name, tensor] : *tensors) out[name] = tensor.detach().clone();
-  }
-  return out;
-}
-
-/// Stands between trainer and model and writes down what passes.
-class Spy : public Model {
+class Spy : public Recorder {
  public:
   Spy(Model& inner, const Context& context, double dropout)
-      : Model(context), inner_(inner), dropout_(dropout) {}
+      : Recorder(inner, context), dropout_(dropout) {}
 
-  Abilities abilities() const override { return inner_.abilities(); }
-  BatchSpec batch_spec() const override { return inner_.batch_spec(); }
-  torch::Tensor score(const Queries& queries) override { return inner_.score(queries); }
-  std::vector<ParameterGroup> parameter_groups() override { return inner_.parameter_groups(); }
-  void state(State& state) override { inner_.state(state); }
   void prepare(const Watch& watch) override {
     // An epoch of pretraining is behind such a model already, and is enough of a start.
-    if (dynamic_cast<ItemPretrainer*>(&inner_) == nullptr) inner_.prepare(watch);
-    for (const auto& [name, tensor] : weights_of(inner_)) seen["init." + name] = tensor;
+    if (dynamic_cast<ItemPretrainer*>(&inner_) == nullptr) return Recorder::prepare(watch);
+    keep_weights("init.");
   }
-  void begin_epoch(int64_t epoch, const Watch& watch) override { inner_.begin_epoch(epoch, watch); }
-  Loss loss(const Batch& batch) override {
-    const std::string k = std::to_string(batch.step) + ".";
+
+ protected:
+  void note(const Batch& batch, const std::string& k) override {
     const auto keep = [&](const char* name, const torch::Tensor& tensor) {
       if (tensor.defined()) seen[k + name] = tensor.to(torch::kInt64);
     };
@@ -76,27 +60,18 @@ class Spy : public Model {
       for (const auto& feature : data_.features)
         mask("modality." + feature.name, batch.distinct_items, d);
     }
-    Loss loss = inner_.loss(batch);
-    losses.push_back(loss.total.item<double>());
-    return loss;
   }
 
-  TensorMap seen;
-  std::vector<double> losses;
-
- protected:
-  void forget() override { inner_.train(training()); }
-
  private:
-  Model& inner_;
   const double dropout_;
 };
 
 /// The first steps of a pretraining on items; it ends with its first epoch.
-void pretrain(Model& model, const Dataset& data, TensorMap& seen) {
+void pretrain(Model& model, const Dataset& data, Spy& spy) {
   auto* pretrainer = dynamic_cast<ItemPretrainer*>(&model);
   if (pretrainer == nullptr) return;
-  for (const auto& [name, tensor] : weights_of(model)) seen["start." + name] = tensor;
+  TensorMap& seen = spy.seen;
+  spy.keep_weights("start.");
   for (size_t m = 0; m < data.features.size(); ++m) {
     const auto& rows = pretrainer->pretraining_rows()[m];
     if (rows.size(1) != data.features[m].width()) seen["x." + data.features[m].name] = rows;
@@ -117,16 +92,7 @@ void pretrain(Model& model, const Dataset& data, TensorMap& seen) {
 int run(int argc, char** argv) {
   if (argc < 4) throw usage_error("dump wants DATASET MODEL OUT.safetensors [--name=value...]");
   Settings given = implied_settings(argv[2]);
-  for (int i = 4; i < argc; ++i) {
-    const std::string token = argv[i];
-    const size_t equals = token.find('=');
-    if (token.rfind("--", 0) != 0 || equals == std::string::npos) {
-      throw usage_error("dump wants --name=value, got '{}'", token);
-    }
-    const std::string value = token.substr(equals + 1);
-    given.push_back({token.substr(2, equals - 2),
-                     Json::accept(value) ? Json::parse(value) : Json(value), "flag"});
-  }
+  for (const auto& [name, value] : given_pairs(argc, argv, 4, "dump")) give(given, name, value);
   const ModelInfo& info = find_model(argv[2]);
   const RunSettings settings = resolve_settings(info, given);
   DatasetView view;
@@ -140,19 +106,9 @@ int run(int argc, char** argv) {
   }
 
   Spy spy(*model, context, dropout);
-  pretrain(*model, data, spy.seen);
-  TrainConfig config;
-  config.settings = settings.train_settings;
-  config.protocol = find_protocol("mmrec");
-  config.stop_requested = [&] { return spy.losses.size() >= kSteps; };
-  try {
-    train_model(spy, data, config);
-  } catch (const RunError&) {  // stopped after kSteps
-  }
-  spy.seen["loss"] = torch::tensor(spy.losses, torch::kFloat64);
-  write_safetensors(argv[3], spy.seen);
-  std::printf("%s: %zu steps, loss %.6f to %.6f\n", argv[3], spy.losses.size(), spy.losses.front(),
-              spy.losses.back());
+  pretrain(*model, data, spy);
+  spy.train_steps(kSteps, settings.train_settings);
+  spy.write(argv[3]);
   return 0;
 }
 

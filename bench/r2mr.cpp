@@ -10,6 +10,7 @@
 #include <chrono>
 #include <cstdio>
 
+#include "bench/recorder.h"
 #include "tessera/base/error.h"
 #include "tessera/data/safetensors.h"
 #include "tessera/model/registry.h"
@@ -21,50 +22,26 @@
 namespace tessera {
 namespace {
 
-constexpr int64_t kSteps = 20, kRows = 128;
+constexpr size_t kSteps = 20;
+constexpr int64_t kRows = 128;
 constexpr int64_t kGanSteps = 20;  // later a slot may lie between two codes, and the runs part
 
-/// Stands between trainer and model and writes down what passes.
-class Spy : public Model {
+class Spy : public Recorder {
  public:
   Spy(Model& inner, const Context& context, std::string drawn, double dropout)
-      : Model(context), inner_(inner), drawn_(std::move(drawn)), dropout_(dropout) {}
+      : Recorder(inner, context), drawn_(std::move(drawn)), dropout_(dropout) {}
 
-  Abilities abilities() const override { return inner_.abilities(); }
-  BatchSpec batch_spec() const override { return inner_.batch_spec(); }
-  torch::Tensor score(const Queries& queries) override { return inner_.score(queries); }
-  std::vector<ParameterGroup> parameter_groups() override { return inner_.parameter_groups(); }
-  void state(State& state) override { inner_.state(state); }
-  void prepare(const Watch& watch) override {
-    inner_.prepare(watch);
-    State state;
-    inner_.state(state);
-    for (const auto& [name, tensor] : state.save().weights) {
-      seen["init." + name] = tensor.detach().clone();
-    }
-  }
-  void begin_epoch(int64_t epoch, const Watch& watch) override {
-    inner_.train(true);
-    inner_.begin_epoch(epoch, watch);
-  }
-  Loss loss(const Batch& batch) override {
-    const std::string k = std::to_string(batch.step) + ".";
+ protected:
+  void note(const Batch& batch, const std::string& k) override {
     seen[k + "users"] = batch.users;
     seen[k + "positives"] = batch.positives;
     seen[k + "negatives"] = batch.negatives;
     const int64_t d = seen.at("init.user_embedding").size(1);
     seen[k + "kept"] = dropout_mask(torch::arange(data_.n_users, torch::kInt64), d, dropout_,
                                     random_.stream(drawn_), batch.step) > 0;
-    Loss loss = inner_.loss(batch);
-    losses.push_back(loss.total.item<double>());
-    return loss;
   }
 
-  TensorMap seen;
-  std::vector<double> losses;
-
  private:
-  Model& inner_;
   const std::string drawn_;
   const double dropout_;
 };
@@ -105,19 +82,13 @@ int measure(int argc, char** argv) {
   std::string out;
   int64_t n_epochs = 0;
   Settings given;
-  for (int i = 2; i < argc; ++i) {
-    const std::string token = argv[i];
-    const size_t equals = token.find('=');
-    if (token.rfind("--", 0) != 0 || equals == std::string::npos) {
-      throw usage_error("bench_r2mr wants --name=value, got '{}'", token);
-    }
-    const std::string name = token.substr(2, equals - 2), value = token.substr(equals + 1);
+  for (const auto& [name, value] : given_pairs(argc, argv, 2, "bench_r2mr")) {
     if (name == "dump") {
       out = value;
     } else if (name == "round") {
       n_epochs = std::stoll(value);
     } else {
-      given.push_back({name, Json::accept(value) ? Json::parse(value) : Json(value), "flag"});
+      give(given, name, value);
     }
   }
   if (argc < 2 || (out.empty() && n_epochs < 1)) {
@@ -161,21 +132,11 @@ int measure(int argc, char** argv) {
     if (setting.name == "dropout") dropout = setting.value;
   }
   Spy spy(*model, context, live ? "drop.taste" : "drop.neighbours", dropout);
-  TrainConfig config;
-  config.settings = settings.train_settings;
-  config.protocol = find_protocol("mmrec");
-  config.stop_requested = [&] { return spy.losses.size() >= static_cast<size_t>(kSteps); };
-  try {
-    train_model(spy, data, config);
-  } catch (const RunError&) {  // stopped after kSteps
-  }
-  spy.seen["loss"] = torch::tensor(spy.losses, torch::kFloat64);
+  spy.train_steps(kSteps, settings.train_settings);
   if (spy.seen.at("init.user_embedding").size(1) == VectorGanOptions().width) {
     dump_rewriter(spy.seen, random);
   }
-  write_safetensors(out, spy.seen);
-  std::printf("%s: %zu steps, loss %.6f to %.6f\n", out.c_str(), spy.losses.size(),
-              spy.losses.front(), spy.losses.back());
+  spy.write(out);
   return 0;
 }
 

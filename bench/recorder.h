@@ -1,0 +1,97 @@
+#pragma once
+
+#include <torch/types.h>
+
+#include <cstdio>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "tessera/base/error.h"
+#include "tessera/data/safetensors.h"
+#include "tessera/model/registry.h"
+#include "tessera/train/train.h"
+
+/// What bench_dump and bench_r2mr share: their arguments, and a model that writes down its steps.
+namespace tessera {
+
+/// argv[from..] as (name, value), each given as --name=value.
+inline std::vector<std::pair<std::string, std::string>> given_pairs(int argc, char** argv, int from,
+                                                                    const char* who) {
+  std::vector<std::pair<std::string, std::string>> out;
+  for (int i = from; i < argc; ++i) {
+    const std::string token = argv[i];
+    const size_t equals = token.find('=');
+    if (token.rfind("--", 0) != 0 || equals == std::string::npos) {
+      throw usage_error("{} wants --name=value, got '{}'", who, token);
+    }
+    out.emplace_back(token.substr(2, equals - 2), token.substr(equals + 1));
+  }
+  return out;
+}
+
+inline void give(Settings& settings, const std::string& name, const std::string& value) {
+  settings.push_back({name, Json::accept(value) ? Json::parse(value) : Json(value), "flag"});
+}
+
+/// Stands between trainer and model and writes down what passes: weights after prepare() under
+/// "init.", the losses, and what note() keeps of a batch.
+class Recorder : public Model {
+ public:
+  Recorder(Model& inner, const Context& context) : Model(context), inner_(inner) {}
+
+  Abilities abilities() const override { return inner_.abilities(); }
+  BatchSpec batch_spec() const override { return inner_.batch_spec(); }
+  torch::Tensor score(const Queries& queries) override { return inner_.score(queries); }
+  std::vector<ParameterGroup> parameter_groups() override { return inner_.parameter_groups(); }
+  void state(State& state) override { inner_.state(state); }
+  void begin_epoch(int64_t epoch, const Watch& watch) override { inner_.begin_epoch(epoch, watch); }
+  void prepare(const Watch& watch) override {
+    inner_.prepare(watch);
+    keep_weights("init.");
+  }
+  Loss loss(const Batch& batch) override {
+    note(batch, std::to_string(batch.step) + ".");
+    Loss loss = inner_.loss(batch);
+    losses.push_back(loss.total.item<double>());
+    return loss;
+  }
+
+  /// Weights and what else the state saves, as they are now.
+  void keep_weights(const std::string& prefix) {
+    State state;
+    inner_.state(state);
+    const State::Saved saved = state.save();
+    for (const auto* tensors : {&saved.weights, &saved.optimizer}) {
+      for (const auto& [name, tensor] : *tensors) seen[prefix + name] = tensor.detach().clone();
+    }
+  }
+  /// Trains `n_steps` steps and keeps their losses under "loss".
+  void train_steps(size_t n_steps, const TrainSettings& settings) {
+    TrainConfig config;
+    config.settings = settings;
+    config.protocol = find_protocol("mmrec");
+    config.stop_requested = [&] { return losses.size() >= n_steps; };
+    try {
+      train_model(*this, data_, config);
+    } catch (const RunError&) {  // stopped after n_steps
+    }
+    seen["loss"] = torch::tensor(losses, torch::kFloat64);
+  }
+  void write(const std::string& path) const {
+    write_safetensors(path, seen);
+    std::printf("%s: %zu steps, loss %.6f to %.6f\n", path.c_str(), losses.size(), losses.front(),
+                losses.back());
+  }
+
+  TensorMap seen;
+  std::vector<double> losses;
+
+ protected:
+  virtual void note(const Batch& batch, const std::string& k) = 0;
+  void forget() override { inner_.train(training()); }
+
+  Model& inner_;
+};
+
+}  // namespace tessera
