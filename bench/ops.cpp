@@ -181,16 +181,16 @@ void ranking(benchmark::State& state) {
 }
 BENCHMARK(ranking)->UseRealTime()->Unit(benchmark::kMillisecond);
 
-/// The softmax over the items of Toys, value and gradients. Arguments: positions a block, positions
-/// (704 in a batch of 128 users of Toys).
+/// The softmax over the items of Toys, value and gradients. Arguments: positions and items of a
+/// tile, positions (704 in a batch of 128 users of Toys).
 void softmax(benchmark::State& state) {
   constexpr int64_t n_items = 11924;
-  const int64_t n = state.range(1);
+  const int64_t n = state.range(2);
   const auto h = table(n, kDim).requires_grad_(), items = table(n_items, kDim).requires_grad_();
   const auto targets = some_rows(n, n_items);
   SoftmaxBlocks blocks;
   blocks.positions = state.range(0);
-  blocks.bytes = int64_t{1} << 30;
+  blocks.items = state.range(1);
   for (auto _ : state) {
     const auto loss = softmax_loss(h, items, targets, {}, blocks);
     benchmark::DoNotOptimize(torch::autograd::grad({loss}, {h, items}));
@@ -198,7 +198,7 @@ void softmax(benchmark::State& state) {
   flop(state, 6.0 * static_cast<double>(n * n_items * kDim));
 }
 BENCHMARK(softmax)
-    ->ArgsProduct({{128, 256, 512, 1024}, {704, 2048}})
+    ->ArgsProduct({{60, 120, 240}, {240, 480, 960}, {704, 2048}})
     ->UseRealTime()
     ->Unit(benchmark::kMillisecond);
 

@@ -39,9 +39,9 @@ template <typename T>
 }
 
 template <typename T>
-[[gnu::always_inline]] inline ExpSum<T> exp_row_any(T* z, int64_t n) {
+[[gnu::always_inline]] inline ExpSum<T> exp_row_any(T* z, int64_t n, T least) {
   T top[kLanes], sum[kLanes] = {};
-  for (int64_t j = 0; j < kLanes; ++j) top[j] = z[0];
+  for (int64_t j = 0; j < kLanes; ++j) top[j] = least;
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
     for (int64_t j = 0; j < kLanes; ++j) top[j] = z[i + j] > top[j] ? z[i + j] : top[j];
@@ -129,10 +129,10 @@ template <typename T>
 #if defined(__x86_64__)
 [[gnu::target_clones("avx512f", "avx2", "default")]]
 #endif
-ExpSum<float> exp_row(float* z, int64_t n) {
-  return exp_row_any(z, n);
+ExpSum<float> exp_row(float* z, int64_t n, float least) {
+  return exp_row_any(z, n, least);
 }
-ExpSum<double> exp_row(double* z, int64_t n) { return exp_row_any(z, n); }
+ExpSum<double> exp_row(double* z, int64_t n, double least) { return exp_row_any(z, n, least); }
 
 #if defined(__x86_64__)
 [[gnu::target_clones("avx512f", "avx2", "default")]]

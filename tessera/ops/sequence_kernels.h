@@ -2,19 +2,21 @@
 
 #include <array>
 #include <cstdint>
+#include <limits>
 
 /// Inner loops of the sequence models, on raw memory: one thread, no checks. Compiled for several
 /// instruction sets, the best of which is chosen at run time. The double forms are exact to the
 /// last digits of std::exp, the float forms to about 2e-7.
 namespace tessera::kernels {
 
-/// z <- exp(z - max z) and the sum of that; n >= 1.
+/// z <- exp(z - max) and the sum of that, where max = max(z, least); n >= 1.
 template <typename T>
 struct ExpSum {
   T max, sum;
 };
-ExpSum<float> exp_row(float* z, int64_t n);
-ExpSum<double> exp_row(double* z, int64_t n);
+ExpSum<float> exp_row(float* z, int64_t n, float least = -std::numeric_limits<float>::infinity());
+ExpSum<double> exp_row(double* z, int64_t n,
+                       double least = -std::numeric_limits<double>::infinity());
 
 /// to += a x over n values.
 void add_scaled(float a, const float* x, float* to, int64_t n);

@@ -1,5 +1,6 @@
 #include "tessera/ops/sequence_losses.h"
 
+#include <ATen/Parallel.h>
 #include <torch/autograd.h>
 #include <torch/utils.h>
 
@@ -8,6 +9,7 @@
 #include <limits>
 #include <vector>
 
+#include "tessera/ops/block_product.h"
 #include "tessera/ops/by_type.h"
 #include "tessera/ops/kernels.h"
 #include "tessera/ops/parallel.h"
@@ -37,227 +39,248 @@ void scatter_add(const T* from, const int64_t* at, int64_t n, T factor, T* to, i
   });
 }
 
-torch::Tensor scores_of(const torch::Tensor& h, const torch::Tensor& items,
-                        const torch::Tensor& bias) {
-  return bias.defined() ? torch::addmm(bias, h, items.t()) : torch::mm(h, items.t());
-}
-
-/// The softmax loss; `blocks` decides between one pass and recomputing.
-class Softmax : public torch::autograd::Function<Softmax> {
+/// The softmax loss by tiles of positions x items, each small enough for a core's own cache. Rows
+/// of tiles first: scores, their exponentials under the running maximum, and the part of the
+/// gradient of h. Then columns of tiles: the gradient of the items, once the rows' sums are known.
+/// A tile's exponentials wait for that where `blocks.bytes` allow it, else its scores are made
+/// again.
+template <typename T>
+class SoftmaxTiles {
  public:
-  static torch::Tensor forward(AutogradContext* context, const torch::Tensor& h_in,
-                               const torch::Tensor& items_in, const torch::Tensor& targets_in,
-                               const torch::Tensor& bias_in, SoftmaxBlocks blocks,
-                               bool with_gradient) {
-    const auto h = h_in.contiguous(), items = items_in.contiguous();
-    const auto targets = targets_in.contiguous();
-    // apply() takes no undefined tensor: an empty one stands for no bias.
-    const auto bias = bias_in.numel() > 0 ? bias_in.contiguous() : torch::Tensor();
-    const int64_t n_items = items.size(0);
-    const bool one_pass =
-        std::min(blocks.positions, h.size(0)) * n_items * h.element_size() <= blocks.bytes;
-    torch::Tensor out;
-    by_type(h, [&](auto type) {
-      using T = decltype(type);
-      if (one_pass) {
-        out = with_gradient
-                  ? formed_with_value<T>(context, h, items, targets, bias, blocks)
-                  : value_only<T>(h, items, targets, bias, blocks.positions, n_items).first;
-      } else {
-        auto [value, lse] =
-            value_only<T>(h, items, targets, bias, blocks.wide_positions, blocks.items);
-        out = value;
-        if (with_gradient) {
-          context->save_for_backward({h, items, targets, lse, bias});
-          context->saved_data["positions"] = blocks.wide_positions;
-          context->saved_data["items"] = blocks.items;
+  SoftmaxTiles(const torch::Tensor& h, const torch::Tensor& items, const torch::Tensor& targets,
+               const torch::Tensor& bias, const SoftmaxBlocks& blocks, bool with_gradient)
+      : n_(h.size(0)),
+        n_items_(items.size(0)),
+        d_(h.size(1)),
+        wide_(rounded_up(d_)),
+        rows_(std::max<int64_t>(1, std::min(blocks.positions, n_))),
+        cols_(std::min(blocks.items, n_items_)),
+        stride_(rounded_up(cols_) + kColumns),  // no power of two: rows must not share a cache set
+        n_tiles_((n_items_ + cols_ - 1) / cols_),
+        with_gradient_(with_gradient),
+        h_(widened(h)),
+        items_(widened(items)),
+        bias_(bias),
+        targets_(targets.const_data_ptr<int64_t>()),
+        panels_(static_cast<size_t>(n_tiles_ * rounded_up(cols_) * d_)) {
+    const int64_t row_bytes = rows_ * n_tiles_ * stride_ * static_cast<int64_t>(sizeof(T));
+    kept_ = with_gradient && row_bytes <= blocks.bytes;
+    group_ = kept_ ? rows_ * std::clamp<int64_t>(blocks.bytes / row_bytes, 1, at::get_num_threads())
+                   : std::max(rows_, n_);
+    lse_.resize(static_cast<size_t>(n_));
+    pack();
+    if (!with_gradient) return;
+    to_h = torch::zeros_like(h_);
+    to_items = torch::zeros_like(items_);
+    if (bias.defined()) to_bias = torch::zeros_like(bias);
+    if (!kept_) return;
+    held_ = torch::empty({std::min(group_, n_) * n_tiles_ * stride_}, h.options());
+    shift_.resize(static_cast<size_t>(std::min(group_, n_) * n_tiles_));
+  }
+
+  /// The mean loss; fills to_h, to_items and to_bias.
+  double run() {
+    for (int64_t begin = 0; begin < n_; begin += group_) {
+      const int64_t end = std::min(n_, begin + group_);
+      parallel_for(0, (end - begin + rows_ - 1) / rows_, 1, [&](int64_t from, int64_t to) {
+        auto scratch = scratch_tile();
+        for (int64_t b = from; b < to; ++b) {
+          const int64_t first = begin + b * rows_;
+          row_of_tiles(first, std::min(rows_, end - first), first - begin, scratch.data());
+        }
+      });
+      if (!with_gradient_) continue;
+      parallel_for(0, n_tiles_, 1, [&](int64_t from, int64_t to) {
+        auto scratch = scratch_tile();
+        std::vector<T> thin(static_cast<size_t>(rows_ * wide_));
+        for (int64_t tile = from; tile < to; ++tile) {
+          for (int64_t first = begin; first < end; first += rows_) {
+            add_to_items(tile, first, std::min(rows_, end - first), first - begin, scratch.data(),
+                         thin.data());
+          }
+        }
+      });
+    }
+    const double loss = finish();
+    if (with_gradient_ && wide_ != d_) {
+      to_h = to_h.narrow(1, 0, d_).contiguous();
+      to_items = to_items.narrow(1, 0, d_).contiguous();
+    }
+    return loss;
+  }
+
+  torch::Tensor to_h, to_items, to_bias;
+
+ private:
+  static constexpr int64_t kColumns = kernels::kBlockColumns<T>;
+  static int64_t rounded_up(int64_t n) { return (n + kColumns - 1) / kColumns * kColumns; }
+  torch::Tensor widened(const torch::Tensor& x) const {
+    return wide_ == d_ ? x : torch::constant_pad_nd(x, {0, wide_ - d_});
+  }
+  int64_t cols_of(int64_t tile) const { return std::min(cols_, n_items_ - tile * cols_); }
+  std::vector<T> scratch_tile() const {
+    return std::vector<T>(static_cast<size_t>(kept_ ? 0 : rows_ * stride_));
+  }
+  const T* bias_of(int64_t tile) const {
+    return bias_.defined() ? bias_.const_data_ptr<T>() + tile * cols_ : nullptr;
+  }
+  /// The memory of one tile, [rows, cols of the tile] with rows `stride_` apart.
+  T* tile_at(T* scratch, int64_t tile, int64_t rows, int64_t in_group) {
+    return kept_ ? held_.mutable_data_ptr<T>() + (in_group * n_tiles_ + rows * tile) * stride_
+                 : scratch;
+  }
+
+  /// Every kColumns items of a tile as one panel [d, kColumns].
+  void pack() {
+    const T* from = items_.const_data_ptr<T>();
+    parallel_for(0, n_tiles_, grain_of(cols_ * d_), [&](int64_t begin, int64_t end) {
+      for (int64_t tile = begin; tile < end; ++tile) {
+        for (int64_t j = 0; j < cols_of(tile); ++j) {
+          const T* row = from + (tile * cols_ + j) * wide_;
+          T* to = panel(tile, j / kColumns) + j % kColumns;
+          for (int64_t i = 0; i < d_; ++i) to[i * kColumns] = row[i];
         }
       }
     });
-    context->saved_data["one_pass"] = one_pass;
-    return out;
+  }
+  T* panel(int64_t tile, int64_t p) {
+    return panels_.data() + (tile * rounded_up(cols_) + p * kColumns) * d_;
+  }
+
+  void scores(int64_t tile, int64_t first, int64_t rows, T* z) {
+    const int64_t cols = cols_of(tile);
+    for (int64_t p = 0; p * kColumns < cols; ++p) {
+      kernels::block_product(
+          kernels::BlockProduct<T>{h_.const_data_ptr<T>() + first * wide_, wide_, 1, panel(tile, p),
+                                   kColumns, d_, z + p * kColumns, stride_, rows, kColumns, false});
+    }
+    if (const T* bias = bias_of(tile)) {
+      for (int64_t p = 0; p < rows; ++p) kernels::add_scaled(T(1), bias, z + p * stride_, cols);
+    }
+  }
+
+  void row_of_tiles(int64_t first, int64_t rows, int64_t in_group, T* scratch) {
+    T* to = with_gradient_ ? to_h.mutable_data_ptr<T>() + first * wide_ : nullptr;
+    std::vector<T> peak(static_cast<size_t>(rows), -std::numeric_limits<T>::infinity());
+    std::vector<double> sum(static_cast<size_t>(rows), 0);
+    for (int64_t tile = 0; tile < n_tiles_; ++tile) {
+      const int64_t cols = cols_of(tile);
+      T* z = tile_at(scratch, tile, rows, in_group);
+      scores(tile, first, rows, z);
+      for (int64_t p = 0; p < rows; ++p) {
+        T& top = peak[static_cast<size_t>(p)];
+        double& total = sum[static_cast<size_t>(p)];
+        const auto e = kernels::exp_row(z + p * stride_, cols, top);
+        if (e.max > top) {
+          const T fall = std::exp(top - e.max);
+          total *= static_cast<double>(fall);
+          for (int64_t i = 0; to && i < d_; ++i) to[p * wide_ + i] *= fall;
+          top = e.max;
+        }
+        total += static_cast<double>(e.sum);
+        if (kept_) shift_[static_cast<size_t>((in_group + p) * n_tiles_ + tile)] = e.max;
+      }
+      if (to == nullptr) continue;
+      kernels::block_product(
+          kernels::BlockProduct<T>{z, stride_, 1, items_.const_data_ptr<T>() + tile * cols_ * wide_,
+                                   wide_, cols, to, wide_, rows, wide_, true});
+    }
+    for (int64_t p = 0; p < rows; ++p) {
+      const double total = sum[static_cast<size_t>(p)];
+      lse_[static_cast<size_t>(first + p)] =
+          static_cast<double>(peak[static_cast<size_t>(p)]) + std::log(total);
+      const T share = static_cast<T>(1 / (total * static_cast<double>(n_)));
+      for (int64_t i = 0; to && i < d_; ++i) to[p * wide_ + i] *= share;
+    }
+  }
+
+  /// to_items += g^T h over the rows of one tile, where g = exp(z - lse) / P: the tile holds
+  /// exp(z - shift), the rest of the factor goes to the thin side.
+  void add_to_items(int64_t tile, int64_t first, int64_t rows, int64_t in_group, T* scratch,
+                    T* thin) {
+    const int64_t cols = cols_of(tile);
+    T* z = tile_at(scratch, tile, rows, in_group);
+    T* to_bias_tile = to_bias.defined() ? to_bias.mutable_data_ptr<T>() + tile * cols_ : nullptr;
+    if (!kept_) scores(tile, first, rows, z);
+    const T* hs = h_.const_data_ptr<T>() + first * wide_;
+    for (int64_t p = 0; p < rows; ++p) {
+      const double lse = lse_[static_cast<size_t>(first + p)];
+      const T shift = kept_ ? shift_[static_cast<size_t>((in_group + p) * n_tiles_ + tile)]
+                            : kernels::exp_row(z + p * stride_, cols, static_cast<T>(lse)).max;
+      const T factor =
+          static_cast<T>(std::exp(static_cast<double>(shift) - lse) / static_cast<double>(n_));
+      for (int64_t i = 0; i < wide_; ++i) thin[p * wide_ + i] = factor * hs[p * wide_ + i];
+      if (to_bias_tile) kernels::add_scaled(factor, z + p * stride_, to_bias_tile, cols);
+    }
+    kernels::block_product(kernels::BlockProduct<T>{
+        z, 1, stride_, thin, wide_, rows, to_items.mutable_data_ptr<T>() + tile * cols_ * wide_,
+        wide_, cols, wide_, true});
+  }
+
+  /// The targets' own part of the loss and of the gradients.
+  double finish() {
+    const T* hs = h_.const_data_ptr<T>();
+    const T* es = items_.const_data_ptr<T>();
+    const T minus = static_cast<T>(-1.0 / static_cast<double>(std::max<int64_t>(1, n_)));
+    T* dh = with_gradient_ ? to_h.mutable_data_ptr<T>() : nullptr;
+    double total = 0;
+    for (int64_t p = 0; p < n_; ++p) {
+      const int64_t y = targets_[p];
+      T own = kernels::dot(hs + p * wide_, es + y * wide_, d_);
+      if (bias_.defined()) own += bias_.const_data_ptr<T>()[y];
+      total += lse_[static_cast<size_t>(p)] - static_cast<double>(own);
+      if (dh) kernels::add_scaled(minus, es + y * wide_, dh + p * wide_, d_);
+    }
+    if (with_gradient_) {
+      scatter_add(hs, targets_, n_, minus, to_items.mutable_data_ptr<T>(), n_items_, wide_);
+    }
+    if (to_bias.defined()) {
+      T* db = to_bias.mutable_data_ptr<T>();
+      for (int64_t p = 0; p < n_; ++p) db[targets_[p]] += minus;
+    }
+    return total / static_cast<double>(std::max<int64_t>(1, n_));
+  }
+
+  const int64_t n_, n_items_, d_, wide_;  // wide_: d in whole vectors
+  const int64_t rows_, cols_, stride_, n_tiles_;
+  const bool with_gradient_;
+  const torch::Tensor h_, items_, bias_;  // h_ [P, wide_], items_ [N, wide_]
+  const int64_t* targets_;
+  std::vector<T> panels_;
+  bool kept_ = false;
+  int64_t group_ = 0;        // positions whose tiles are made before the items' gradient
+  torch::Tensor held_;       // exp(score - shift) of a group, tile by tile
+  std::vector<T> shift_;     // [position of the group, tile]
+  std::vector<double> lse_;  // [P]
+};
+
+class Softmax : public torch::autograd::Function<Softmax> {
+ public:
+  static torch::Tensor forward(AutogradContext* context, const torch::Tensor& h,
+                               const torch::Tensor& items, const torch::Tensor& targets,
+                               const torch::Tensor& bias, SoftmaxBlocks blocks,
+                               bool with_gradient) {
+    double value = 0;
+    by_type(h, [&](auto type) {
+      // apply() takes no undefined tensor: an empty one stands for no bias.
+      const auto ids = targets.contiguous();
+      SoftmaxTiles<decltype(type)> tiles(h.contiguous(), items.contiguous(), ids,
+                                         bias.numel() > 0 ? bias.contiguous() : torch::Tensor(),
+                                         blocks, with_gradient);
+      value = tiles.run();
+      context->save_for_backward({tiles.to_h, tiles.to_items, tiles.to_bias});
+    });
+    return torch::full({}, value, h.options());
   }
 
   static tensor_list backward(AutogradContext* context, tensor_list upstream) {
     const auto saved = context->get_saved_variables();
+    const bool one = upstream[0].item<double>() == 1;
+    const auto times = [&](const torch::Tensor& g) {
+      return !g.defined() || one ? g : g * upstream[0];
+    };
     const torch::Tensor none;
-    if (context->saved_data["one_pass"].toBool()) {
-      const bool one = upstream[0].item<double>() == 1;
-      const auto times = [&](const torch::Tensor& g) {
-        return !g.defined() || one ? g : g * upstream[0];
-      };
-      return {times(saved[0]), times(saved[1]), none, times(saved[2]), none, none};
-    }
-    const auto &h = saved[0], &items = saved[1];
-    tensor_list out = {torch::zeros_like(h), torch::zeros_like(items), none, none, none, none};
-    if (saved[4].defined()) out[3] = torch::zeros_like(saved[4]);
-    by_type(h, [&](auto type) {
-      using T = decltype(type);
-      recomputed<T>(saved, context->saved_data["positions"].toInt(),
-                    context->saved_data["items"].toInt(), upstream[0].template item<T>(), out);
-    });
-    return out;
-  }
-
- private:
-  template <typename T>
-  static torch::Tensor target_scores(const torch::Tensor& h, const torch::Tensor& items,
-                                     const torch::Tensor& targets, const torch::Tensor& bias) {
-    const int64_t n = h.size(0), d = h.size(1);
-    const auto out = torch::empty({n}, h.options());
-    const T* hs = h.const_data_ptr<T>();
-    const T* es = items.const_data_ptr<T>();
-    const T* bs = bias.defined() ? bias.const_data_ptr<T>() : nullptr;
-    const int64_t* ys = targets.const_data_ptr<int64_t>();
-    T* to = out.mutable_data_ptr<T>();
-    parallel_for(0, n, grain_of(d), [&](int64_t begin, int64_t end) {
-      for (int64_t p = begin; p < end; ++p) {
-        to[p] = kernels::dot(hs + p * d, es + ys[p] * d, d) + (bs ? bs[ys[p]] : T(0));
-      }
-    });
-    return out;
-  }
-
-  /// The gradient of a block's scores is (exp(Z - lse) - [j = y]) / P. The exponentials stay
-  /// unnormalised: their factors go to the thin sides of the two products.
-  template <typename T>
-  static torch::Tensor formed_with_value(AutogradContext* context, const torch::Tensor& h,
-                                         const torch::Tensor& items, const torch::Tensor& targets,
-                                         const torch::Tensor& bias, const SoftmaxBlocks& blocks) {
-    const int64_t n = h.size(0), d = h.size(1), n_items = items.size(0);
-    auto to_h = torch::empty_like(h), to_items = torch::zeros_like(items);
-    auto to_bias = bias.defined() ? torch::zeros_like(bias) : torch::Tensor();
-    const auto own = target_scores<T>(h, items, targets, bias);
-    const T* own_score = own.template const_data_ptr<T>();
-    const double share = 1.0 / static_cast<double>(std::max<int64_t>(1, n));
-    double total = 0;
-    const int64_t most = std::min(blocks.positions, n);
-    auto z = torch::empty({most, n_items}, h.options());
-    auto factors = torch::empty({most, 1}, h.options());
-    std::vector<double> losses(static_cast<size_t>(most));
-    for (int64_t begin = 0; begin < n; begin += blocks.positions) {
-      const int64_t rows = std::min(blocks.positions, n - begin);
-      auto zb = z.narrow(0, 0, rows);
-      const auto hb = h.narrow(0, begin, rows);
-      if (bias.defined()) {
-        torch::addmm_out(zb, bias, hb, items.t());
-      } else {
-        torch::mm_out(zb, hb, items.t());
-      }
-      T* zs = zb.template mutable_data_ptr<T>();
-      T* factor = factors.template mutable_data_ptr<T>();
-      parallel_for(0, rows, grain_of(n_items), [&](int64_t from, int64_t to) {
-        for (int64_t p = from; p < to; ++p) {
-          const auto e = kernels::exp_row(zs + p * n_items, n_items);
-          losses[static_cast<size_t>(p)] = static_cast<double>(e.max) +
-                                           std::log(static_cast<double>(e.sum)) -
-                                           static_cast<double>(own_score[begin + p]);
-          factor[p] = static_cast<T>(share / static_cast<double>(e.sum));
-        }
-      });
-      for (int64_t p = 0; p < rows; ++p) total += losses[static_cast<size_t>(p)];
-      const auto fb = factors.narrow(0, 0, rows);
-      auto to_hb = to_h.narrow(0, begin, rows);
-      torch::mm_out(to_hb, zb, items);
-      to_hb.mul_(fb);
-      to_items.addmm_(zb.t(), hb * fb);
-      if (bias.defined()) to_bias.addmv_(zb.t(), fb.squeeze(1));
-    }
-    const T* hs = h.const_data_ptr<T>();
-    const T* es = items.const_data_ptr<T>();
-    const int64_t* ys = targets.const_data_ptr<int64_t>();
-    T* dh = to_h.template mutable_data_ptr<T>();
-    const T minus = static_cast<T>(-share);
-    parallel_for(0, n, grain_of(d), [&](int64_t from, int64_t to) {
-      for (int64_t p = from; p < to; ++p) {
-        kernels::add_scaled(minus, es + ys[p] * d, dh + p * d, d);
-      }
-    });
-    scatter_add(hs, ys, n, minus, to_items.template mutable_data_ptr<T>(), n_items, d);
-    if (bias.defined()) {
-      T* db = to_bias.template mutable_data_ptr<T>();
-      for (int64_t p = 0; p < n; ++p) db[ys[p]] += minus;
-    }
-    context->save_for_backward({to_h, to_items, to_bias});
-    return torch::full({}, total * share, h.options());
-  }
-
-  /// Value and log sum exp [P], over blocks of items: m and s move to the larger maximum.
-  template <typename T>
-  static std::pair<torch::Tensor, torch::Tensor> value_only(
-      const torch::Tensor& h, const torch::Tensor& items, const torch::Tensor& targets,
-      const torch::Tensor& bias, int64_t block_positions, int64_t block_items) {
-    const int64_t n = h.size(0), n_items = items.size(0);
-    const auto own = target_scores<T>(h, items, targets, bias);
-    const auto lse = torch::empty({n}, h.options());
-    const T* own_score = own.template const_data_ptr<T>();
-    T* log_sum = lse.template mutable_data_ptr<T>();
-    const int64_t most = std::min(block_positions, n), wide = std::min(block_items, n_items);
-    auto z = torch::empty({most * wide}, h.options());
-    std::vector<double> max(static_cast<size_t>(most)), sum(static_cast<size_t>(most));
-    double total = 0;
-    for (int64_t begin = 0; begin < n; begin += block_positions) {
-      const int64_t rows = std::min(block_positions, n - begin);
-      std::fill(max.begin(), max.end(), -std::numeric_limits<double>::infinity());
-      std::fill(sum.begin(), sum.end(), 0.0);
-      for (int64_t first = 0; first < n_items; first += wide) {
-        const int64_t cols = std::min(wide, n_items - first);
-        auto zb = z.narrow(0, 0, rows * cols).view({rows, cols});
-        const auto part = items.narrow(0, first, cols);
-        if (bias.defined()) {
-          torch::addmm_out(zb, bias.narrow(0, first, cols), h.narrow(0, begin, rows), part.t());
-        } else {
-          torch::mm_out(zb, h.narrow(0, begin, rows), part.t());
-        }
-        T* zs = zb.template mutable_data_ptr<T>();
-        parallel_for(0, rows, grain_of(cols), [&](int64_t from, int64_t to) {
-          for (int64_t p = from; p < to; ++p) {
-            const auto e = kernels::exp_row(zs + p * cols, cols);
-            double &m = max[static_cast<size_t>(p)], &s = sum[static_cast<size_t>(p)];
-            const double larger = std::max(m, static_cast<double>(e.max));
-            s = s * std::exp(m - larger) + static_cast<double>(e.sum) * std::exp(e.max - larger);
-            m = larger;
-          }
-        });
-      }
-      for (int64_t p = 0; p < rows; ++p) {
-        const double value = max[static_cast<size_t>(p)] + std::log(sum[static_cast<size_t>(p)]);
-        log_sum[begin + p] = static_cast<T>(value);
-        total += value - static_cast<double>(own_score[begin + p]);
-      }
-    }
-    return {torch::full({}, total / static_cast<double>(std::max<int64_t>(1, n)), h.options()),
-            lse};
-  }
-
-  template <typename T>
-  static void recomputed(const tensor_list& saved, int64_t block_positions, int64_t block_items,
-                         T upstream, tensor_list& out) {
-    const auto &h = saved[0], &items = saved[1], &targets = saved[2], &lse = saved[3];
-    const auto& bias = saved[4];
-    const int64_t n = h.size(0), n_items = items.size(0);
-    const T scale = upstream / static_cast<T>(std::max<int64_t>(1, n));
-    const int64_t* ys = targets.const_data_ptr<int64_t>();
-    for (int64_t begin = 0; begin < n; begin += block_positions) {
-      const int64_t rows = std::min(block_positions, n - begin);
-      const auto hb = h.narrow(0, begin, rows);
-      auto to_hb = out[0].narrow(0, begin, rows);
-      for (int64_t first = 0; first < n_items; first += block_items) {
-        const int64_t cols = std::min(block_items, n_items - first);
-        const auto part = items.narrow(0, first, cols);
-        auto g = scores_of(hb, part, bias.defined() ? bias.narrow(0, first, cols) : bias);
-        g.sub_(lse.narrow(0, begin, rows).unsqueeze(1)).exp_();
-        T* gs = g.template mutable_data_ptr<T>();
-        for (int64_t p = 0; p < rows; ++p) {
-          const int64_t y = ys[begin + p] - first;
-          if (y >= 0 && y < cols) gs[p * cols + y] -= 1;
-        }
-        g.mul_(scale);
-        to_hb.addmm_(g, part);
-        out[1].narrow(0, first, cols).addmm_(g.t(), hb);
-        if (bias.defined()) out[3].narrow(0, first, cols).add_(g.sum(0));
-      }
-    }
+    return {times(saved[0]), times(saved[1]), none, times(saved[2]), none, none};
   }
 };
 
@@ -438,7 +461,7 @@ torch::Tensor softmax_loss(const torch::Tensor& h, const torch::Tensor& items,
 
 torch::Tensor softmax_loss_composed(const torch::Tensor& h, const torch::Tensor& items,
                                     const torch::Tensor& targets, const torch::Tensor& bias) {
-  const auto scores = scores_of(h, items, bias);
+  const auto scores = bias.defined() ? torch::addmm(bias, h, items.t()) : h.mm(items.t());
   return (torch::logsumexp(scores, 1) - scores.gather(1, targets.unsqueeze(1)).squeeze(1)).mean();
 }
 

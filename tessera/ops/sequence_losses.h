@@ -9,12 +9,12 @@ namespace tessera {
 // its own gradient to h and items, and stands beside its composed twin, which holds [P, N] or
 // [P, k, d]. float32 and float64; sums of losses in double.
 
-/// How softmax_loss cuts its work. While `positions` x N scores take at most `bytes`, the gradient
-/// is formed with the value (6 P N d); else in blocks of `wide_positions` x `items`, the scores are
-/// made again in backward (8 P N d).
+/// How softmax_loss cuts its work: tiles of `positions` x `items` scores. While those of
+/// `positions` and all items take at most `bytes`, they wait there for the gradient of the items (6
+/// P N d); else they are made twice (8 P N d). Both gradients are formed with the value. The bits
+/// depend on the first two numbers and on whether a row of tiles fits, never on the threads.
 struct SoftmaxBlocks {
-  int64_t positions = 256, bytes = int64_t{32} << 20;
-  int64_t wide_positions = 1024, items = 4096;
+  int64_t positions = 120, items = 480, bytes = int64_t{32} << 20;
 };
 
 /// log sum_j exp(s_pj) - s_py with bias [N] added to the scores where it is defined. [P, N] is

@@ -157,7 +157,7 @@ TEST(Golden, Losses) {
   auto e = matrix(4, 3, {1, 0, .5, 0, 1, 1, .2, -.4, .1, -1, .5, .25}).requires_grad_();
   const auto target = [](int64_t y) { return torch::tensor({y}, torch::kInt64); };
   const double ce[] = {.78444701, 1.28444701, 1.58444701, 2.78444701};
-  for (const SoftmaxBlocks blocks : {SoftmaxBlocks{}, SoftmaxBlocks{256, 0, 1024, 2}}) {
+  for (const SoftmaxBlocks blocks : {SoftmaxBlocks{}, SoftmaxBlocks{256, 2, 0}}) {
     for (int64_t y = 0; y < 4; ++y) {
       EXPECT_NEAR(softmax_loss(h, e, target(y), {}, blocks).item<double>(), ce[y], 1e-8);
     }

@@ -1,0 +1,87 @@
+#include "tessera/ops/block_product.h"
+
+#include <algorithm>
+
+namespace tessera::kernels {
+namespace {
+
+constexpr int64_t kDepth = 128;  // rows of b that stay in the first cache
+
+/// One tile of `kRows` rows and kBlockColumns columns, its sums in kVectors registers a row.
+template <typename T, int64_t kBytes, int64_t kRows>
+[[gnu::always_inline]] inline void tile(const BlockProduct<T>& p, const T* a, const T* b,
+                                        int64_t depth, T* out, bool add) {
+  using Vector [[gnu::vector_size(kBytes), gnu::aligned(alignof(T)), gnu::may_alias]] = T;
+  constexpr int64_t kVectors = 64 / kBytes, kLanes = kBytes / static_cast<int64_t>(sizeof(T));
+  Vector sum[kRows][kVectors] = {};
+  for (int64_t k = 0; k < depth; ++k) {
+    Vector row[kVectors];
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < kVectors; ++v) {
+      row[v] = *reinterpret_cast<const Vector*>(b + k * p.b_depth + v * kLanes);
+    }
+#pragma GCC unroll 12
+    for (int64_t r = 0; r < kRows; ++r) {
+      const T x = a[r * p.a_row + k * p.a_depth];
+#pragma GCC unroll 4
+      for (int64_t v = 0; v < kVectors; ++v) sum[r][v] += x * row[v];
+    }
+  }
+#pragma GCC unroll 12
+  for (int64_t r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < kVectors; ++v) {
+      auto* to = reinterpret_cast<Vector*>(out + r * p.out_row + v * kLanes);
+      *to = add ? *to + sum[r][v] : sum[r][v];
+    }
+  }
+}
+
+template <typename T, int64_t kBytes, int64_t kRows>
+[[gnu::always_inline]] inline void product_any(const BlockProduct<T>& p) {
+  for (int64_t k = 0; k < p.depth; k += kDepth) {
+    const int64_t depth = std::min(kDepth, p.depth - k);
+    const bool add = p.add || k > 0;
+    for (int64_t c = 0; c < p.cols; c += kBlockColumns<T>) {
+      const T* a = p.a + k * p.a_depth;
+      const T* b = p.b + k * p.b_depth + c;
+      int64_t r = 0;
+      for (; r + kRows <= p.rows; r += kRows) {
+        tile<T, kBytes, kRows>(p, a + r * p.a_row, b, depth, p.out + r * p.out_row + c, add);
+      }
+      for (; r < p.rows; ++r) {
+        tile<T, kBytes, 1>(p, a + r * p.a_row, b, depth, p.out + r * p.out_row + c, add);
+      }
+    }
+  }
+}
+
+// Rows of a tile: as many as the registers hold.
+#if defined(__x86_64__)
+template <typename T>
+[[gnu::target("avx512f")]] void product_avx512(const BlockProduct<T>& p) {
+  product_any<T, 64, 12>(p);
+}
+template <typename T>
+[[gnu::target("avx2,fma")]] void product_avx2(const BlockProduct<T>& p) {
+  product_any<T, 32, 6>(p);
+}
+#endif
+
+template <typename T>
+void product_best(const BlockProduct<T>& p) {
+#if defined(__x86_64__)
+  static const bool avx512 = __builtin_cpu_supports("avx512f");
+  static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (avx512) return product_avx512(p);
+  if (avx2) return product_avx2(p);
+#endif
+  product_any<T, 16, 3>(p);
+}
+
+}  // namespace
+
+void block_product(const BlockProduct<float>& p) { product_best(p); }
+void block_product(const BlockProduct<double>& p) { product_best(p); }
+
+}  // namespace tessera::kernels
