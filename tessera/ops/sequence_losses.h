@@ -14,7 +14,7 @@ namespace tessera {
 /// P N d); else they are made twice (8 P N d). Both gradients are formed with the value. The bits
 /// depend on the first two numbers and on whether a row of tiles fits, never on the threads.
 struct SoftmaxBlocks {
-  int64_t positions = 120, items = 480, bytes = int64_t{32} << 20;
+  int64_t positions = 60, items = 480, bytes = int64_t{32} << 20;
 };
 
 /// log sum_j exp(s_pj) - s_py with bias [N] added to the scores where it is defined. [P, N] is

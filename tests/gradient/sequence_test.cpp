@@ -84,7 +84,9 @@ TEST(SoftmaxLoss, SameBitsForAnyNumberOfThreads) {
       const auto loss = softmax_loss(a, b, targets, {}, blocks);
       loss.backward();
       const auto all = torch::cat({loss.detach().view({1}), a.grad().view(-1), b.grad().view(-1)});
-      if (!seen.empty()) EXPECT_TRUE(torch::equal(all, seen[0])) << threads << " threads";
+      if (!seen.empty()) {
+        EXPECT_TRUE(torch::equal(all, seen[0])) << threads << " threads";
+      }
       seen.push_back(all);
     }
   }
@@ -103,7 +105,7 @@ void expect_block_products(double tolerance) {
         const auto left = a.to(type), upright = a.t().contiguous().to(type), right = b.to(type);
         for (const bool turned : {false, true}) {
           for (const bool add : {false, true}) {
-            auto out = base.to(type);
+            auto out = base.to(type).clone();
             kernels::block_product(kernels::BlockProduct<T>{
                 (turned ? upright : left).template const_data_ptr<T>(), turned ? 1 : depth,
                 turned ? rows : 1, right.template const_data_ptr<T>(), cols, depth,
