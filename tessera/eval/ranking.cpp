@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "tessera/base/error.h"
+#include "tessera/model/sequence_model.h"
 #include "tessera/ops/topk.h"
 
 namespace tessera {
@@ -32,9 +33,14 @@ BlockScores::BlockScores(Model& model, const Queries& queries) {
   if (auto* factors = dynamic_cast<FactorModel*>(&model)) {
     users_ = factors->user_vectors(queries);
     items_ = factors->item_vectors();
-  } else {
-    scores_ = model.score(queries);
+    return;
   }
+  if (auto* sequence = dynamic_cast<SequenceModel*>(&model)) {
+    const auto factors = sequence->factors(queries);
+    users_ = factors.users;
+    items_ = factors.items;
+  }
+  if (!items_.defined()) scores_ = model.score(queries);
 }
 
 TopLists BlockScores::top(const Ragged& mask, const torch::Tensor& hidden, int64_t k) const {

@@ -10,7 +10,7 @@
 namespace tessera {
 namespace {
 
-constexpr int64_t kSlots = 1 << 14;  // encoded at once when ranking
+constexpr int64_t kSlots = 1 << 11;  // encoded at once when ranking
 
 }  // namespace
 
@@ -212,6 +212,11 @@ torch::Tensor SequenceModel::negatives(const torch::Tensor& row_of, const Batch&
 }
 
 torch::Tensor SequenceModel::score(const Queries& queries) {
+  const auto [users, items] = factors(queries);
+  return torch::mm(users, items.t());
+}
+
+Vectors SequenceModel::factors(const Queries& queries) {
   const int64_t n = queries.size();
   // The windows as spans into the histories, shortest first, so that rows of like length meet.
   const Interactions known = queries.histories.defined() ? Interactions{} : known_rows(data_);
@@ -257,13 +262,21 @@ torch::Tensor SequenceModel::score(const Queries& queries) {
     vectors.index_copy_(0, torch::tensor(rows, torch::kInt64),
                         row_vectors(torch::tensor(items, torch::kInt64), pass));
   }
-  torch::Tensor out =
-      bias.defined() ? torch::addmm(bias, vectors, against.t()) : torch::mm(vectors, against.t());
+  // Bias and train counts are columns that a row takes (1) or leaves (0).
+  std::vector<torch::Tensor> left = {vectors}, right = {against};
+  auto empty = torch::zeros({n, 1});
+  for (const int64_t row : without) empty[row][0] = 1.F;
+  if (bias.defined()) {
+    left.push_back(1 - empty);
+    right.push_back(bias.unsqueeze(1));
+  }
   if (!without.empty()) {
     if (!counts_.defined()) counts_ = item_counts(data_.train, data_.n_items).to(torch::kFloat);
-    for (const int64_t row : without) out[row].copy_(counts_);
+    left.push_back(empty);
+    right.push_back(counts_.unsqueeze(1));
   }
-  return out;
+  if (left.size() == 1) return {vectors, against};
+  return {torch::cat(left, 1), torch::cat(right, 1)};
 }
 
 Interactions known_rows(const Dataset& data) {

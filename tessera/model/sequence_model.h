@@ -58,6 +58,9 @@ class SequenceModel : public Model {
   /// The chosen loss over every position with a target.
   Loss loss(const Batch& batch) override;
   torch::Tensor score(const Queries& queries) override;
+  /// score() as the product of users [n, dim] and items [n_items, dim], to be ranked piece by
+  /// piece; undefined for a model whose scores are none.
+  virtual Vectors factors(const Queries& queries);
 
  protected:
   /// Vectors of the next item at every slot: items int64 [P], packed by pass.offsets. [P, d]

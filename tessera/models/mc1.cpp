@@ -47,6 +47,7 @@ class Mc1 : public SequenceModel {
     counts_ = torch::tensor(counts, torch::kInt32);
   }
 
+  Vectors factors(const Queries&) override { return {}; }
   torch::Tensor score(const Queries& queries) override {
     check();
     const auto popularity = ties();
