@@ -10,6 +10,7 @@
 #include "tessera/ops/by_type.h"
 #include "tessera/ops/kernels.h"
 #include "tessera/ops/parallel.h"
+#include "tessera/ops/unit_rows.h"
 
 namespace tessera {
 namespace {
@@ -258,6 +259,13 @@ torch::Tensor entry_softmax(const SparseRows& rows, double tau) {
 
 SparseRows masking(const torch::Tensor& p, const torch::Tensor& q, const SparseRows& places) {
   return {places.offsets, places.columns, entry_products(p, q, places).neg_()};
+}
+
+torch::Tensor observed_rows(const torch::Tensor& a, const torch::Tensor& g,
+                            const torch::Tensor& scores, double tau, bool noise_only) {
+  const auto logits = noise_only ? a + g * (1e-5 / tau) : (a + g * 1e-5) / tau;
+  const auto soft = torch::softmax(logits, 1).to(scores.scalar_type());
+  return unit_rows(soft + 100 * unit_rows(scores.masked_fill(a > 0, 0)));
 }
 
 }  // namespace tessera

@@ -45,4 +45,10 @@ torch::Tensor entry_softmax(const SparseRows& rows, double tau);
 /// s with -P_i . q_j at its places: P q + s is 0 there.
 SparseRows masking(const torch::Tensor& p, const torch::Tensor& q, const SparseRows& places);
 
+/// Observed rows of MMSSL's published code, dense and of length 1 (mmssl section 3, `real =
+/// softmax_all`): softmax((a + 1e-5 g) / tau) + 100 nrm(y), y the scores with 0 where a is 1.
+/// `noise_only`: softmax(a + 1e-5 g / tau). a 0 or 1 and g float64, scores of any type: [n_rows, n]
+torch::Tensor observed_rows(const torch::Tensor& a, const torch::Tensor& g,
+                            const torch::Tensor& scores, double tau, bool noise_only);
+
 }  // namespace tessera
