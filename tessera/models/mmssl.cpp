@@ -827,29 +827,25 @@ class Mmssl : public GraphModel, public DrawsFromAllItems {
     const int64_t n = batch.size(), n_fake = n * n_modalities();
     const int64_t n_copies = config_.real_copies ? n_modalities() : 1;
     const SparseRows places = places_of(batch);
-    const torch::Tensor& w1 = critic_.layers[0].weight;
-    const FactoredRows real = real_rows(batch, f, places, key);
-    const auto real_first = rows_product(real, w1);
-    std::vector<FactoredRows> fake;
-    std::vector<torch::Tensor> products;
+    std::vector<FactoredRows> rows;  // fake, modality after modality, then real
     for (size_t m = 0; m < modalities_.size(); ++m) {
       const auto p = fake_items(f, m).detach();
       const auto q = f.content_users[m].detach().index_select(0, batch.users);
-      fake.push_back(
+      rows.push_back(
           factored_rows(p, q, config_.fake == "cosine" ? SparseRows{} : masking(p, q, places)));
-      products.push_back(rows_product(fake.back(), w1));
     }
-    const auto fake_first = torch::cat(products);
-    products.clear();
+    rows.push_back(real_rows(batch, f, places, key));
+    const auto first = rows_product(rows, critic_.layers[0].weight);
+    const auto fake_first = first.narrow(0, 0, n_fake), real_first = first.narrow(0, n_fake, n);
 
     CriticLoss out;
     out.gradients = critic_.zeros_like();
-    const auto call = [&](const torch::Tensor& first, const char* name, double sign, double& mean) {
-      const auto pass = critic_pass(critic_, first, masks(first.size(0), name, key));
+    const auto call = [&](const torch::Tensor& of, const char* name, double sign, double& mean) {
+      const auto pass = critic_pass(critic_, of, masks(of.size(0), name, key));
       mean = pass.score.mean().item<double>();
-      return critic_backward(
-          critic_, pass, torch::full_like(pass.score, sign / static_cast<double>(first.size(0))),
-          &out.gradients);
+      return critic_backward(critic_, pass,
+                             torch::full_like(pass.score, sign / static_cast<double>(of.size(0))),
+                             &out.gradients);
     };
     auto fake_adjoint = call(fake_first, "fake", 1, out.fake);
     auto real_adjoint =
@@ -866,11 +862,8 @@ class Mmssl : public GraphModel, public DrawsFromAllItems {
       fake_adjoint.add_(penalty.adjoint).sub_(to_real);
       real_adjoint.add_(to_real.view({n_modalities(), n, -1}).sum(0));
     }
-    torch::Tensor& to = out.gradients.layers[0].weight;
-    for (size_t m = 0; m < fake.size(); ++m) {
-      add_rows_transposed(fake[m], fake_adjoint.narrow(0, static_cast<int64_t>(m) * n, n), to);
-    }
-    add_rows_transposed(real, real_adjoint, to);
+    add_rows_transposed(rows, torch::cat({fake_adjoint, real_adjoint}),
+                        out.gradients.layers[0].weight);
     return out;
   }
 

@@ -192,7 +192,7 @@ TEST(MmsslGolden, G6RowForm) {
   expect_near(dense_rows(rows), {.558744, .698430, .279372, -.349215});
   const auto w = matrix(2, 4, {1, 2, 0, -1, .5, -1, 1, 0}).t().contiguous();
   expect_near(p.t().mm(w).t(), {3, 1, -.1, .2});
-  expect_near(rows_product(rows, w), {2.304820, -.139686});
+  expect_near(rows_product({rows}, w), {2.304820, -.139686});
 }
 
 // G7 (metrics) is in unit_eval: Accuracy.ThreeHeldOutItemsOfMmssl.

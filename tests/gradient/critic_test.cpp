@@ -197,11 +197,23 @@ TEST(FactoredRows, ProductsEqualThoseOfTheRows) {
       y.index_put_({torch::tensor({0, 0, 1}), torch::tensor({5, 1, 0})}, places().values, true);
     }
     EXPECT_TRUE(torch::allclose(dense_rows(rows), unit_rows(y), 1e-12, 1e-13));
-    EXPECT_TRUE(torch::allclose(rows_product(rows, w), unit_rows(y).mm(w), 1e-12, 1e-13));
+    EXPECT_TRUE(torch::allclose(rows_product({rows}, w), unit_rows(y).mm(w), 1e-12, 1e-13));
     auto out = torch::ones({8, 21}, torch::kFloat64);
-    add_rows_transposed(rows, delta, out);
+    add_rows_transposed({rows}, delta, out);
     EXPECT_TRUE(torch::allclose(out, 1 + unit_rows(y).t().mm(delta), 1e-12, 1e-13));
   }
+}
+
+TEST(FactoredRows, ListsOfRowsAreOneAfterTheOther) {
+  torch::manual_seed(16);
+  const auto w = random({8, 21}), delta = random({5, 21});
+  const auto a = factored_rows(random({8, 3}), random({3, 3}), places());
+  const auto b = factored_rows(random({8, 4}), random({2, 4}));
+  const auto rows = torch::cat({dense_rows(a), dense_rows(b)});
+  EXPECT_TRUE(torch::allclose(rows_product({a, b}, w), rows.mm(w), 1e-12, 1e-13));
+  auto out = torch::ones({8, 21}, torch::kFloat64);
+  add_rows_transposed({a, b}, delta, out);
+  EXPECT_TRUE(torch::allclose(out, 1 + rows.t().mm(delta), 1e-12, 1e-13));
 }
 
 TEST(FactoredRows, ProductHasTheGradientOfTheRows) {
