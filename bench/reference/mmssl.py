@@ -24,7 +24,8 @@ ETA, OMEGA, TAU, CL_RATE, G_RATE, LAMBDA, ZETA, TOPK = 0.36, 0.55, 0.5, 0.003, 1
 
 
 def read(folder, modalities):
-    """Train pairs as indices, and float32 features [n_items, width], z-scored by column."""
+    """Train pairs as indices, and by modality float32 rows [n_items, width], z-scored by column over the
+    items that have one, and which have [n_items, 1]; rows of the others are 0."""
     def ids(name):
         with open(folder / name) as lines:
             rows = [line.rstrip("\n").split("\t") for line in lines]
@@ -39,11 +40,14 @@ def read(folder, modalities):
     for name in modalities or manifest:
         rows = np.load(folder / manifest[name]["file"]).astype(np.float32)
         named = folder / (manifest[name]["ids"] or "-")
+        raw = named.read_text().split("\n") if named.exists() else map(str, range(len(rows)))
+        of, at = zip(*((row, items[i]) for row, i in enumerate(raw) if i in items))
+        own = rows[list(of)]
         full = np.zeros((len(items), rows.shape[1]), np.float32)
-        at = [items[i] for i in named.read_text().split("\n") if i in items] if named.exists() \
-            else range(len(rows))
-        full[list(at)] = (rows - rows.mean(0)) / (rows.std(0) + 1e-8)
-        features.append(torch.from_numpy(full))
+        has = np.zeros((len(items), 1), np.float32)
+        full[list(at)] = (own - own.mean(0)) / (own.std(0) + 1e-8)
+        has[list(at)] = 1
+        features.append((torch.from_numpy(full), torch.from_numpy(has)))
     return len(users), len(items), torch.tensor(sorted(set(pairs))).t(), features
 
 
@@ -95,11 +99,14 @@ class Mmssl(torch.nn.Module):
 
         self.users, self.items = xavier(n_users, D), xavier(n_items, D)
         self.query, self.key = xavier(D, D), xavier(D, D)
-        self.linear = torch.nn.ModuleList(torch.nn.Linear(f.shape[1], D) for f in features)
+        self.linear = torch.nn.ModuleList(torch.nn.Linear(f.shape[1], D) for f, _ in features)
+        for linear in self.linear:  # the biases start as torch's own do
+            torch.nn.init.xavier_uniform_(linear.weight)
         self.graphs = [(self.p_u, self.p_i)] * len(features)
 
     def content(self, m, rate):
-        x = F.dropout(self.linear[m](self.features[m]), rate)
+        rows, has = self.features[m]
+        x = F.dropout(self.linear[m](rows) * has, rate)  # an item without the modality: 0, no bias
         users = torch.sparse.mm(self.p_u, x)
         return users, torch.sparse.mm(self.p_i, users)
 

@@ -15,7 +15,7 @@ torch::Tensor int64_of(const std::vector<int64_t>& values) {
 }  // namespace
 
 Sampler::Sampler(const Dataset& data, const BatchSpec& spec, int64_t batch_size,
-                 const Random& random, bool distinct)
+                 const Random& random, bool distinct, bool all_items)
     : data_(data),
       spec_(spec),
       distinct_(distinct),
@@ -26,13 +26,14 @@ Sampler::Sampler(const Dataset& data, const BatchSpec& spec, int64_t batch_size,
       positives_random_(random.stream("batch_positives")) {
   const auto counts = item_counts(data.train, data.n_items);
   for (int64_t i = 0; i < data.n_items; ++i) {
-    if (counts.const_data_ptr<int64_t>()[i] > 0) trained_items_.push_back(static_cast<int32_t>(i));
+    if (all_items || counts.const_data_ptr<int64_t>()[i] > 0) {
+      candidates_.push_back(static_cast<int32_t>(i));
+    }
   }
-  const auto n_trained = trained_items_.size();
   for (int64_t u = 0; u < data.n_users; ++u) {
     const auto row = data.train.of(u);
     if (row.empty()) continue;
-    if (spec.n_negatives > 0 && data.train_distinct.of(u).size() == n_trained) {
+    if (spec.n_negatives > 0 && data.train_distinct.of(u).size() == candidates_.size()) {
       n_left_out_ += static_cast<int64_t>(row.size());
       continue;
     }
@@ -182,21 +183,21 @@ void Sampler::draw_negatives(Batch& batch, int64_t step) const {
   batch.negatives = torch::empty({n, spec_.n_negatives}, torch::kInt64);
   const auto* users = batch.users.const_data_ptr<int64_t>();
   auto* to = batch.negatives.mutable_data_ptr<int64_t>();
-  const auto n_trained = static_cast<uint32_t>(trained_items_.size());
+  const auto n_candidates = static_cast<uint32_t>(candidates_.size());
   for (int64_t i = 0; i < n; ++i) {
     const auto own = data_.train_distinct.of(users[i]);
     uint32_t draw = 0;
     for (int64_t k = 0; k < spec_.n_negatives; ++k) {
       int32_t item = -1;
       for (int attempt = 0; attempt < 64 && item < 0; ++attempt) {
-        const int32_t drawn = trained_items_[negatives_.below(n_trained, step, i, draw)];
+        const int32_t drawn = candidates_[negatives_.below(n_candidates, step, i, draw)];
         if (!contains(own, drawn)) item = drawn;
       }
       if (item < 0) {
         // Nearly all items are the user's own: draw a rank among the others instead.
         uint32_t rank =
-            negatives_.below(n_trained - static_cast<uint32_t>(own.size()), step, i, draw);
-        for (const int32_t candidate : trained_items_) {
+            negatives_.below(n_candidates - static_cast<uint32_t>(own.size()), step, i, draw);
+        for (const int32_t candidate : candidates_) {
           if (!contains(own, candidate) && rank-- == 0) {
             item = candidate;
             break;

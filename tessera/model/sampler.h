@@ -7,19 +7,27 @@
 
 namespace tessera {
 
+/// A model whose negatives may be any item that the user lacks, also one without a train row (mmssl
+/// section 1.10), which baselines section 0 never draws; found by dynamic_cast.
+class DrawsFromAllItems {
+ public:
+  virtual ~DrawsFromAllItems() = default;
+};
+
 /// Makes the batches of an epoch. Everything is keyed by (seed, epoch or step, row), so a batch
 /// does not depend on those before it nor on threads.
 class Sampler {
  public:
-  /// `distinct`: batches of pairs also list their distinct rows, with inverses.
+  /// `distinct`: batches of pairs also list their distinct rows, with inverses. `all_items`:
+  /// negatives need no train row.
   Sampler(const Dataset& data, const BatchSpec& spec, int64_t batch_size, const Random& random,
-          bool distinct = true);
+          bool distinct = true, bool all_items = false);
 
   void begin_epoch(int64_t epoch);
   int64_t n_batches() const { return n_batches_; }
   /// Batch `index` of the epoch; `step` is global and counts from 1.
   Batch batch(int64_t index, int64_t step) const;
-  /// Pairs left out because their user has every trained item in train.
+  /// Pairs left out because their user has every item that could be a negative.
   int64_t n_left_out() const { return n_left_out_; }
 
  private:
@@ -39,7 +47,7 @@ class Sampler {
   bool distinct_;
   int64_t batch_size_, n_batches_ = 0, epoch_ = 0, n_left_out_ = 0;
   Random order_, negatives_, users_random_, positives_random_;
-  std::vector<int32_t> pair_users_, pair_items_, trained_items_, active_users_;
+  std::vector<int32_t> pair_users_, pair_items_, candidates_, active_users_;
   std::vector<int64_t> order_of_epoch_;
   std::vector<Row> rows_;
   std::vector<std::vector<int64_t>> row_batches_;

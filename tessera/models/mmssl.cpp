@@ -4,6 +4,7 @@
 
 #include "tessera/base/error.h"
 #include "tessera/model/registry.h"
+#include "tessera/model/sampler.h"
 #include "tessera/ops/contrast.h"
 #include "tessera/ops/critic.h"
 #include "tessera/ops/factored_rows.h"
@@ -23,7 +24,7 @@ namespace {
 /// content learns to deceive it; user vectors are contrasted with those of item graphs made from
 /// the content. variant = released is the published code of February 2023; each deviation is a
 /// setting of its own. An item without a train row gets no content signal.
-class Mmssl : public GraphModel {
+class Mmssl : public GraphModel, public DrawsFromAllItems {
  public:
   struct Config {
     std::string variant = "paper";
@@ -66,7 +67,10 @@ class Mmssl : public GraphModel {
       f.add("omega", omega, "weight of the propagated content in the vectors", at_least(0));
       f.add("eta", eta, "weight of the generated graphs' vectors beside the IDs (Allrecipes 0.34)",
             at_least(0));
-      f.add("reg_weight", reg_weight, "L2 penalty on the batch's final vectors", at_least(0));
+      f.add("reg_weight", reg_weight,
+            "L2 penalty on the batch's final vectors; weight_decay is that on all parameters: "
+            "search 0.01, 0.012, 0.014, 0.016",
+            at_least(0));
       f.add("feat_reg_weight", feat_reg_weight, "L2 penalty on the propagated content",
             at_least(0));
       f.add("use_asl", use_asl, "the adversarial task; false: no discriminator");
@@ -77,7 +81,10 @@ class Mmssl : public GraphModel {
             "weight of deceiving the discriminator (Baby, Sports 1e-4, TikTok 1.8e-3, Allrecipes "
             "3e-4)",
             at_least(0));
-      f.add("d_lr", d_lr, "the discriminator's learning rate (Allrecipes 2.5e-4)", at_least(0));
+      f.add("d_lr", d_lr,
+            "the discriminator's learning rate (Allrecipes 2.5e-4); the model's is learning_rate "
+            "(Sports 5e-4, Baby 5.5e-4, TikTok 5.4e-4, Allrecipes 5.6e-4)",
+            at_least(0));
       f.add("lambda_1", lambda_1, "weight of the gradient penalty", at_least(0));
       f.add("d_steps", d_steps, "discriminator steps a model step", at_least(1));
       f.list(
@@ -127,7 +134,8 @@ class Mmssl : public GraphModel {
             "Allrecipes 0.02, TikTok 0.01)",
             between(0, 1));
       f.add("graph_refresh", graph_refresh,
-            "steps between new graphs; -1: once an epoch, 0: never (train items stay)",
+            "steps between new graphs; -1: once an epoch, 0: never (train items stay); published "
+            "code: Baby, TikTok 1, Sports, Allrecipes 2",
             at_least(-1));
       f.choice("dep_mode", dep_mode, "how the modalities' vectors are joined",
                {"attention", "mean", "linear"});
@@ -479,7 +487,9 @@ class Mmssl : public GraphModel {
     }
     log_.info("discriminator: {} items, hidden layers of {}", data_.n_items,
               fmt::join(widths, " and "));
-    const double gain = std::sqrt(2 / (1 + critic_.form.slope * critic_.form.slope));
+    // The published code keeps the gain of a plain ReLU where its slope is 1.
+    const double slope = config_.d_act == "identity" ? 0 : critic_.form.slope;
+    const double gain = std::sqrt(2 / (1 + slope * slope));
     const auto kaiming = [&](int64_t rows, int64_t cols, int64_t fan_in, const std::string& name) {
       return normal(rows, cols, 0, gain / std::sqrt(static_cast<double>(fan_in)),
                     init("discriminator." + name));
@@ -517,8 +527,10 @@ class Mmssl : public GraphModel {
     return m.present.defined() ? x * m.present : x;
   }
 
-  /// All users and items. Step 0: evaluation form; else with that step's dropout.
-  Forward forward(int64_t step, const std::string& stream = "dropout") {
+  /// All users and items. Step 0: evaluation form; else with the dropout of `stream` at that step.
+  Forward forward(int64_t step) { return forward(step, "dropout", step); }
+  /// The same with a number of its own for the dropout.
+  Forward forward(int64_t step, const std::string& stream, int64_t key) {
     Forward out;
     const bool dropout = step > 0 && config_.dropout > 0;
     torch::Tensor content_u, content_i;
@@ -527,7 +539,7 @@ class Mmssl : public GraphModel {
       torch::Tensor x = projected(m);
       if (dropout) {
         x = x * dropout_mask(torch::arange(data_.n_items), x.size(1), config_.dropout,
-                             random_.stream(stream + "." + m.name), step);
+                             random_.stream(stream + "." + m.name), key);
       }
       const auto u = to_users(observed_, x, EdgeWeight::receiver);
       const auto i = to_items(observed_, u, EdgeWeight::receiver);
@@ -722,15 +734,17 @@ class Mmssl : public GraphModel {
     return entry_softmax(rows, config_.tau_r).to(torch::kFloat32);
   }
 
-  /// The final vectors that real rows are made of, without gradient.
-  Vectors real_vectors(const Batch& batch, const Forward& f) {
-    const Vectors h = config_.real == "softmax_all" ? forward(batch.step, "dropout.real").h : f.h;
+  /// The final vectors that real rows are made of, without gradient. The published code makes them
+  /// anew for every step of the discriminator.
+  Vectors real_vectors(const Batch& batch, const Forward& f, int64_t key) {
+    const Vectors h =
+        config_.real == "softmax_all" ? forward(batch.step, "dropout.real", key).h : f.h;
     return {h.users.detach().index_select(0, batch.users), h.items.detach()};
   }
 
   FactoredRows real_rows(const Batch& batch, const Forward& f, const SparseRows& places,
                          int64_t key) {
-    const Vectors h = real_vectors(batch, f);
+    const Vectors h = real_vectors(batch, f, key);
     SparseRows s = places;
     s.values = observed_part(batch, places, key);
     if (config_.real == "softmax_observed") {
@@ -813,29 +827,25 @@ class Mmssl : public GraphModel {
     const int64_t n = batch.size(), n_fake = n * n_modalities();
     const int64_t n_copies = config_.real_copies ? n_modalities() : 1;
     const SparseRows places = places_of(batch);
-    const torch::Tensor& w1 = critic_.layers[0].weight;
-    const FactoredRows real = real_rows(batch, f, places, key);
-    const auto real_first = rows_product(real, w1);
-    std::vector<FactoredRows> fake;
-    std::vector<torch::Tensor> products;
+    std::vector<FactoredRows> rows;  // fake, modality after modality, then real
     for (size_t m = 0; m < modalities_.size(); ++m) {
       const auto p = fake_items(f, m).detach();
       const auto q = f.content_users[m].detach().index_select(0, batch.users);
-      fake.push_back(
+      rows.push_back(
           factored_rows(p, q, config_.fake == "cosine" ? SparseRows{} : masking(p, q, places)));
-      products.push_back(rows_product(fake.back(), w1));
     }
-    const auto fake_first = torch::cat(products);
-    products.clear();
+    rows.push_back(real_rows(batch, f, places, key));
+    const auto first = rows_product(rows, critic_.layers[0].weight);
+    const auto fake_first = first.narrow(0, 0, n_fake), real_first = first.narrow(0, n_fake, n);
 
     CriticLoss out;
     out.gradients = critic_.zeros_like();
-    const auto call = [&](const torch::Tensor& first, const char* name, double sign, double& mean) {
-      const auto pass = critic_pass(critic_, first, masks(first.size(0), name, key));
+    const auto call = [&](const torch::Tensor& of, const char* name, double sign, double& mean) {
+      const auto pass = critic_pass(critic_, of, masks(of.size(0), name, key));
       mean = pass.score.mean().item<double>();
-      return critic_backward(
-          critic_, pass, torch::full_like(pass.score, sign / static_cast<double>(first.size(0))),
-          &out.gradients);
+      return critic_backward(critic_, pass,
+                             torch::full_like(pass.score, sign / static_cast<double>(of.size(0))),
+                             &out.gradients);
     };
     auto fake_adjoint = call(fake_first, "fake", 1, out.fake);
     auto real_adjoint =
@@ -852,18 +862,15 @@ class Mmssl : public GraphModel {
       fake_adjoint.add_(penalty.adjoint).sub_(to_real);
       real_adjoint.add_(to_real.view({n_modalities(), n, -1}).sum(0));
     }
-    torch::Tensor& to = out.gradients.layers[0].weight;
-    for (size_t m = 0; m < fake.size(); ++m) {
-      add_rows_transposed(fake[m], fake_adjoint.narrow(0, static_cast<int64_t>(m) * n, n), to);
-    }
-    add_rows_transposed(real, real_adjoint, to);
+    add_rows_transposed(rows, torch::cat({fake_adjoint, real_adjoint}),
+                        out.gradients.layers[0].weight);
     return out;
   }
 
   /// Real rows as the specification writes them. [B, n_items]
   torch::Tensor dense_real(const Batch& batch, const Forward& f, const SparseRows& places,
                            int64_t key) {
-    const Vectors h = real_vectors(batch, f);
+    const Vectors h = real_vectors(batch, f, key);
     const int64_t n = batch.size();
     const auto at = torch::repeat_interleave(places.offsets.diff());
     const auto items = places.columns.to(torch::kInt64);
@@ -872,20 +879,18 @@ class Mmssl : public GraphModel {
       rows.index_put_({at, items}, observed_part(batch, places, key), true);
       return unit_rows(rows);
     }
-    auto noisy = torch::zeros({n, data_.n_items}, torch::kFloat64);
-    noisy.index_put_({at, items}, torch::ones({}, torch::kFloat64));
+    auto observed = torch::zeros({n, data_.n_items}, torch::kFloat64);
+    observed.index_put_({at, items}, torch::ones({}, torch::kFloat64));
+    const auto noise = torch::zeros_like(observed);
     const int64_t* users = batch.users.const_data_ptr<int64_t>();
-    double* to = noisy.mutable_data_ptr<double>();
-    const double scale = config_.real_tau == "noise_only" ? config_.tau_r : 1;
+    double* to = noise.mutable_data_ptr<double>();
     for (int64_t j = 0; j < n && config_.use_gumbel; ++j) {
       for (int64_t i = 0; i < data_.n_items; ++i) {
-        to[j * data_.n_items + i] += 1e-5 * gumbel(key, users[j], i) / scale;
+        to[j * data_.n_items + i] = gumbel(key, users[j], i);
       }
     }
-    const double tau = config_.real_tau == "noise_only" ? 1 : config_.tau_r;
-    auto scores = h.users.mm(h.items.t());
-    scores.index_put_({at, items}, torch::zeros({}));
-    return unit_rows(torch::softmax(noisy / tau, 1).to(torch::kFloat32) + 100 * unit_rows(scores));
+    return observed_rows(observed, noise, h.users.mm(h.items.t()), config_.tau_r,
+                         config_.real_tau == "noise_only");
   }
 
   /// Fake rows with their gradient, modality after modality. [M B, n_items]

@@ -10,6 +10,7 @@
 #include "tessera/ops/by_type.h"
 #include "tessera/ops/kernels.h"
 #include "tessera/ops/parallel.h"
+#include "tessera/ops/unit_rows.h"
 
 namespace tessera {
 namespace {
@@ -186,16 +187,35 @@ torch::Tensor dense_rows(const FactoredRows& rows) {
   return y.mul_(rows.inverse.unsqueeze(1));
 }
 
-torch::Tensor rows_product(const FactoredRows& rows, const torch::Tensor& w) {
+torch::Tensor rows_product(const std::vector<FactoredRows>& lists, const torch::Tensor& w_in) {
   const torch::NoGradGuard no_grad;
-  return product_of(rows, rows.p.t().mm(w), w.contiguous());
+  const auto w = w_in.contiguous();
+  std::vector<torch::Tensor> tables, products;
+  for (const auto& rows : lists) tables.push_back(rows.p);
+  const auto projections = torch::cat(tables, 1).t().mm(w);
+  int64_t at = 0;
+  for (const auto& rows : lists) {
+    const int64_t d = rows.p.size(1);
+    products.push_back(product_of(rows, projections.narrow(0, at, d), w));
+    at += d;
+  }
+  return torch::cat(products);
 }
 
-void add_rows_transposed(const FactoredRows& rows, const torch::Tensor& delta, torch::Tensor& out) {
+void add_rows_transposed(const std::vector<FactoredRows>& lists, const torch::Tensor& delta,
+                         torch::Tensor& out) {
   const torch::NoGradGuard no_grad;
-  const auto scaled = delta * rows.inverse.unsqueeze(1);
-  out.addmm_(rows.p, rows.q.t().mm(scaled));
-  if (rows.s.defined()) add_scattered(rows.s, scaled, out);
+  std::vector<torch::Tensor> tables, coefficients;
+  int64_t at = 0;
+  for (const auto& rows : lists) {
+    const int64_t n_rows = rows.q.size(0);
+    const auto scaled = delta.narrow(0, at, n_rows) * rows.inverse.unsqueeze(1);
+    tables.push_back(rows.p);
+    coefficients.push_back(rows.q.t().mm(scaled));
+    if (rows.s.defined()) add_scattered(rows.s, scaled, out);
+    at += n_rows;
+  }
+  out.addmm_(torch::cat(tables, 1), torch::cat(coefficients));
 }
 
 torch::Tensor factored_product(const torch::Tensor& p, const torch::Tensor& q,
@@ -258,6 +278,13 @@ torch::Tensor entry_softmax(const SparseRows& rows, double tau) {
 
 SparseRows masking(const torch::Tensor& p, const torch::Tensor& q, const SparseRows& places) {
   return {places.offsets, places.columns, entry_products(p, q, places).neg_()};
+}
+
+torch::Tensor observed_rows(const torch::Tensor& a, const torch::Tensor& g,
+                            const torch::Tensor& scores, double tau, bool noise_only) {
+  const auto logits = noise_only ? a + g * (1e-5 / tau) : (a + g * 1e-5) / tau;
+  const auto soft = torch::softmax(logits, 1).to(scores.scalar_type());
+  return unit_rows(soft + 100 * unit_rows(scores.masked_fill(a > 0, 0)));
 }
 
 }  // namespace tessera

@@ -2,6 +2,8 @@
 
 #include <torch/types.h>
 
+#include <vector>
+
 namespace tessera {
 
 /// A sparse matrix by rows; a row's columns are distinct.
@@ -24,10 +26,12 @@ FactoredRows factored_rows(const torch::Tensor& p, const torch::Tensor& q,
                            const SparseRows& s = {});
 /// The rows themselves, for small examples. [n_rows, n]
 torch::Tensor dense_rows(const FactoredRows& rows);
-/// X W: [n_rows, h]. w [n, h]
-torch::Tensor rows_product(const FactoredRows& rows, const torch::Tensor& w);
-/// out += X^T delta. delta [n_rows, h], out [n, h]
-void add_rows_transposed(const FactoredRows& rows, const torch::Tensor& delta, torch::Tensor& out);
+/// X W of the rows of all lists, list after list; the tables P meet W in one wide product, which is
+/// faster than a thin one for each. w [n, h]; [rows of all lists, h]
+torch::Tensor rows_product(const std::vector<FactoredRows>& lists, const torch::Tensor& w);
+/// out += X^T delta, X the rows of all lists. delta [rows of all lists, h], out [n, h]
+void add_rows_transposed(const std::vector<FactoredRows>& lists, const torch::Tensor& delta,
+                         torch::Tensor& out);
 
 /// X W with a gradient to P and q. Where `masked` is given, entries of y = P q at its places are 0
 /// before the row is scaled. W is constant; no [n_rows, n] array. [n_rows, h]
@@ -44,5 +48,11 @@ torch::Tensor entry_products(const torch::Tensor& p, const torch::Tensor& q,
 torch::Tensor entry_softmax(const SparseRows& rows, double tau);
 /// s with -P_i . q_j at its places: P q + s is 0 there.
 SparseRows masking(const torch::Tensor& p, const torch::Tensor& q, const SparseRows& places);
+
+/// Observed rows of MMSSL's published code, dense and of length 1 (mmssl section 3, `real =
+/// softmax_all`): softmax((a + 1e-5 g) / tau) + 100 nrm(y), y the scores with 0 where a is 1.
+/// `noise_only`: softmax(a + 1e-5 g / tau). a 0 or 1 and g float64, scores of any type: [n_rows, n]
+torch::Tensor observed_rows(const torch::Tensor& a, const torch::Tensor& g,
+                            const torch::Tensor& scores, double tau, bool noise_only);
 
 }  // namespace tessera

@@ -319,10 +319,9 @@ class Training {
 
   void epochs() {
     Sampler sampler(data_, model_.batch_spec(), settings_.train_batch_size, Random(settings_.seed),
-                    own_ == nullptr);
+                    own_ == nullptr, dynamic_cast<DrawsFromAllItems*>(&model_) != nullptr);
     if (sampler.n_left_out() > 0) {
-      config_.log.warn("{} train rows left out: their user has every trained item",
-                       sampler.n_left_out());
+      config_.log.warn("{} train rows left out: their user has no negative", sampler.n_left_out());
     }
     spent_before_ = train_s_ + eval_s_;
     while (epoch_ < max_epochs_ && !(has_valid_ && stopping_.stop()) && !timed_out_) {

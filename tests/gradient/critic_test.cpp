@@ -7,6 +7,7 @@
 #include "tessera/ops/contrast.h"
 #include "tessera/ops/factored_rows.h"
 #include "tessera/ops/graph.h"
+#include "tessera/ops/modal_attention.h"
 #include "tessera/ops/unit_rows.h"
 #include "tests/gradient/numeric.h"
 
@@ -127,6 +128,57 @@ TEST(Critic, ScoreHasItsGradientByDifferences) {
                    {random({4, 5})}, 1e-6);
 }
 
+// mmssl section 11: central differences of L_D in all of the critic's parameters. The penalty is
+// itself made of first derivatives, so its own gradient is of second order.
+TEST(Critic, LossHasItsGradientByDifferences) {
+  torch::manual_seed(13);
+  const std::vector<int64_t> widths = {9, 6, 4};
+  const int64_t n = 7;
+  for (const bool batch_norm : {true, false}) {
+    for (const auto output : {Output::sigmoid, Output::linear, Output::sigmoid100}) {
+      Critic critic = random_critic({batch_norm, 0.2, output}, widths);
+      const auto fake = unit_rows(random({n, 9})), real = unit_rows(random({n, 9}));
+      const auto mixed = torch::lerp(fake, real, torch::rand({n, 1}, torch::kFloat64));
+      const std::vector<CriticMasks> masks = {random_masks(n, widths), random_masks(n, widths),
+                                              random_masks(n, widths)};
+      const auto loss = [&](Critic& gradients) {
+        const auto of = [&](const torch::Tensor& rows, double sign, const CriticMasks& drop) {
+          const auto pass = critic_pass(critic, rows.mm(critic.layers[0].weight), drop);
+          const auto adjoint = critic_backward(
+              critic, pass, torch::full_like(pass.score, sign / static_cast<double>(n)),
+              &gradients);
+          gradients.layers[0].weight += rows.t().mm(adjoint);
+          return sign * pass.score.mean().item<double>();
+        };
+        const double scores = of(fake, 1, masks[0]) + of(real, -1, masks[1]);
+        const auto pass = critic_pass(critic, mixed.mm(critic.layers[0].weight), masks[2]);
+        const auto penalty = gradient_penalty(critic, pass, 0.3, gradients);
+        gradients.layers[0].weight += mixed.t().mm(penalty.adjoint);
+        return scores + penalty.value.item<double>();
+      };
+      Critic gradients = critic.zeros_like(), unused = critic.zeros_like();
+      loss(gradients);
+      const auto tensors = critic.tensors(), found = gradients.tensors();
+      const double step = 1e-6;
+      for (size_t k = 0; k < tensors.size(); ++k) {
+        auto flat = tensors[k].second->view({-1});
+        const auto mine = found[k].second->reshape({-1});
+        for (int64_t j = 0; j < flat.size(0); ++j) {
+          const double start = flat[j].item<double>();
+          flat[j] = start + step;
+          const double up = loss(unused);
+          flat[j] = start - step;
+          const double down = loss(unused);
+          flat[j] = start;
+          const double numeric = (up - down) / (2 * step);
+          EXPECT_NEAR(mine[j].item<double>(), numeric, 1e-5 * std::max(1.0, std::abs(numeric)))
+              << tensors[k].first << " entry " << j << ", normalised " << batch_norm;
+        }
+      }
+    }
+  }
+}
+
 // Row 1 has one entry, row 2 none.
 SparseRows places() {
   return {torch::tensor({0, 2, 3, 3}, torch::kInt64), torch::tensor({5, 1, 0}, torch::kInt32),
@@ -145,11 +197,23 @@ TEST(FactoredRows, ProductsEqualThoseOfTheRows) {
       y.index_put_({torch::tensor({0, 0, 1}), torch::tensor({5, 1, 0})}, places().values, true);
     }
     EXPECT_TRUE(torch::allclose(dense_rows(rows), unit_rows(y), 1e-12, 1e-13));
-    EXPECT_TRUE(torch::allclose(rows_product(rows, w), unit_rows(y).mm(w), 1e-12, 1e-13));
+    EXPECT_TRUE(torch::allclose(rows_product({rows}, w), unit_rows(y).mm(w), 1e-12, 1e-13));
     auto out = torch::ones({8, 21}, torch::kFloat64);
-    add_rows_transposed(rows, delta, out);
+    add_rows_transposed({rows}, delta, out);
     EXPECT_TRUE(torch::allclose(out, 1 + unit_rows(y).t().mm(delta), 1e-12, 1e-13));
   }
+}
+
+TEST(FactoredRows, ListsOfRowsAreOneAfterTheOther) {
+  torch::manual_seed(16);
+  const auto w = random({8, 21}), delta = random({5, 21});
+  const auto a = factored_rows(random({8, 3}), random({3, 3}), places());
+  const auto b = factored_rows(random({8, 4}), random({2, 4}));
+  const auto rows = torch::cat({dense_rows(a), dense_rows(b)});
+  EXPECT_TRUE(torch::allclose(rows_product({a, b}, w), rows.mm(w), 1e-12, 1e-13));
+  auto out = torch::ones({8, 21}, torch::kFloat64);
+  add_rows_transposed({a, b}, delta, out);
+  EXPECT_TRUE(torch::allclose(out, 1 + rows.t().mm(delta), 1e-12, 1e-13));
 }
 
 TEST(FactoredRows, ProductHasTheGradientOfTheRows) {
@@ -173,6 +237,47 @@ TEST(FactoredRows, ProductHasTheGradientOfTheRows) {
                theirs = torch::autograd::grad({twin(x)}, x);
     for (size_t k = 0; k < 2; ++k) EXPECT_TRUE(torch::allclose(mine[k], theirs[k], 1e-9, 1e-12));
     EXPECT_EQ(mine[1][2].abs().sum().item<double>(), 0) << "an empty row has no gradient";
+  }
+}
+
+// L_G of mmssl section 1.4: through the critic and the rows to what the content gives.
+TEST(FactoredRows, DeceivingTheCriticHasItsGradientByDifferences) {
+  torch::manual_seed(14);
+  const std::vector<int64_t> widths = {8, 6, 4};
+  for (const bool batch_norm : {true, false}) {
+    const Critic critic = random_critic({batch_norm, 0.2, Output::sigmoid}, widths);
+    const auto masks = random_masks(3, widths);
+    for (const bool masked : {false, true}) {
+      const SparseRows at = masked ? places() : SparseRows{};
+      const auto loss = [&](const auto& x) {
+        const auto first = factored_product(x[0], x[1], at, critic.layers[0].weight);
+        return -critic_score(critic, first, masks).mean();
+      };
+      expect_gradients(loss, {random({8, 3}), random({3, 3})}, 1e-6);
+    }
+  }
+}
+
+TEST(ModalAttention, HasItsGradientByDifferences) {
+  torch::manual_seed(15);
+  for (int64_t n_modalities = 1; n_modalities <= 3; ++n_modalities) {
+    const auto weights = random({5, 4});
+    std::vector<torch::Tensor> inputs;
+    for (int64_t m = 0; m < n_modalities; ++m) inputs.push_back(random({5, 4}));
+    if (n_modalities == 1) {
+      expect_gradients(
+          [&](const auto& x) { return (modal_attention({x[0]}, {}, {}, 2) * weights).sum(); },
+          inputs);
+      continue;
+    }
+    inputs.push_back(random({4, 4}));
+    inputs.push_back(random({4, 4}));
+    expect_gradients(
+        [&](const auto& x) {
+          const std::vector<torch::Tensor> e(x.begin(), x.end() - 2);
+          return (modal_attention(e, x[x.size() - 2], x[x.size() - 1], 2) * weights).sum();
+        },
+        inputs, 1e-6);
   }
 }
 

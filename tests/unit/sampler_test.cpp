@@ -103,6 +103,33 @@ TEST(Sampler, NegativesOfAHeavyUserAreUniform) {
   EXPECT_NEAR(counts[998], 499, 80);
 }
 
+TEST(Sampler, NegativesMayComeFromAllItems) {
+  const Dataset data = pairs_data();
+  const BatchSpec spec{.unit = BatchSpec::Unit::distinct_user, .n_negatives = 1};
+  Sampler sampler(data, spec, 50, Random(3), true, true);
+  sampler.begin_epoch(0);
+  std::map<int64_t, int> counts;
+  const int64_t n_batches = 200;
+  for (int64_t step = 1; step <= n_batches; ++step) {
+    const Batch batch = sampler.batch(0, step);
+    for (int64_t i = 0; i < batch.size(); ++i) {
+      const auto negative = batch.negatives[i][0].item<int64_t>();
+      EXPECT_FALSE(contains(data.train_distinct.of(batch.users[i].item<int64_t>()),
+                            static_cast<int32_t>(negative)));
+      ++counts[negative];
+    }
+  }
+  // Each of the 50 users draws one of the 41 items that it lacks; 40..44 have no train row.
+  ASSERT_EQ(counts.size(), 45U);
+  for (int64_t item = 40; item < 45; ++item) EXPECT_NEAR(counts[item], 50 * n_batches / 41, 80);
+
+  // A user whose train row holds every trained item still has a negative.
+  const std::vector<int32_t> users = {0, 0, 1}, items = {0, 1, 0};
+  const Dataset small = make_dataset(2, 3, make_interactions(2, users, items));
+  EXPECT_EQ(Sampler(small, spec, 2, Random(1)).n_left_out(), 2);
+  EXPECT_EQ(Sampler(small, spec, 2, Random(1), true, true).n_left_out(), 0);
+}
+
 TEST(Sampler, DistinctUsers) {
   const Dataset data = pairs_data();
   Sampler sampler(data, {.unit = BatchSpec::Unit::distinct_user, .n_negatives = 1}, 20, Random(2));
