@@ -25,6 +25,10 @@ using Modality = Quality::Modality;
 
 int64_t count(const torch::Tensor& flags) { return flags.sum().item<int64_t>(); }
 
+double share_of(int64_t n, int64_t n_items) {
+  return static_cast<double>(n) / static_cast<double>(std::max<int64_t>(1, n_items));
+}
+
 Json item_json(const Dataset& data, int64_t item) {
   Json out = {{"item", std::string(data.item_ids[item])}, {"title", data.item_columns.title(item)}};
   for (const char* column : {"image", "picture", "image_path"}) {
@@ -63,7 +67,8 @@ std::vector<int64_t> histogram(const torch::Tensor& values, double low, double h
 Json view(const Modality& m, const Quality& quality, int64_t n_items, int64_t n_all_users) {
   const auto index = m.exists.logical_and(quality.scored).nonzero().flatten();
   const auto s = m.scores.index_select(0, index).to(torch::kFloat64);
-  const auto null = m.null_scores.index_select(0, index).to(torch::kFloat64);
+  const auto null =
+      m.null_scores.index_select(0, m.has_null.nonzero().flatten()).to(torch::kFloat64);
   Json out = {{"modality", m.name},
               {"eta", m.eta},
               {"consensus", m.consensus},
@@ -72,17 +77,22 @@ Json view(const Modality& m, const Quality& quality, int64_t n_items, int64_t n_
               {"filled", count((m.round > 0).logical_and(m.present.logical_not()))},
               {"rewritten", count(m.round > 0)},
               {"scored", index.numel()},
-              {"high", count(m.high)}};
+              {"high", count(m.high)},
+              {"low", index.numel() - count(m.high)},
+              {"unscored", count(m.exists) - index.numel()}};
+  for (const char* key : {"high", "low", "unscored", "missing", "filled", "rewritten"}) {
+    out["shares"][key] = share_of(out[key].get<int64_t>(), n_items);
+  }
   if (index.numel() == 0) return out;
   out["mean"] = s.mean().item<double>();
-  out["null_mean"] = null.mean().item<double>();
+  if (null.numel() > 0) out["null_mean"] = null.mean().item<double>();
   const auto sorted = std::get<0>(s.sort());
   out["deciles"] = Json::array();
   for (int64_t decile = 1; decile < 10; ++decile) {
     out["deciles"].push_back(sorted[(sorted.numel() - 1) * decile / 10].item<double>());
   }
-  const double low = std::min(s.min().item<double>(), null.min().item<double>());
-  const double high = std::max(s.max().item<double>(), null.max().item<double>());
+  const auto both = torch::cat({s, null});
+  const double low = both.min().item<double>(), high = both.max().item<double>();
   out["histogram"] = {{"low", low},
                       {"high", high},
                       {"scores", histogram(s, low, high)},
@@ -177,11 +187,12 @@ std::string quality_tsv(const Quality& quality, const Dataset& data) {
       const auto found = by_row.find({i, static_cast<int64_t>(m)});
       const bool present = of.present[i].item<bool>();
       const bool has_score = quality.scored[i].item<bool>() && of.exists[i].item<bool>();
-      const auto number = [&](const torch::Tensor& x) {
-        return has_score ? fmt::format("{:.6f}", x[i].item<float>()) : std::string();
+      const auto number = [&](const torch::Tensor& x, bool there) {
+        return there ? fmt::format("{:.6f}", x[i].item<float>()) : std::string();
       };
       out += fmt::format("{}\t{}\t{}\t{}\t{}\t{}\t{}", data.item_ids[i], of.name, present ? 1 : 0,
-                         number(of.scores), number(of.null_scores), kAreas.at(area),
+                         number(of.scores, has_score),
+                         number(of.null_scores, of.has_null[i].item<bool>()), kAreas.at(area),
                          found != by_row.end() ? "rewritten"
                          : present             ? "original"
                                                : "missing");
@@ -204,8 +215,11 @@ Json quality_report(const Quality& quality, const Dataset& data, const Random& r
       "a score compares an item's features with its users' taste: niche items score low without "
       "being broken, and an item with few users has a noisy score";
   out["areas"] = Json::object();
+  out["area_shares"] = Json::object();
   for (size_t area = kAreas.size(); area-- > 0;) {
-    out["areas"][kAreas[area]] = count(quality.area == static_cast<int64_t>(area));
+    const int64_t n = count(quality.area == static_cast<int64_t>(area));
+    out["areas"][kAreas[area]] = n;
+    out["area_shares"][kAreas[area]] = share_of(n, data.n_items);
   }
   out["modalities"] = Json::array();
   out["worst"] = Json::object();

@@ -23,6 +23,7 @@ struct Quality {
     torch::Tensor exists;       ///< bool [n_items], as given or filled
     torch::Tensor scores;       ///< [n_items]
     torch::Tensor null_scores;  ///< [n_items], with the rows permuted
+    torch::Tensor has_null;     ///< bool [n_items]; a row filled in since the last review has none
     torch::Tensor high;         ///< bool [n_items]
     torch::Tensor round;        ///< int64 [n_items], 0: never rewritten
     torch::Tensor before, now;  ///< rows [n_items, d]
@@ -39,12 +40,13 @@ struct Quality {
 };
 
 /// Columns item, modality, present, score, null_score, area, status (original, rewritten, missing),
-/// round, source, score_before; a row for each item and modality.
+/// round, source, score_before; a row for each item and modality, a field empty where there is
+/// nothing to say.
 std::string quality_tsv(const Quality& quality, const Dataset& data);
 
-/// Areas; by modality a histogram over that of the null, deciles and scores against the number of
-/// users; rewritten rows with their neighbours before and after; the 100 lowest unrepaired items of
-/// each modality.
+/// Areas, counts and shares; by modality the same, a histogram over that of the null, deciles and
+/// scores against the number of users; rewritten rows with their neighbours before and after; the
+/// 100 lowest unrepaired items of each modality.
 Json quality_report(const Quality& quality, const Dataset& data, const Random& random);
 
 }  // namespace tessera

@@ -1,7 +1,3 @@
-#include <algorithm>
-#include <cmath>
-#include <numeric>
-
 #include "tessera/base/error.h"
 #include "tessera/model/registry.h"
 #include "tessera/ops/fill.h"
@@ -9,6 +5,7 @@
 #include "tessera/ops/graph.h"
 #include "tessera/ops/item_graph.h"
 #include "tessera/ops/losses.h"
+#include "tessera/ops/thin.h"
 
 namespace tessera {
 namespace {
@@ -40,10 +37,11 @@ class Freedom : public GraphModel {
             between(0, 1));
       f.add("reg_weight", reg_weight, "weight of ranking by each modality alone", at_least(0));
       f.add("k", k, "neighbours of an item, itself counted", at_least(1));
-      f.list("modality_weights", modality_weights,
-             "of the item graphs, in the order of the modalities; empty: image 0.1 and text 0.9, "
-             "else equal",
-             at_least(0));
+      f.list(
+          "modality_weights", modality_weights,
+          "of the item graphs, in the order of the modalities; empty: image 0.1 and text 0.9 (or "
+          "what R2MR made of the two), else equal",
+          at_least(0));
       f.add("freeze_features", freeze_features, "keep the feature tables as they are");
       f.choice("missing", missing, "rows of items without a modality (none of its graph's edges)",
                {"zero", "mean", "neighbours", "error"});
@@ -98,7 +96,9 @@ class Freedom : public GraphModel {
     return {.unit = BatchSpec::Unit::pair, .n_negatives = config_.n_negatives};
   }
 
-  void begin_epoch(int64_t epoch, const Watch&) override { thin_ = thinned(epoch); }
+  void begin_epoch(int64_t epoch, const Watch&) override {
+    thin_ = thinned(graph_, config_.dropout, random_.stream("drop.edges"), epoch);
+  }
 
   Vectors propagate() override { return propagate_over(graph_); }
 
@@ -135,49 +135,6 @@ class Freedom : public GraphModel {
   Vectors propagate_over(const BipartiteGraph& graph) const {
     const auto [users, items] = layer_mean(graph, users_, items_, config_.n_layers);
     return {users, items + tessera::propagate(similar_, items_)};
-  }
-
-  /// floor(E (1 - dropout)) edges, drawn without replacement with probability proportional to
-  /// 1 / sqrt(d_u d_i): the largest of log weight + Gumbel noise, which is the same law.
-  BipartiteGraph thinned(int64_t epoch) const {
-    if (config_.dropout == 0) return graph_;
-    const auto& parts = graph_.parts();
-    const int64_t n_edges = graph_.n_edges();
-    const auto kept =
-        static_cast<int64_t>(std::floor(static_cast<double>(n_edges) * (1.0 - config_.dropout)));
-    const int64_t* from = parts.user_offsets.const_data_ptr<int64_t>();
-    const int32_t* item = parts.user_items.const_data_ptr<int32_t>();
-    const double* user_root = parts.user_root.const_data_ptr<double>();
-    const double* item_root = parts.item_root.const_data_ptr<double>();
-    const Random draw = random_.stream("drop.edges");
-    std::vector<double> keys(static_cast<size_t>(n_edges));
-    std::vector<int64_t> order(keys.size());
-    std::iota(order.begin(), order.end(), int64_t{0});
-    for (int64_t u = 0; u < graph_.n_users(); ++u) {
-      for (int64_t e = from[u]; e < from[u + 1]; ++e) {
-        const double uniform =
-            (draw.bits(static_cast<uint64_t>(epoch), static_cast<uint64_t>(e), 0) + 0.5) * 0x1p-32;
-        keys[static_cast<size_t>(e)] =
-            std::log(user_root[u] * item_root[item[e]]) - std::log(-std::log(uniform));
-      }
-    }
-    const auto first = [&](int64_t a, int64_t b) {
-      const double x = keys[static_cast<size_t>(a)], y = keys[static_cast<size_t>(b)];
-      return x != y ? x > y : a < b;
-    };
-    std::nth_element(order.begin(), order.begin() + kept, order.end(), first);
-    std::vector<char> keep(keys.size(), 0);
-    for (int64_t j = 0; j < kept; ++j) keep[static_cast<size_t>(order[static_cast<size_t>(j)])] = 1;
-    std::vector<int64_t> offsets = {0};
-    std::vector<int32_t> items;
-    for (int64_t u = 0; u < graph_.n_users(); ++u) {
-      for (int64_t e = from[u]; e < from[u + 1]; ++e) {
-        if (keep[static_cast<size_t>(e)] != 0) items.push_back(item[e]);
-      }
-      offsets.push_back(static_cast<int64_t>(items.size()));
-    }
-    return {torch::tensor(offsets, torch::kInt64), torch::tensor(items, torch::kInt32),
-            data_.n_items};
   }
 
   const Config config_;

@@ -27,6 +27,8 @@ namespace {
 
 constexpr int64_t kNullDraws = 4;
 constexpr double kNoConsensus = 0.015;
+constexpr double kNoNull = -1;  // in place of the null score of a row that no review has seen
+constexpr uint64_t kReportDraws = 1'000'000;  // no round's number
 constexpr int64_t kWarmEpochs = 20, kWarmSteps = 800, kRefreshEpochs = 2, kRefreshSteps = 100;
 constexpr int64_t kFewestItems = 64;
 constexpr int64_t kSaveEvery = 50;   // rewriter epochs between checkpoints
@@ -75,15 +77,18 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
                {"tiny", "small", "full"});
       f.choice("reviewer", reviewer,
                "consensus: own loss, two cross-fitted halves; bpr: end to end through the fusion; "
-               "random: scores of .5 and as many rewritten at random, an ablation",
+               "random: scores of .5, and as many rows rewritten as consensus accepts, but any; an "
+               "ablation",
                {"consensus", "bpr", "random"});
       f.choice("reviewer_init", reviewer_init, "xavier uniform, or U(-1, 1)",
                {"xavier", "uniform"});
       f.choice("decouple", decouple, "a user's tastes: W_u [d, K d], or [d, d] cut into K",
                {"expand", "split"});
       f.add("k", k, "tastes of a user; search 1, 2, 4, 8", at_least(1));
-      f.add("eta", eta,
-            "threshold of a score: auto, or a number; NAME=VALUE after a comma for one modality");
+      f.add(
+          "eta", eta,
+          "threshold of a score: auto, or a number; after a comma NAME=VALUE for one modality, as "
+          "in 0.5,image=auto");
       f.choice("gate", gate,
                "a rewritten row is taken if its score is above eta, better than before, at random "
                "(as many as eta takes), or always",
@@ -116,7 +121,8 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
       f.add("ln_gain", ln_gain, "initial gain of the rewriter's layer norms", above(0));
       f.add("rewrite_every", rewrite_every, "epochs between rewriting rounds; 0: never",
             at_least(0));
-      f.add("rewrite_max", rewrite_max, "rounds at most; 1 for cleaning data", at_least(0));
+      f.add("rewrite_max", rewrite_max,
+            "rounds at most; 1 for cleaning data, and 'features' does no more", at_least(0));
       f.add("dropout", dropout, "on users' tastes", between(0, 0.95));
       f.add("reg_weight", reg_weight, "weight of the penalty on the batch's final rows",
             at_least(0));
@@ -282,6 +288,7 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
     source_ = torch::full({n, n_modalities}, -1, torch::kInt64);
     score_before_ = torch::zeros({n, n_modalities});
     score_after_ = torch::zeros({n, n_modalities});
+    rounds_done_ = torch::zeros({1}, torch::kInt64);
     if (config.item_graph) similar_ = similar_items(names);
   }
 
@@ -321,6 +328,7 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
     state.add("source", source_, Role::scoring);
     state.add("score_before", score_before_, Role::scoring);
     state.add("score_after", score_after_, Role::scoring);
+    state.add("rounds_done", rounds_done_, Role::scoring);
     if (cross_) {
       for (auto& [name, tensor] : cross_->tensors()) state.add(name, *tensor, Role::inner);
       for (int64_t f = 0; f < 2; ++f) {
@@ -361,7 +369,7 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
     }
     if (phase_ == kReviewing) {
       if (!review_epochs(kWarmEpochs, watch)) return;
-      review();
+      review(0);
       phase_ = kIdle;
       log_areas(watch, areas(), 0);
     }
@@ -390,15 +398,21 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
   Vectors propagate() override { return forward(false, 0); }
 
   // --- data cleaning -------------------------------------------------------------------------
-  /// Review and one rewriting round (none with rewrite_max = 0), without a recommender.
+  /// Review and one rewriting round (none with rewrite_every or rewrite_max = 0), without a
+  /// recommender.
   void fit(const Watch& watch) override {
     if (config_.reviewer == "bpr") {
       throw usage_error(
           "R2MR: reviewing without training a recommender needs reviewer = consensus, got bpr");
     }
     prepare(watch);
-    if (watch.stop_requested() || modalities_.size() < 2 || config_.rewrite_max == 0) return;
-    if (n_rounds_ == 0) round(watch);
+    if (watch.stop_requested() || modalities_.size() < 2) return;
+    if (config_.rewrite_every == 0 || config_.rewrite_max == 0 || n_rounds_ > 0) return;
+    if (config_.rewrite_max > 1) {
+      log_.info("R2MR: without a recommender one rewriting round; rewrite_max = {} is for training",
+                config_.rewrite_max);
+    }
+    round(watch);
   }
 
   /// `options` (export_space, export_weight, restore) win over the settings of the same names.
@@ -575,20 +589,20 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
     scores_ *= scored().unsqueeze(1);
   }
 
-  /// Scores, their null and the thresholds, from the reviewer as it is.
-  void review() {
+  /// Scores, their null and the thresholds, from the reviewer as it is; `draws` keys the null's.
+  void review(uint64_t draws) {
     score_rows();
-    null_scores_.zero_();
+    null_scores_.fill_(kNoNull);
     const auto scored_items = scored();
     for (int64_t m = 0; m < n_modalities(); ++m) {
       Modality& of = at(m);
       const auto index = scored_items.logical_and(exists(m)).nonzero().flatten();
+      null_scores_.select(1, m).index_fill_(0, index, 0);
       std::vector<double> means;
       for (int64_t draw = 0; draw < kNullDraws && index.numel() > 0; ++draw) {
         std::vector<int64_t> order(index.const_data_ptr<int64_t>(),
                                    index.const_data_ptr<int64_t>() + index.numel());
-        random_.stream("review.null." + of.name)
-            .shuffle(order, static_cast<uint64_t>(n_rounds_), static_cast<uint64_t>(draw));
+        random_.stream("review.null." + of.name).shuffle(order, draws, static_cast<uint64_t>(draw));
         const auto s =
             scores_of(m, of.rows->index_select(0, torch::tensor(order, torch::kInt64)), index);
         null_scores_.select(1, m).index_add_(0, index, s / static_cast<double>(kNullDraws));
@@ -613,25 +627,48 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
     }
   }
 
-  Areas areas() {
-    std::vector<torch::Tensor> there;
-    for (int64_t m = 0; m < n_modalities(); ++m) there.push_back(exists(m));
-    const auto present = torch::stack(there, 1);
+  /// Scored rows that were there at the last review; bool [n_items].
+  torch::Tensor has_null(int64_t m) {
+    return scored().logical_and(exists(m)).logical_and(null_scores_.select(1, m) != kNoNull);
+  }
+
+  /// bool [n_items, M]
+  torch::Tensor existing() {
+    std::vector<torch::Tensor> out;
+    for (int64_t m = 0; m < n_modalities(); ++m) out.push_back(exists(m));
+    return torch::stack(out, 1);
+  }
+
+  /// What the scores say.
+  Areas reviewed() {
     const double* eta = eta_.const_data_ptr<double>();
-    Areas out = areas_of(scores_, present, scored(), {eta, eta + n_modalities()});
+    return areas_of(scores_, existing(), scored(), {eta, eta + n_modalities()});
+  }
+
+  /// What rounds go by: the same, but with reviewer = random it is said of any other scored item
+  /// with the same modalities, so that areas and proposals are as many.
+  Areas areas() {
+    Areas out = reviewed();
     if (config_.reviewer != "random") return out;
-    for (int64_t m = 0; m < n_modalities(); ++m) {  // as many, but any
-      const auto index = present.select(1, m).logical_and(scored()).nonzero().flatten();
-      std::vector<int64_t> order(static_cast<size_t>(index.numel()));
-      std::iota(order.begin(), order.end(), int64_t{0});
-      random_.stream("review.random." + at(m).name)
-          .shuffle(order, static_cast<uint64_t>(n_rounds_));
-      auto column = out.high.select(1, m);
-      const auto flags = column.index_select(0, index);
-      column.index_copy_(0, index, flags.index_select(0, torch::tensor(order, torch::kInt64)));
+    const auto there = existing().contiguous();
+    const bool* flags = there.const_data_ptr<bool>();
+    const auto scored_items = scored().nonzero().flatten();
+    std::map<std::vector<bool>, std::vector<int64_t>> alike;
+    for (int64_t j = 0; j < scored_items.numel(); ++j) {
+      const int64_t i = scored_items.const_data_ptr<int64_t>()[j];
+      const bool* of = flags + i * n_modalities();
+      alike[std::vector<bool>(of, of + n_modalities())].push_back(i);
     }
-    out.area = area_of(out.high, scored());
-    return out;
+    const torch::Tensor high = out.high.clone();
+    uint64_t group = 0;
+    for (const auto& [modalities, items] : alike) {
+      auto order = items;
+      random_.stream("review.random")
+          .shuffle(order, static_cast<uint64_t>(rounds_done_.item<int64_t>()), group++);
+      high.index_copy_(0, torch::tensor(items, torch::kInt64),
+                       out.high.index_select(0, torch::tensor(order, torch::kInt64)));
+    }
+    return {high, area_of(high, scored())};
   }
 
   // --- rewriting -----------------------------------------------------------------------------
@@ -641,7 +678,7 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
     if (phase_ == kIdle) start_review(kRefreshSteps);
     if (phase_ == kReviewing) {
       if (!review_epochs(kRefreshEpochs, watch)) return;
-      review();
+      review(static_cast<uint64_t>(n_rounds_));
       phase_ = kRewriting;
       rewriter_->begin_round();
       if (pause(watch, true)) return;
@@ -665,14 +702,16 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
       score_rows();
     }
     ++n_rounds_;
+    rounds_done_.fill_(n_rounds_);
     phase_ = kIdle;
     log_areas(watch, now, n_rounds_, std::move(entry));
   }
 
-  /// What review() found of the modalities, again after a resume.
+  /// What review() found of the modalities, again after a resume. Rows filled since then are left
+  /// out.
   void find_consensus() {
     for (int64_t m = 0; m < n_modalities(); ++m) {
-      const auto index = scored().logical_and(exists(m)).nonzero().flatten();
+      const auto index = has_null(m).nonzero().flatten();
       at(m).consensus = at(m).threshold || median_of(scores_.select(1, m).index_select(0, index)) -
                                                    null_scores_.select(1, m)
                                                        .index_select(0, index)
@@ -709,47 +748,65 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
     return out;
   }
 
-  /// Candidates of every disparity item's low modalities; the gate; the rows.
-  void rewrite(const Areas& now, Json& entry) {
+  /// New rows of one modality, by item.
+  struct Proposals {
+    torch::Tensor items, rows, source, after;  // [n], [n, d], [n] modality, [n] their scores
+    Proposals at(const torch::Tensor& places) const {
+      return {items.index_select(0, places), rows.index_select(0, places),
+              source.index_select(0, places), after.index_select(0, places)};
+    }
+  };
+
+  /// Candidates of every disparity item that `now` finds low in modality b: of its high sources the
+  /// one whose row scores highest, or without asking the reviewer the first.
+  Proposals proposals(const Areas& now, int64_t b, bool by_score) {
     const auto tables_now = tables();
-    struct Write {
-      int64_t modality;
-      torch::Tensor items, rows, source, after;
-    };
-    std::vector<Write> writes;
+    auto wanted = (now.area == Area::disparity).logical_and(now.high.select(1, b).logical_not());
+    if (config_.missing == "ignore") wanted = wanted.logical_and(exists(b));
+    torch::Tensor best_rows = torch::zeros_like(at(b).rows->detach());
+    torch::Tensor best = torch::full({data_.n_items}, -1.0),
+                  from = torch::full({data_.n_items}, -1);
+    for (int64_t a = 0; a < n_modalities() && at(b).consensus; ++a) {
+      if (a == b || !at(a).consensus) continue;
+      const auto items = wanted.logical_and(now.high.select(1, a)).nonzero().flatten();
+      if (items.numel() == 0) continue;
+      const auto rows = rewriter_->candidates(tables_now, a, b, items, now.high);
+      const auto s = scores_of(b, rows, items).to(best.scalar_type());
+      const auto better =
+          (by_score ? s > best.index_select(0, items) : from.index_select(0, items) < 0)
+              .nonzero()
+              .flatten();
+      const auto at_items = items.index_select(0, better);
+      best.index_copy_(0, at_items, s.index_select(0, better));
+      best_rows.index_copy_(0, at_items, rows.index_select(0, better));
+      from.index_fill_(0, at_items, a);
+    }
+    const auto items = (from >= 0).nonzero().flatten();
+    return {items, best_rows.index_select(0, items), from.index_select(0, items),
+            best.index_select(0, items)};
+  }
+
+  /// Proposals for each modality; the gate; the rows.
+  void rewrite(const Areas& now, Json& entry) {
+    std::vector<Proposals> writes;
     entry["accepted"] = Json::object();
     entry["refused"] = Json::object();
-    const auto torn = now.area == Area::disparity;
     for (int64_t b = 0; b < n_modalities(); ++b) {
-      auto wanted = torn.logical_and(now.high.select(1, b).logical_not());
-      if (config_.missing == "ignore") wanted = wanted.logical_and(exists(b));
-      torch::Tensor best_rows = torch::zeros_like(at(b).rows->detach());
-      torch::Tensor best = torch::full({data_.n_items}, -1.0),
-                    from = torch::full({data_.n_items}, -1);
-      for (int64_t a = 0; a < n_modalities() && at(b).consensus; ++a) {
-        if (a == b || !at(a).consensus) continue;
-        const auto items = wanted.logical_and(now.high.select(1, a)).nonzero().flatten();
-        if (items.numel() == 0) continue;
-        const auto rows = rewriter_->candidates(tables_now, a, b, items, now.high);
-        const auto s = scores_of(b, rows, items).to(best.scalar_type());
-        const auto better = (s > best.index_select(0, items)).nonzero().flatten();
-        const auto at_items = items.index_select(0, better);
-        best.index_copy_(0, at_items, s.index_select(0, better));
-        best_rows.index_copy_(0, at_items, rows.index_select(0, better));
-        from.index_fill_(0, at_items, a);
+      const bool random = config_.reviewer == "random";
+      Proposals made = proposals(now, b, !random);
+      if (random) {
+        // A random set as large as what the reviewer would accept of its own.
+        const auto own = proposals(reviewed(), b, true).after.to(torch::kFloat64) > eta_[b];
+        made = made.at(drawn(made.items.numel(), own, "rewrite.random", b).nonzero().flatten());
       }
-      const auto items = (from >= 0).nonzero().flatten();
-      const auto after = best.index_select(0, items);
-      const auto before = scores_.select(1, b).index_select(0, items);
-      const auto taken = gated(b, after, before);
-      const auto places = taken.nonzero().flatten();
-      const auto accepted = items.index_select(0, places);
-      entry["accepted"][at(b).name] = accepted.numel();
-      entry["refused"][at(b).name] = items.numel() - accepted.numel();
-      writes.push_back({b, accepted, best_rows.index_select(0, accepted),
-                        from.index_select(0, accepted), after.index_select(0, places)});
+      const auto before = scores_.select(1, b).index_select(0, made.items);
+      writes.push_back(made.at(gated(b, made.after, before).nonzero().flatten()));
+      const int64_t n_accepted = writes.back().items.numel();
+      entry["accepted"][at(b).name] = n_accepted;
+      entry["refused"][at(b).name] = made.items.numel() - n_accepted;
     }
-    for (const auto& [b, items, rows, source, after] : writes) {
+    for (int64_t b = 0; b < n_modalities(); ++b) {
+      const auto& [items, rows, source, after] = writes[static_cast<size_t>(b)];
       at(b).rows->index_copy_(0, items, rows);
       round_of_.select(1, b).index_fill_(0, items, n_rounds_ + 1);
       source_.select(1, b).index_copy_(0, items, source);
@@ -765,12 +822,18 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
     if (config_.gate == "better") return after > before;
     const auto above = after.to(torch::kFloat64) > eta_[b];
     if (config_.gate == "eta") return above;
-    std::vector<int64_t> order(static_cast<size_t>(after.numel()));
+    return drawn(after.numel(), above, "rewrite.gate", b);
+  }
+
+  /// As many of n as hold in `flags`, but any. bool [n]
+  torch::Tensor drawn(int64_t n, const torch::Tensor& flags, const char* stream, int64_t b) const {
+    std::vector<int64_t> order(static_cast<size_t>(n));
     std::iota(order.begin(), order.end(), int64_t{0});
-    random_.stream("rewrite.gate")
-        .shuffle(order, static_cast<uint64_t>(n_rounds_), static_cast<uint64_t>(b));
-    order.resize(static_cast<size_t>(above.sum().item<int64_t>()));
-    return torch::zeros_like(above).index_fill_(0, torch::tensor(order, torch::kInt64), true);
+    random_.stream(stream).shuffle(order, static_cast<uint64_t>(n_rounds_),
+                                   static_cast<uint64_t>(b));
+    order.resize(std::min(order.size(), static_cast<size_t>(flags.sum().item<int64_t>())));
+    return torch::zeros({n}, torch::kBool)
+        .index_fill_(0, torch::tensor(order, torch::kInt64), true);
   }
 
   // --- log -----------------------------------------------------------------------------------
@@ -852,6 +915,7 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
   torch::Tensor round_of_;                    // int64, 0: as given
   torch::Tensor source_;                      // int64, modality
   torch::Tensor score_before_, score_after_;  // float32
+  torch::Tensor rounds_done_;                 // int64 [1], rounds that the rows went through
   std::array<int64_t, 2> steps_left_ = {0, 0};
   int64_t epoch_ = 0, phase_ = kUnprepared, phase_epochs_ = 0, n_rounds_ = 0;
   int64_t last_step_ = 0;
@@ -979,7 +1043,7 @@ Quality R2mr::quality() {
   for (int64_t m = 0; m < n_modalities(); ++m) {
     const Modality& of = at(m);
     out.modalities.push_back({of.name, eta_[m].item<double>(), of.consensus, of.present, exists(m),
-                              scores_.select(1, m), null_scores_.select(1, m),
+                              scores_.select(1, m), null_scores_.select(1, m), has_null(m),
                               now.high.select(1, m), round_of_.select(1, m), original_of(m),
                               of.rows->detach()});
   }
@@ -1003,15 +1067,25 @@ Quality R2mr::found() {
   if ((round_of_ < 0).any().item<bool>()) {
     throw usage_error("R2MR: nothing to report before fit or a training");
   }
-  if (!cross_) score_rows();
-  find_consensus();
+  if (cross_) {
+    find_consensus();
+  } else {
+    review(kReportDraws);  // the reviewer has learned on since the last round
+  }
   return quality();
 }
 
 Json R2mr::report_of(const Quality& found) const {
   Json out = {{"model", "R2MR"}, {"dataset", data_.name}, {"seed", random_.seed()}};
   out.update(quality_report(found, data_, random_));
-  out["rounds"] = round_records_;
+  out["rounds"] = Json::array();
+  for (Json entry : round_records_) {
+    // A run goes on after its best epoch, to whose rows it returns.
+    if (entry.is_object() && entry.value("round", Json()).is_number_integer()) {
+      entry["kept"] = entry["round"].get<int64_t>() <= rounds_done_.item<int64_t>();
+    }
+    out["rounds"].push_back(std::move(entry));
+  }
   return out;
 }
 

@@ -89,6 +89,22 @@ torch::Tensor consensus_loss(const torch::Tensor& x_own, const torch::Tensor& x_
   return torch::softplus(-x_own).mean() + torch::softplus(x_other).mean();
 }
 
+torch::Tensor consensus_loss(const ReviewForm& form, const torch::Tensor& tastes,
+                             const ReviewWeights& taste, const std::vector<torch::Tensor>& rows,
+                             const std::vector<ReviewWeights>& weights, const torch::Tensor& user,
+                             const torch::Tensor& item) {
+  const int64_t n = item.numel(), k = form.n_tastes, w = form.product_width();
+  const auto p = gather_rows(taste.project(tastes, form), user).view({2, n, k, w});
+  torch::Tensor loss;
+  for (size_t m = 0; m < rows.size(); ++m) {
+    const auto y = gather_rows(weights[m].project(rows[m], form), item).view({1, n, 1, w});
+    const auto x = (p * y).sum(3) / form.scale();
+    const auto part = consensus_loss(x[0], x[1]);
+    loss = loss.defined() ? loss + part : part;
+  }
+  return loss;
+}
+
 CrossReviewer::CrossReviewer(const BipartiteGraph& edges, std::vector<std::string> modalities,
                              const ReviewForm& form, const Random& random)
     : form_(form), modalities_(std::move(modalities)), random_(random) {
@@ -162,15 +178,10 @@ double CrossReviewer::step(int64_t f, const std::vector<int64_t>& edges,
         tastes * dropout_mask(distinct_users, form_.width, form_.dropout,
                               random_.stream("review.drop." + fold), static_cast<int64_t>(now));
   }
-  const int64_t k = form_.n_tastes, w = form_.product_width(), size = static_cast<int64_t>(n);
-  const auto p = gather_rows(reviewer.taste.project(tastes, form_), user_at).view({2, size, k, w});
-  torch::Tensor loss = torch::zeros({});
-  for (size_t m = 0; m < rows.size(); ++m) {
-    const auto e = rows[m].detach().index_select(0, distinct_items);
-    const auto y = gather_rows(reviewer.rows[m].project(e, form_), item_at).view({1, size, 1, w});
-    const auto x = (p * y).sum(3) / form_.scale();
-    loss = loss + consensus_loss(x[0], x[1]);
-  }
+  std::vector<torch::Tensor> picked;
+  for (const auto& table : rows) picked.push_back(table.detach().index_select(0, distinct_items));
+  const auto loss =
+      consensus_loss(form_, tastes, reviewer.taste, picked, reviewer.rows, user_at, item_at);
   loss.backward();
   for (auto& [name, tensor] : tensors()) {
     torch::Tensor& gradient = tensor->mutable_grad();

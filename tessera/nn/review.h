@@ -43,6 +43,13 @@ ReviewWeights row_weights(const ReviewForm& form, const Random& random, const st
 
 /// mean [softplus(-x) + softplus(x')] over pairs and tastes, [B, K] each.
 torch::Tensor consensus_loss(const torch::Tensor& x_own, const torch::Tensor& x_other);
+/// L_con of section 2: the same summed over the modalities, of B pairs of an item and a user of its
+/// own with another user each. tastes [n_users, d], rows [n_items, d] by modality, `weights` by
+/// modality; `user` int64 [2 B], the own users first, and `item` int64 [B] point into them.
+torch::Tensor consensus_loss(const ReviewForm& form, const torch::Tensor& tastes,
+                             const ReviewWeights& taste, const std::vector<torch::Tensor>& rows,
+                             const std::vector<ReviewWeights>& weights, const torch::Tensor& user,
+                             const torch::Tensor& item);
 
 /// Two reviewers, each taught on one half of the edges and asked about the other half, so that no
 /// edge is scored by who has seen it (without: a table of tastes memorises damaged rows). An edge

@@ -86,8 +86,13 @@ torch::Tensor nearest_codes(const torch::Tensor& slots, const torch::Tensor& cod
   return out;
 }
 
+torch::Tensor code_loss(const Coded& coded) {
+  return (coded.z_q_fixed - coded.z).square().mean() +
+         kCodebookWeight * (coded.z_q - coded.z_fixed).square().mean();
+}
+
 torch::Tensor code_loss(const torch::Tensor& z, const torch::Tensor& z_q) {
-  return (z_q.detach() - z).square().mean() + kCodebookWeight * (z_q - z.detach()).square().mean();
+  return code_loss({z, z_q, z.detach(), z_q.detach()});
 }
 
 double perplexity(const torch::Tensor& code_of_slot, int64_t n_codes) {
@@ -139,7 +144,7 @@ torch::Tensor VectorGan::encode(const torch::Tensor& source, const torch::Tensor
   return x;
 }
 
-torch::Tensor VectorGan::decode(const torch::Tensor& z) const {
+torch::Tensor VectorGan::decode_rows(const torch::Tensor& z) const {
   auto x = z;
   for (const auto& b : decoder_) x = b(x);
   return x;
@@ -166,34 +171,54 @@ torch::Tensor VectorGan::rewrite(const torch::Tensor& source,
   const torch::NoGradGuard no_grad;
   const auto z = encode(source, direction);
   const auto index = nearest_codes(z.reshape({-1, options_.code_width}), codes_);
-  return decode(codes_.index_select(0, index).view_as(z));
+  return decode_rows(codes_.index_select(0, index).view_as(z));
+}
+
+Coded VectorGan::code(const torch::Tensor& source, const torch::Tensor& direction) const {
+  const auto z = encode(source, direction);
+  const auto slots = z.detach().reshape({-1, options_.code_width});
+  const auto z_q = gather_rows(codes_, nearest_codes(slots, codes_.detach())).view_as(z);
+  return {z, z_q, z.detach(), z_q.detach()};
+}
+
+torch::Tensor VectorGan::decode(const Coded& coded) const {
+  return decode_rows(coded.z + (coded.z_q_fixed - coded.z_fixed));
+}
+
+torch::Tensor VectorGan::loss_of_discriminator(const torch::Tensor& target,
+                                               const torch::Tensor& e_hat) const {
+  return discriminator_loss(judge(target, false), judge(e_hat.detach(), false));
+}
+
+VectorGan::NetworkLoss VectorGan::loss_of_network(const Coded& coded, const torch::Tensor& e_hat,
+                                                  const torch::Tensor& target) const {
+  const auto distance = (e_hat - target).abs().mean();
+  auto total = distance + code_loss(coded);
+  if (options_.adv > 0) total = total + options_.adv * adversarial_loss(judge(e_hat, true));
+  return {total, distance};
 }
 
 double VectorGan::step(const torch::Tensor& source, const torch::Tensor& target,
                        const torch::Tensor& direction) {
   const torch::AutoGradMode with_gradients(true);
-  const auto z = encode(source, direction);
-  const auto slots = z.reshape({-1, options_.code_width});
-  const auto z_q = gather_rows(codes_, nearest_codes(slots.detach(), codes_.detach())).view_as(z);
-  const auto fake = decode(z + (z_q - z).detach());
+  const Coded coded = code(source, direction);
+  const auto e_hat = decode(coded);
 
   AdamOptions options;
   options.beta1 = 0.5;
   options.beta2 = 0.9;
   if (options_.adv > 0) {
-    discriminator_loss(judge(target, false), judge(fake.detach(), false)).backward();
+    loss_of_discriminator(target, e_hat).backward();
     options.learning_rate = [](int64_t) { return kDiscriminatorRate; };
     take_step(discriminator_adam_, discriminator(), options);
   }
-  const auto distance = (fake - target).abs().mean();
-  auto loss = distance + code_loss(z, z_q);
-  if (options_.adv > 0) loss = loss + options_.adv * adversarial_loss(judge(fake, true));
-  loss.backward();
+  const NetworkLoss loss = loss_of_network(coded, e_hat, target);
+  loss.total.backward();
   options.learning_rate = [this](int64_t) { return options_.learning_rate; };
   options.weight_decay = 0.01;
   options.decay = AdamOptions::Decay::decoupled;
   take_step(adam_, network(), options);
-  return distance.item<double>();
+  return loss.distance.item<double>();
 }
 
 void VectorGan::remember_best() {

@@ -20,7 +20,13 @@ struct GanBlock {
 
 /// Slots [n, w] and the code nearest to each by squared distance, ties to the lower index.
 torch::Tensor nearest_codes(const torch::Tensor& slots, const torch::Tensor& codes);
+/// What an encoder gives, the nearest codes of its slots, and both as constants: what section 4
+/// writes sg. All [n, width of the encoder's last block].
+struct Coded {
+  torch::Tensor z, z_q, z_fixed, z_q_fixed;
+};
 /// mean (sg z_q - z)^2 + 0.1 mean (z_q - sg z)^2: commitment 1 and codebook .1, as published.
+torch::Tensor code_loss(const Coded& coded);
 torch::Tensor code_loss(const torch::Tensor& z, const torch::Tensor& z_q);
 /// exp of the entropy of the codes in use.
 double perplexity(const torch::Tensor& code_of_slot, int64_t n_codes);
@@ -49,6 +55,20 @@ class VectorGan {
   /// discriminator frozen; returns mean |e_hat - target| before it.
   double step(const torch::Tensor& source, const torch::Tensor& target,
               const torch::Tensor& direction);
+  // The losses of step(), of tensors of any one float type.
+  Coded code(const torch::Tensor& source, const torch::Tensor& direction) const;
+  /// e_hat: the decoder over z + sg(z_q - z). [n, width]
+  torch::Tensor decode(const Coded& coded) const;
+  /// L_D of section 4; no gradient goes into `e_hat`.
+  torch::Tensor loss_of_discriminator(const torch::Tensor& target,
+                                      const torch::Tensor& e_hat) const;
+  struct NetworkLoss {
+    torch::Tensor total, distance;  ///< L_R, and mean |e_hat - target| of it
+  };
+  /// L_R of section 4, the discriminator frozen.
+  NetworkLoss loss_of_network(const Coded& coded, const torch::Tensor& e_hat,
+                              const torch::Tensor& target) const;
+
   /// The code of every slot. int64 [n * slots]
   torch::Tensor codes_of(const torch::Tensor& source, const torch::Tensor& direction) const;
 
@@ -69,7 +89,7 @@ class VectorGan {
   Named network();
   Named discriminator();
   torch::Tensor encode(const torch::Tensor& source, const torch::Tensor& direction) const;
-  torch::Tensor decode(const torch::Tensor& z) const;
+  torch::Tensor decode_rows(const torch::Tensor& z) const;
   torch::Tensor judge(const torch::Tensor& rows, bool frozen) const;
 
   VectorGanOptions options_;

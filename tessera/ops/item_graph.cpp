@@ -129,8 +129,12 @@ std::vector<double> modality_weights(const std::vector<std::string>& modalities,
                                      const std::vector<double>& weights, const std::string& owner) {
   if (weights.empty()) {
     std::vector<double> out(modalities.size(), 1 / static_cast<double>(modalities.size()));
-    const auto image = std::find(modalities.begin(), modalities.end(), "image");
-    const auto text = std::find(modalities.begin(), modalities.end(), "text");
+    const auto place = [&](const std::string& name) {
+      return std::find_if(modalities.begin(), modalities.end(), [&](const std::string& modality) {
+        return modality == name || modality == name + "_r2mr";
+      });
+    };
+    const auto image = place("image"), text = place("text");
     if (modalities.size() == 2 && image != modalities.end() && text != modalities.end()) {
       out[static_cast<size_t>(image - modalities.begin())] = 0.1;
       out[static_cast<size_t>(text - modalities.begin())] = 0.9;

@@ -35,8 +35,9 @@ class ItemGraph {
 NeighbourGraph weighted_sum(const std::vector<NeighbourGraph>& graphs,
                             const std::vector<double>& weights);
 
-/// What `weights` says of each modality, else image .1 and text .9 where these two are all, else
-/// equal shares (baselines section 11). Exit 2 unless there is one weight a modality.
+/// What `weights` says of each modality, else image .1 and text .9 where these two are all (or what
+/// R2MR made of them, image_r2mr and text_r2mr), else equal shares (baselines section 11). Exit 2
+/// unless there is one weight a modality.
 std::vector<double> modality_weights(const std::vector<std::string>& modalities,
                                      const std::vector<double>& weights, const std::string& owner);
 

@@ -57,15 +57,19 @@ Json numbers_by_modality(const Json& modalities) {
   Json out = block("table", "Scores by modality");
   out["columns"] = Json::array();
   out["rows"] = Json::array();
-  const std::vector<const char*> keys = {"modality", "eta",    "mean",      "null_mean", "present",
-                                         "missing",  "filled", "rewritten", "scored",    "high"};
+  const std::vector<const char*> keys = {"modality", "eta",      "mean",   "null_mean",
+                                         "present",  "missing",  "filled", "rewritten",
+                                         "scored",   "unscored", "high",   "low"};
+  const std::vector<const char*> shares = {"high", "low", "unscored", "missing"};
   for (const char* key : keys) out["columns"].push_back(key);
+  for (const char* key : shares) out["columns"].push_back(fmt::format("share {}", key));
   for (int decile = 1; decile < 10; ++decile) {
     out["columns"].push_back(fmt::format("decile {}", decile));
   }
   for (const auto& m : modalities) {
     Json row = Json::array();
     for (const char* key : keys) row.push_back(member(m, key));
+    for (const char* key : shares) row.push_back(member(member(m, "shares"), key));
     const Json& deciles = member(m, "deciles");
     for (size_t d = 0; d < 9; ++d) {
       row.push_back(deciles.is_array() && d < deciles.size() ? deciles[d] : Json());
@@ -117,6 +121,10 @@ Json scores_by_users(const Json& m) {
 /// A row a round; nested numbers as "areas.high".
 Json rounds_table(const Json& rounds) {
   Json out = block("table", "Rounds of review and rewriting");
+  for (const auto& round : rounds) {
+    if (member(round, "kept") != false) continue;
+    out["title"] = "Rounds of review and rewriting (not kept: after the best epoch)";
+  }
   std::vector<std::string> columns;
   std::vector<std::map<std::string, Json>> rows;
   for (const auto& round : rounds) {
@@ -219,8 +227,11 @@ Json quality_sections(const Json& report) {
   areas["labels"] = Json::array();
   areas["values"] = Json::array();
   if (const Json& counts = member(report, "areas"); counts.is_object()) {
+    const Json& shares = member(report, "area_shares");
     for (const auto& [area, n] : counts.items()) {
-      areas["labels"].push_back(area);
+      const bool known = shares.is_object() && shares.contains(area);
+      areas["labels"].push_back(
+          known ? fmt::format("{} ({:.1f} %)", area, 100 * number_of(shares, area.c_str())) : area);
       areas["values"].push_back(n);
     }
   }

@@ -1,12 +1,11 @@
 // What R2MR must do beyond the contract of every model: specs r2mr sections 11 (one seed of swap)
 // and 13.
-#include <sys/resource.h>
+#include <sstream>
 
 #include "tessera/base/error.h"
 #include "tessera/model/bundle.h"
 #include "tessera/model/report_files.h"
 #include "tessera/nn/review.h"
-#include "tessera/ops/edge_scores.h"
 #include "tessera/ops/fill.h"
 #include "tests/contract/training.h"
 #include "tests/r2mr_experiment.h"
@@ -30,6 +29,8 @@ TEST(R2mrPlanted, FindsAndRepairsSwappedRows) {
   EXPECT_GE(repair.cosine, repair.cosine_mean + .30);
   EXPECT_GE(repair.cosine, repair.cosine_kept + .30);
   EXPECT_GE(repair.worst_damaged, .60);
+  EXPECT_GE(repair.cosine,
+            .75 * repaired(damage, with(kTiny, {{"rewriter", "ridge", "test"}})).cosine);
 }
 
 TEST(R2mrPlanted, FindsNoConsensusInPermutedRows) {
@@ -92,38 +93,17 @@ TEST(R2mrReview, NoReviewerIsAskedAboutWhatItWasTaught) {
   EXPECT_FALSE(torch::equal(before, after));
 }
 
-TEST(R2mrReview, EdgesOnly) {
-  const int64_t n = 20'000;
-  const Random random(7, "edges");
-  std::vector<int64_t> offsets = {0};
-  std::vector<int32_t> items;
-  for (int64_t u = 0; u < n; ++u) {
-    std::set<int32_t> row;
-    uint32_t draw = 0;
-    while (row.size() < 10) {
-      row.insert(static_cast<int32_t>(
-          random.below(static_cast<uint32_t>(n), 0, static_cast<uint64_t>(u), draw)));
-    }
-    items.insert(items.end(), row.begin(), row.end());
-    offsets.push_back(static_cast<int64_t>(items.size()));
-  }
-  const BipartiteGraph graph(torch::tensor(offsets, torch::kInt64),
-                             torch::tensor(items, torch::kInt32), n);
-  const auto y = normal(n, 32, 0, 1, Random(8)).requires_grad_();
-  const auto p = normal(n, 32, 0, 1, Random(9)).requires_grad_();
-  const auto peak_mb = [] {
-    rusage usage{};
-    getrusage(RUSAGE_SELF, &usage);
-    return usage.ru_maxrss / 1024;
-  };
-  const int64_t before = peak_mb();
-  edge_sums(graph, y, p, 1, std::sqrt(32.0)).sum().backward();
-  EXPECT_LT(peak_mb() - before, 200);  // a dense [U, I] in half precision takes 800
+/// Rows that were missing and are filled; bool [n_items, M].
+torch::Tensor filled_rows(MadeR2mr& made, const Dataset& data) {
+  std::vector<torch::Tensor> present;
+  for (const auto& feature : data.features) present.push_back(feature.present());
+  return (made.weights().at("round_of") > 0).logical_and(torch::stack(present, 1).logical_not());
 }
 
 TEST(R2mrRounds, ThreeModalitiesFillWhatIsMissing) {
   const Dataset data = planted_pairs({.n_modalities = 3, .missing = .2});
   auto made = make_r2mr(data, kTiny);
+  const auto prompts = made->state().at("gan.prompts").clone();
   made->supplier().fit(Watch{});
   const Json report = made->reporter().report();
   int64_t filled = 0;
@@ -134,11 +114,187 @@ TEST(R2mrRounds, ThreeModalitiesFillWhatIsMissing) {
   int64_t rows = 0;
   for (const auto& part : exported) rows += part.items.numel();
   EXPECT_EQ(rows, 3 * 400 + filled);
+  // All six directions learned: each prompt moved, and not by weight decay alone.
+  const auto state = made->state();
+  ASSERT_EQ(prompts.size(0), 6);
+  for (int64_t direction = 0; direction < 6; ++direction) {
+    EXPECT_FALSE(torch::equal(state.at("gan.prompts")[direction], prompts[direction])) << direction;
+    EXPECT_GT(state.at("gan.adam.gan.prompts.v")[direction].min().item<double>(), 0) << direction;
+  }
+  // Every row that was filled went through the gate.
+  const auto weights = made->weights();
+  const auto is_filled = filled_rows(*made, data);
+  EXPECT_EQ(is_filled.sum().item<int64_t>(), filled);
+  const auto above = weights.at("score_after").to(torch::kFloat64) > weights.at("eta");
+  EXPECT_TRUE(above.masked_select(is_filled).all().item<bool>());
   // missing = ignore: never a target.
   auto ignoring = make_r2mr(data, with(kTiny, {{"missing", "ignore", "test"}}));
   ignoring->supplier().fit(Watch{});
   for (const auto& modality : ignoring->reporter().report()["modalities"]) {
     EXPECT_EQ(modality["filled"], 0);
+  }
+}
+
+// No score is above 1, so an image is proposed for every item and none is accepted.
+TEST(R2mrRounds, AGateThatAcceptsNoneFillsNone) {
+  const Dataset data = planted_pairs({.n_modalities = 3, .missing = .2});
+  auto made =
+      make_r2mr(data, with(kTiny, {{"eta", "0,image=1", "test"}, {"first_epochs", 10, "test"}}));
+  made->supplier().fit(Watch{});
+  const Json round = made->reporter().report()["rounds"].back();
+  EXPECT_EQ(round["accepted"]["image"], 0);
+  EXPECT_GT(round["refused"]["image"].get<int64_t>(), 400);
+  const auto filled = filled_rows(*made, data).sum(0);
+  EXPECT_EQ(filled[0].item<int64_t>(), 0);
+  EXPECT_GT(filled[1].item<int64_t>(), 0);
+  EXPECT_EQ(made->supplier().export_features({})[0].items.numel(), 400);
+}
+
+// A row that was filled in the last round has no null score, and none is invented.
+TEST(R2mrReport, NullScoresLeaveOutWhatWasFilledSince) {
+  const Dataset data = planted_pairs({.n_modalities = 3, .missing = .2});
+  auto made = make_r2mr(data, kTiny);
+  made->supplier().fit(Watch{});
+  const Json report = made->reporter().report();
+  const auto filled = filled_rows(*made, data);
+  const auto null = made->weights().at("null_scores");
+  const auto scores = made->weights().at("scores");
+  for (int64_t m = 0; m < 3; ++m) {
+    const Json& view = report["modalities"][static_cast<size_t>(m)];
+    ASSERT_GT(view["filled"].get<int64_t>(), 0);
+    const auto known = filled.select(1, m)
+                           .logical_not()
+                           .logical_and(data.features[static_cast<size_t>(m)].present())
+                           .logical_and(scores.select(1, m) > 0);
+    const auto values = null.select(1, m).masked_select(known);
+    EXPECT_GT(values.min().item<double>(), 0);
+    EXPECT_NEAR(view["null_mean"].get<double>(), values.to(torch::kFloat64).mean().item<double>(),
+                1e-12);
+    int64_t n = 0;
+    for (const auto& bar : view["histogram"]["null"]) n += bar.get<int64_t>();
+    EXPECT_EQ(n, values.numel());
+    EXPECT_EQ(n, view["scored"].get<int64_t>() - view["filled"].get<int64_t>());
+    EXPECT_GT(view["histogram"]["low"].get<double>(), 0);
+  }
+  const std::string text = dynamic_cast<ReportFiles&>(*made->model).report_files()["quality.tsv"];
+  std::istringstream lines(text);
+  std::string line;
+  std::getline(lines, line);
+  int64_t empty = 0;
+  while (std::getline(lines, line)) {
+    std::vector<std::string> cells;
+    std::istringstream row(line);
+    for (std::string cell; std::getline(row, cell, '\t');) cells.push_back(cell);
+    if (cells[6] == "rewritten" && cells[2] == "0") {
+      EXPECT_EQ(cells[4], "") << line;
+      EXPECT_NE(cells[3], "") << line;
+      ++empty;
+    } else if (cells[6] != "missing" && cells[5] != "unscored") {
+      EXPECT_GT(std::stod(cells[4]), 0) << line;
+    }
+  }
+  EXPECT_EQ(empty, filled.sum().item<int64_t>());
+}
+
+TEST(R2mrReport, SharesStandBesideCounts) {
+  const Dataset data = planted_pairs({.missing = .2, .n_cold = 20});
+  auto made = make_r2mr(data, with(kTiny, {{"rewrite_max", 0, "test"}}));
+  made->supplier().fit(Watch{});
+  const Json report = made->reporter().report();
+  double sum = 0;
+  for (const auto& [area, n] : report["areas"].items()) {
+    const double share = report["area_shares"][area].get<double>();
+    EXPECT_DOUBLE_EQ(share, n.get<double>() / 500) << area;
+    sum += share;
+  }
+  EXPECT_NEAR(sum, 1, 1e-12);
+  for (const auto& view : report["modalities"]) {
+    for (const char* key : {"high", "low", "unscored", "missing", "filled", "rewritten"}) {
+      EXPECT_DOUBLE_EQ(view["shares"][key].get<double>(), view[key].get<double>() / 500) << key;
+    }
+    EXPECT_EQ(view["high"].get<int64_t>() + view["low"].get<int64_t>() +
+                  view["unscored"].get<int64_t>() + view["missing"].get<int64_t>(),
+              500);
+    EXPECT_DOUBLE_EQ(view["shares"]["missing"].get<double>(), .2);
+  }
+}
+
+// A run goes on after its best epoch and then returns to it: its later rounds are marked.
+TEST(R2mrReport, MarksRoundsAfterTheBestEpoch) {
+  const Damage damage("swap", 1);
+  const Settings settings = with(kTiny, {{"epochs", 6, "test"},
+                                         {"rewrite_every", 1, "test"},
+                                         {"first_epochs", 10, "test"},
+                                         {"later_epochs", 5, "test"}});
+  const ModelInfo& info = find_model("R2MR");
+  // Steps as long as these ruin the ranking: the best epoch is an early one.
+  for (const double rate : {1e-3, 1.0}) {
+    Trained trained(info, damage.data, with(settings, {{"learning_rate", rate, "test"}}));
+    const Json rounds = dynamic_cast<Reporter&>(*trained.model).report()["rounds"];
+    ASSERT_EQ(rounds.size(), 6u);
+    for (const auto& round : rounds) {
+      EXPECT_EQ(round["kept"], round["epoch"].get<int64_t>() <= trained.result.best_epoch)
+          << round["round"] << " best epoch " << trained.result.best_epoch;
+    }
+    if (rate == 1.0) EXPECT_LT(trained.result.best_epoch, 5);
+  }
+}
+
+// reviewer = bpr has learned on since the last round: null, threshold and scores are of one
+// reviewer.
+TEST(R2mrReport, ThePublishedReviewerIsAskedAnew) {
+  const Damage damage("swap", 1);
+  Trained trained(
+      find_model("R2MR"), damage.data,
+      with(kTiny,
+           {{"reviewer", "bpr", "test"}, {"rewrite_every", 0, "test"}, {"epochs", 8, "test"}}));
+  const Json report = dynamic_cast<Reporter&>(*trained.model).report();
+  for (const auto& view : report["modalities"]) {
+    // eta = auto stands half way between the null's mean and the median.
+    EXPECT_NEAR(2 * view["eta"].get<double>() - view["null_mean"].get<double>(),
+                view["deciles"][4].get<double>(), 4e-3);
+  }
+  EXPECT_EQ(report, dynamic_cast<Reporter&>(*trained.model).report());
+}
+
+// reviewer = random, "rewrite a random set of equal size, accept all": as many pairs as the real
+// reviewer accepts, but others. The neighbours' mean learns nothing from what is called high.
+TEST(R2mrRounds, NoReviewerRewritesAsManyAsTheReviewerWould) {
+  Dataset data = planted_pairs({.n_modalities = 3, .missing = .1});
+  corrupt(data, "image", "swap", .2);
+  const auto fitted = [&](const char* reviewer, const Settings& more) {
+    auto made = make_r2mr(data, with(with(kTiny, more), {{"rewriter", "neighbours", "test"},
+                                                         {"reviewer", reviewer, "test"}}));
+    made->supplier().fit(Watch{});
+    return made;
+  };
+  for (const Settings& more :
+       std::vector<Settings>{{}, {{"missing", "ignore", "test"}}, {{"eta", "0.55", "test"}}}) {
+    auto own = fitted("consensus", more), any = fitted("random", more);
+    const Json wanted = own->reporter().report(), found = any->reporter().report();
+    const Json &asked = wanted["rounds"].back(), &drawn = found["rounds"].back();
+    EXPECT_EQ(drawn["accepted"], asked["accepted"]);
+    EXPECT_EQ(drawn["areas"], asked["areas"]);
+    for (const auto& [modality, n] : drawn["refused"].items()) EXPECT_EQ(n, 0) << modality;
+    EXPECT_EQ(found["rewritten"]["n"], wanted["rewritten"]["n"]);
+    EXPECT_GT(found["rewritten"]["n"].get<int64_t>(), 20);
+    const auto a = own->weights().at("round_of"), b = any->weights().at("round_of");
+    EXPECT_FALSE(torch::equal(a, b));
+  }
+}
+
+TEST(R2mrRounds, WithoutARecommenderOneRoundOrNone) {
+  const Damage damage("swap", 1);
+  const auto rounds_of = [&](const Settings& more) {
+    auto made = make_r2mr(damage.data, with(with(kTiny, {{"first_epochs", 10, "test"}}), more));
+    made->supplier().fit(Watch{});
+    const Json report = made->reporter().report();
+    return std::pair(report["rounds"].size(), report["rewritten"]["n"].get<int64_t>());
+  };
+  EXPECT_EQ(rounds_of({}).first, 2u);  // the areas after the warm-up, and one round
+  EXPECT_GT(rounds_of({}).second, 0);
+  for (const char* name : {"rewrite_every", "rewrite_max"}) {
+    EXPECT_EQ(rounds_of({{name, 0, "test"}}), (std::pair<size_t, int64_t>(1, 0))) << name;
   }
 }
 
@@ -160,6 +316,49 @@ TEST(R2mrRounds, SmallDataAndEmptyAreasDoNoHarm) {
     Trained trained(find_model("R2MR"), data,
                     {{"epochs", 3, "test"}, {"rewrite_every", 1, "test"}, {"eta", eta, "test"}});
     EXPECT_TRUE(trained.scores().isfinite().all().item<bool>()) << eta;
+  }
+}
+
+// Enough items to learn from, so that it is the areas that end a round.
+TEST(R2mrRounds, EmptyAreasAndAreasOfOneItem) {
+  const Dataset data = planted_pairs({.n_users = 200, .n_items = 150});
+  const auto round_of = [&](const std::string& eta) {
+    auto made = make_r2mr(data, with(kTiny, {{"eta", eta, "test"}, {"first_epochs", 10, "test"}}));
+    made->supplier().fit(Watch{});
+    return std::pair(made->reporter().report()["rounds"].back(), made->weights().at("scores"));
+  };
+  const auto [all, scores] = round_of("0");
+  EXPECT_EQ(all["areas"]["high"], 150);
+  EXPECT_EQ(all["skipped"], "no disparity");
+  const auto [none, same] = round_of("1");
+  EXPECT_EQ(none["areas"]["low"], 150);
+  EXPECT_EQ(none["skipped"], "too few items");
+  EXPECT_TRUE(torch::equal(scores, same));
+  // A threshold between the lowest image and the next, none of the text: one item to rewrite.
+  const auto sorted = std::get<0>(scores.select(1, 0).to(torch::kFloat64).sort());
+  ASSERT_LT(sorted[0].item<double>(), sorted[1].item<double>());
+  const auto [one, after] =
+      round_of(fmt::format("0,image={:.9f}", (sorted[0] + sorted[1]).item<double>() / 2));
+  EXPECT_EQ(one["areas"]["disparity"], 1);
+  EXPECT_EQ(one["areas"]["high"], 149);
+  EXPECT_FALSE(one.contains("skipped"));
+  EXPECT_EQ(one["accepted"]["image"].get<int64_t>() + one["refused"]["image"].get<int64_t>(), 1);
+  EXPECT_EQ(one["accepted"]["text"].get<int64_t>() + one["refused"]["text"].get<int64_t>(), 0);
+  // And one item to learn from.
+  const auto [few, unused] =
+      round_of(fmt::format("0,image={:.9f}", (sorted[148] + sorted[149]).item<double>() / 2));
+  EXPECT_EQ(few["areas"]["high"], 1);
+  EXPECT_EQ(few["skipped"], "too few items");
+
+  // Within a training: ranking goes on, and the log has every round.
+  for (const char* eta : {"0", "1"}) {
+    Trained trained(
+        find_model("R2MR"), data,
+        with(kTiny, {{"epochs", 3, "test"}, {"rewrite_every", 1, "test"}, {"eta", eta, "test"}}));
+    EXPECT_TRUE(trained.scores().isfinite().all().item<bool>()) << eta;
+    const Json rounds = dynamic_cast<Reporter&>(*trained.model).report()["rounds"];
+    ASSERT_EQ(rounds.size(), 3u);
+    for (size_t r = 1; r < 3; ++r) EXPECT_TRUE(rounds[r].contains("skipped")) << eta;
   }
 }
 
@@ -314,20 +513,80 @@ TEST(R2mrVariants, PaperReleasedAndEverySwitchTrain) {
                              {{"variant", "released", "test"}},
                              {{"k", 4, "test"}, {"decouple", "split", "test"}},
                              {{"k", 2, "test"}, {"item_graph", true, "test"}},
+                             {{"reviewer", "bpr", "test"}},
+                             {{"reviewer", "bpr", "test"}, {"review_mode", "training", "test"}},
                              {{"reviewer", "random", "test"}},
+                             {{"reviewer_init", "uniform", "test"}},
+                             {{"score_scale", "none", "test"}},
+                             {{"half", true, "test"}},
+                             {{"eta", "0.5", "test"}},
+                             {{"gate", "better", "test"}},
                              {{"gate", "random", "test"}},
                              {{"gate", "none", "test"}},
+                             {{"missing", "ignore", "test"}},
+                             {{"feature_scale", "std", "test"}},
+                             {{"squash", "none", "test"}},
+                             {{"floor", 0.0, "test"}},
+                             {{"item_id", "table", "test"}},
+                             {{"train_features", "until_first_rewrite", "test"}},
                              {{"rewriter", "mean", "test"}},
                              {{"rewriter", "neighbours", "test"}},
                              {{"rewriter", "ridge", "test"}},
-                             {{"item_id", "table", "test"}, {"squash", "none", "test"}}}) {
+                             {{"hold_out", false, "test"}},
+                             {{"adv", 0.0, "test"}},
+                             {{"ln_gain", 1.0, "test"}}}) {
     Trained trained(find_model("R2MR"), damage.data,
                     with(with(kTiny, settings), {{"epochs", 3, "test"},
                                                  {"rewrite_every", 1, "test"},
                                                  {"first_epochs", 10, "test"},
                                                  {"later_epochs", 5, "test"}}));
-    EXPECT_TRUE(trained.scores().isfinite().all().item<bool>()) << settings[0].name;
+    const std::string what = settings.back().name + " = " + settings.back().value.dump();
+    EXPECT_TRUE(trained.scores().isfinite().all().item<bool>()) << what;
+    EXPECT_EQ(dynamic_cast<Reporter&>(*trained.model).report()["rounds"].size(), 3u) << what;
   }
+}
+
+TEST(R2mrVariants, TheFullPresetTrains) {
+  const Damage damage("swap", 1);
+  Trained trained(find_model("R2MR"), damage.data,
+                  {{"preset", "full", "test"},
+                   {"eta", "0.5", "test"},
+                   {"epochs", 2, "test"},
+                   {"rewrite_every", 1, "test"},
+                   {"first_epochs", 1, "test"}});
+  EXPECT_TRUE(trained.scores().isfinite().all().item<bool>());
+  State state;
+  trained.model->state(state);
+  EXPECT_EQ(state.save().weights.at("image.rows").size(1), 384);
+}
+
+// What a switch is for, where its effect can be seen in a round.
+TEST(R2mrVariants, SwitchesDoWhatTheySay) {
+  const Damage damage("swap", 1);
+  const auto fitted = [&](const Settings& more) {
+    auto made = make_r2mr(damage.data, with(with(kTiny, {{"first_epochs", 20, "test"}}), more));
+    made->supplier().fit(Watch{});
+    return made;
+  };
+  auto plain = fitted({}), better = fitted({{"gate", "better", "test"}});
+  const Json round = better->reporter().report()["rounds"].back();
+  EXPECT_GE(round["accepted"]["image"].get<int64_t>(),
+            plain->reporter().report()["rounds"].back()["accepted"]["image"].get<int64_t>());
+  const auto weights = better->weights();
+  const auto changed = weights.at("round_of") > 0;
+  EXPECT_TRUE((weights.at("score_after") > weights.at("score_before"))
+                  .masked_select(changed)
+                  .all()
+                  .item<bool>());
+  EXPECT_FALSE(torch::equal(fitted({{"adv", 0.0, "test"}})->weights().at("image.rows"),
+                            plain->weights().at("image.rows")));
+  // hold_out = false: every chosen item is learned, nothing stops the rewriter early.
+  EXPECT_TRUE(fitted({{"hold_out", false, "test"}})
+                  ->reporter()
+                  .report()["rounds"]
+                  .back()["rewriter"]["held_out"]
+                  .is_null());
+  EXPECT_FALSE(plain->reporter().report()["rounds"].back()["rewriter"]["held_out"].is_null());
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 """Features made from features, from texts and by other programs, and what binds them to a split."""
 import json
+import math
 import random
 import struct
 
@@ -13,22 +14,37 @@ def npy(rows):
             + b"".join(struct.pack(f"<{len(row)}f", *row) for row in rows))
 
 
-def make_shop(test, n_items=60):
-    """Raw files of a small shop whose pictures and texts share factors, and its folder `shop`."""
+def make_shop(test, n_items=60, n_users=40, length=8, taste=0, damaged=0):
+    """Raw files of a small shop whose pictures and texts share factors, and its folder `shop`. With
+    `taste` the users choose by these factors; of every `damaged` pictures one is another item's."""
     draw = random.Random(3)
     common = [[draw.gauss(0, 1) for _ in range(4)] for _ in range(n_items)]
+
+    def factors(name, i):
+        return common[(i + damaged) % n_items if name == "image" and damaged and i % damaged == 0 else i]
+
+    def chosen():
+        if not taste:
+            return draw.sample(range(n_items), length)
+        likes = [draw.gauss(0, taste) for _ in range(4)]
+        noise = [-math.log(-math.log(1 - draw.random())) for _ in range(n_items)]
+        return sorted(range(n_items), reverse=True,
+                      key=lambda i: sum(a * z for a, z in zip(likes, common[i])) + noise[i])[:length]
     for name, width, gap in (("image", 12, 7), ("text", 9, 11)):
         mix = [[draw.gauss(0, 1) for _ in range(width)] for _ in range(4)]
         ids = [i for i in range(n_items) if i % gap]
         test.write(f"raw/{name}_feat.npy", npy(
-            [[sum(common[i][k] * mix[k][j] for k in range(4)) + draw.gauss(0, .1)
+            [[sum(factors(name, i)[k] * mix[k][j] for k in range(4)) + draw.gauss(0, .1)
               for j in range(width)] for i in ids]))
         test.write(f"raw/{name}_feat.ids", "".join(f"i{i}\n" for i in ids))
-    rows = [f"u{u}\ti{i}\t{1000 + t}" for u in range(40)
-            for t, i in enumerate(draw.sample(range(n_items), 8))]
+    rows = [f"u{u}\ti{i}\t{1000 + t}" for u in range(n_users) for t, i in enumerate(chosen())]
     test.write("raw/events.tsv", "user_id\titem_id\ttimestamp\n" + "\n".join(rows) + "\n")
     test.succeeds("import", "raw", "-o", "shop", "-q")
     return n_items
+
+
+# Enough items and users, and enough that fits, for R2MR to rewrite.
+LARGE = {"n_items": 240, "n_users": 240, "length": 16, "taste": 1, "damaged": 5}
 
 
 class Features(CommandLine):
@@ -84,7 +100,9 @@ class Features(CommandLine):
     def test_r2mr_cleans_for_every_model(self):
         self.fails(2, r"R2MR has no setting 'export_spice' \(did you mean 'export_space'\?\)",
                    "features", "shop", "--encoder", "r2mr", "--export_spice", "raw", "-q")
-        short = ("--embedding_size", "8", "--eta", "0.5", "-q", "-j", "1")
+        make_shop(self, **LARGE)
+        short = ("--embedding_size", "8", "--eta", "0.5", "--first_epochs", "40", "--later_epochs", "5",
+                 "-q", "-j", "1")
         made = json.loads(self.succeeds("features", "shop", "--encoder", "r2mr", "--export_space", "raw",
                                         *short, "--json").stdout)
         about = self.read_json("shop", "dataset.json")
@@ -101,6 +119,13 @@ class Features(CommandLine):
         report = self.read_json("shop", "quality.json")
         changed = [line for line in lines if line[6] == "rewritten"]
         self.assertEqual(report["rewritten"]["n"], len(changed))
+        # One round, whatever rewrite_max says; what was filled in since the review has no null score.
+        self.assertEqual([one["round"] for one in report["rounds"]], [0, 1])
+        self.assertNotIn("skipped", report["rounds"][1])
+        self.assertEqual(sum(report["rounds"][1]["accepted"].values()), len(changed))
+        filled = [line for line in changed if line[2] == "0"]
+        self.assertEqual({line[4] for line in filled}, {""})
+        self.assertNotIn("", {line[4] for line in changed if line[2] == "1"})
 
         # Rows that were left alone keep their bytes; restored ones do all.
         def rows(name):
@@ -110,14 +135,21 @@ class Features(CommandLine):
             size = len(body) // len(ids)
             return {i: body[r * size:(r + 1) * size] for r, i in enumerate(ids)}
         raw, cleaned, moved = rows("image"), rows("image_r2mr"), {l[0] for l in changed if l[1] == "image"}
+        self.assertGreater(len(moved & set(raw)), 0, "no picture was rewritten")
+        self.assertEqual(set(cleaned) - set(raw), {l[0] for l in filled if l[1] == "image"})
         known = {line[0] for line in lines[1:]}
         self.assertEqual({i for i in raw if i in known and raw[i] != cleaned[i]}, moved & set(raw))
-        self.made("shop", "--encoder", "r2mr", "--export_space", "raw", "--restore", "true", *short[:4])
+        self.made("shop", "--encoder", "r2mr", "--export_space", "raw", "--restore", "true", *short[:-3])
         self.assertEqual(rows("image_r2mr"), {i: raw[i] for i in raw if i in known})
+        made = self.made("shop", "--encoder", "r2mr", "--export_space", "raw", "--rewrite_every", "0",
+                         *short[:-3])
+        self.assertEqual(rows("image_r2mr"), {i: raw[i] for i in raw if i in known})
+        self.assertEqual(self.read_json("shop", "quality.json")["rewritten"]["n"], 0)
 
-        self.succeeds("train", "-m", "R2MR", "-d", "shop", "--epochs", "2", "--rewrite_every", "1",
+        self.succeeds("train", "-m", "R2MR", "-d", "shop", "--epochs", "4", "--rewrite_every", "1",
                       "-o", "run", *short)
         self.assertIn("quality.tsv", self.tree("run"))
+        self.assertGreater(self.read_json("run", "quality.json")["rewritten"]["n"], 0)
         for source in ("run", "run/model"):
             made = self.made("shop", "--encoder", source)
             self.assertEqual(made["features"]["text_r2mr"]["width"], 8)

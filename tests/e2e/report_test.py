@@ -5,7 +5,7 @@ import unittest
 
 from browser import Browser, charts_have_marks, no_horizontal_scroll, quiet
 from command_line import CommandLine
-from features_test import make_shop
+from features_test import LARGE, make_shop
 
 
 class Report(CommandLine):
@@ -28,9 +28,11 @@ class Report(CommandLine):
                       "image=raw/image_feat.npy", "--feature", "text=raw/text_feat.npy", "-o", "titled",
                       "-q")
         for model in models:
-            more = ("--pre_epochs", "20") if model == "PAMD" else ()
-            self.succeeds("train", "-m", model, "-d", "titled", "--epochs", "3", "-q", "-j", "1",
-                          "-o", f"runs/{model}", *more)
+            more = {"PAMD": ("--pre_epochs", "20"),
+                    "R2MR": ("--preset", "tiny", "--eta", "0.5", "--rewrite_every", "1", "--first_epochs",
+                             "40", "--later_epochs", "5")}.get(model, ())
+            self.succeeds("train", "-m", model, "-d", "titled", "--epochs", "4" if model == "R2MR" else "3",
+                          "-q", "-j", "1", "-o", f"runs/{model}", *more)
 
     def test_pages(self):
         self.trained()
@@ -69,6 +71,7 @@ class Report(CommandLine):
         self.in_a_browser("p.html")
 
     def test_views_of_models(self):
+        self.n_items = make_shop(self, **LARGE)
         self.trained(("R2MR", "KDSR"))
         self.succeeds("report", "runs/R2MR", "-o", "r.html", "-q")
         sections = {part["title"]: part["blocks"] for part in self.data_of("r.html")["sections"]}
@@ -77,6 +80,31 @@ class Report(CommandLine):
         histogram = sections["Quality of item features"][2]
         self.assertEqual([one["name"] for one in histogram["series"]], ["scores", "rows permuted"])
         self.assertEqual(histogram["mark"]["name"], "eta")
+        bars, numbers = sections["Quality of item features"][:2]
+        for label, n in zip(bars["labels"], bars["values"]):
+            share = re.fullmatch(r"(?:high|disparity|low|unscored) \((\d+\.\d) %\)", label)
+            self.assertAlmostEqual(float(share.group(1)), 100 * n / sum(bars["values"]), delta=.051)
+        at = {name: place for place, name in enumerate(numbers["columns"])}
+        for row in numbers["rows"]:
+            self.assertAlmostEqual(row[at["share missing"]], row[at["missing"]] / sum(bars["values"]))
+        rounds = sections["Quality of item features"][-1]
+        self.assertRegex(rounds["title"], "^Rounds of review and rewriting")
+        for name in ("accepted.image", "refused.image", "accepted.text", "refused.text", "kept"):
+            self.assertIn(name, rounds["columns"])
+        self.assertEqual(len(rounds["rows"]), 4)
+        cards = sections["Rewritten items"]
+        self.assertGreater(len(cards), 0, "nothing was rewritten")
+        for block in cards:
+            self.assertEqual([group["label"] for group in block["groups"]],
+                             ["item", "nearest before", "nearest after"])
+            self.assertEqual(len(block["groups"][2]["items"]), 5)
+            filled = "filled in" in block["note"]
+            self.assertEqual(len(block["groups"][1]["items"]), 0 if filled else 5)
+        worst = sections["Lowest scores that were not repaired"]
+        self.assertEqual([block["kind"] for block in worst], ["cards", "table"] * 2)
+        for block in worst[1::2]:
+            self.assertGreater(len(block["rows"]), 0)
+            self.assertNotIn(None, [row[4] for row in block["rows"]])
         self.succeeds("report", "runs/KDSR", "-o", "k.html", "-q")
         sections = {part["title"]: part["blocks"] for part in self.data_of("k.html")["sections"]}
         kept, gate = sections["Modality forgetting"]

@@ -9,6 +9,7 @@
 #include "tessera/nn/review.h"
 #include "tessera/nn/vector_gan.h"
 #include "tessera/ops/edge_scores.h"
+#include "tessera/ops/fill.h"
 #include "tessera/ops/losses.h"
 #include "tessera/ops/unit_rows.h"
 #include "tests/golden/golden_model.h"
@@ -102,6 +103,115 @@ TEST(R2mrGolden, G4Model) {
               {"image.rows", matrix(3, 2, {.5, -1, .2F, .3F, .6F, -.8F})},
               {"scores", matrix(3, 1, {.6F, .4F, 0})}});
   expect_near(golden.scores(), kG4Scores, 4e-6);
+}
+
+// The model's own loss, its gradients and its scores. The numbers are from a program in plain
+// doubles, written from sections 2 and 5 alone; its gradients are central differences.
+GoldenModel whole_model(const Settings& extra) {
+  Settings settings = {
+      {"embedding_size", 2, "test"}, {"dropout", 0, "test"}, {"reg_weight", 0.1, "test"}};
+  settings.insert(settings.end(), extra.begin(), extra.end());
+  Dataset data = g4_data();
+  data.features.push_back(feature("text", matrix(3, 2, {1, 0, 0, 2, 1, 1})));
+  GoldenModel golden(std::move(data), "R2MR", settings);
+  golden.set({{"user_embedding", matrix(2, 2, {1, .5F, -.25F, -1})},
+              {"image.rows", matrix(3, 2, {.5F, -1, .25F, .5F, .75F, -.5F})},
+              {"text.rows", matrix(3, 2, {-.5F, .25F, 1, -.25F, .5F, .75F})},
+              {"image.user_ids", matrix(2, 2, {1, 1, 1, -2})},
+              {"text.user_ids", matrix(2, 2, {.5F, -1, -1, -.5F})}});
+  golden.set_batch({0, 0, 1}, {0, 1, 1}, {2, 2, 0});
+  return golden;
+}
+
+TEST(R2mrGolden, LossGradientsAndScoresOfTheModel) {
+  GoldenModel golden = whole_model({});
+  golden.set({{"scores", matrix(3, 2, {.75F, .5F, .25F, .625F, 0, 0})}});
+  const Loss loss = golden.run();
+  EXPECT_NEAR(part(loss, "bpr"), .0324256770, 1e-6);
+  EXPECT_NEAR(part(loss, "reg"), 9.5268891418, 1e-5);
+  EXPECT_NEAR(loss.total.item<double>(), .9851145912, 2e-6);
+  expect_near(golden.gradient("user_embedding"), {.10542734, .00192510, .01496684, .01473726});
+  expect_near(golden.gradient("image.user_ids"), {.15775342, -.15775342, .05521671, .02760835});
+  expect_near(golden.gradient("text.user_ids"), {.07188314, .03594157, .05260913, -.10521825});
+  expect_near(golden.scores(),
+              {3.90721365, 7.83784552, 1.38897180, 2.52171819, 6.52013455, .73103973}, 1e-5);
+}
+
+// reviewer = bpr: the scores are part of the loss, and rows learn as well.
+TEST(R2mrGolden, LossGradientsAndScoresWithThePublishedReviewer) {
+  GoldenModel golden = whole_model({{"reviewer", "bpr", "test"},
+                                    {"k", 2, "test"},
+                                    {"train_features", "until_first_rewrite", "test"}});
+  golden.set({{"review.taste.weight", matrix(2, 4, {.5F, -1, .25F, 1, 1, .5F, -.5F, .75F})},
+              {"review.rows.image.weight", matrix(2, 2, {1, -.5F, .5F, 2})},
+              {"review.rows.text.weight", matrix(2, 2, {-1, .5F, 1, 1.5F})}});
+  const Loss loss = golden.run();
+  EXPECT_NEAR(part(loss, "bpr"), .0185220623, 1e-6);
+  EXPECT_NEAR(part(loss, "reg"), 10.0496313596, 1e-5);
+  EXPECT_NEAR(loss.total.item<double>(), 1.0234851982, 2e-6);
+  expect_near(golden.gradient("user_embedding"), {.04120983, .04845820, -.01119479, -.08866121});
+  expect_near(golden.gradient("image.rows"),
+              {.02275066, .09267768, .00027811, -.07920961, .00739711, .01109567});
+  expect_near(golden.gradient("text.user_ids"), {.04705082, .02352541, .04494659, -.08989318});
+  expect_near(
+      golden.gradient("review.taste.weight"),
+      {-.02496188, .03640395, -.02516375, .01483191, -.01103184, .02380652, -.01137433, .01317247});
+  expect_near(golden.gradient("review.rows.image.weight"),
+              {-.01083599, .00200455, .01885048, .00192090});
+  expect_near(golden.gradient("review.rows.text.weight"),
+              {.01503500, .01159567, -.00767080, -.00561786});
+  expect_near(golden.scores(),
+              {5.16728132, 9.24666909, 1.16674756, 2.50719002, 5.78227601, .52390464}, 1e-5);
+}
+
+// Central differences of L in every entry of everything that it trains: the model's own loss() in
+// double precision.
+TEST(R2mrGolden, LossOfTheModelByCentralDifferences) {
+  const std::vector<int32_t> users = {0, 0, 1, 1, 2, 3}, items = {0, 1, 1, 2, 3, 3};
+  for (const Settings& extra :
+       std::vector<Settings>{{},
+                             {{"decouple", "split", "test"}, {"item_id", "table", "test"}},
+                             {{"score_scale", "none", "test"}, {"squash", "none", "test"}}}) {
+    Settings settings = {{"embedding_size", 4, "test"},
+                         {"reviewer", "bpr", "test"},
+                         {"k", 2, "test"},
+                         {"train_features", "until_first_rewrite", "test"},
+                         {"dropout", 0, "test"},
+                         {"reg_weight", 0.1, "test"}};
+    settings.insert(settings.end(), extra.begin(), extra.end());
+    GoldenModel golden(
+        make_dataset(4, 5, make_interactions(4, users, items), {}, {},
+                     {feature("image", torch::ones({5, 3})), feature("text", torch::ones({5, 2}))}),
+        "R2MR", settings);
+    golden.set_batch({0, 0, 1, 3}, {0, 1, 2, 3}, {2, 4, 0, 4});
+    const auto groups = golden.model->parameter_groups();
+    int64_t row = 0;
+    for (const auto& [name, tensor] : groups[0].tensors) {
+      const auto start = normal(tensor->numel(), 1, 0, 1, Random(5, name)).view(tensor->sizes());
+      tensor->set_data(start.to(torch::kFloat64));
+      ++row;
+    }
+    EXPECT_GE(row, 8);
+    golden.run();
+    const torch::NoGradGuard no_grad;
+    const auto loss = [&] { return golden.model->loss(golden.batch).total.item<double>(); };
+    for (const auto& [name, tensor] : groups[0].tensors) {
+      ASSERT_TRUE(tensor->grad().defined()) << name;
+      ASSERT_EQ(tensor->grad().scalar_type(), torch::kFloat64) << name;
+      auto flat = tensor->detach().view(-1);
+      const auto gradient = tensor->grad().reshape(-1);
+      for (int64_t j = 0; j < flat.numel(); ++j) {
+        const double start = flat[j].item<double>(), step = 1e-5;
+        flat[j] = start + step;
+        const double up = loss();
+        flat[j] = start - step;
+        const double down = loss();
+        flat[j] = start;
+        EXPECT_NEAR(gradient[j].item<double>(), (up - down) / (2 * step), 1e-7)
+            << name << " entry " << j;
+      }
+    }
+  }
 }
 
 TEST(R2mrGolden, G5Codes) {

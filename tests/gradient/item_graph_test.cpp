@@ -81,6 +81,11 @@ TEST(ItemGraph, WeightedSumIsThatOfTheMatrices) {
 
 TEST(ItemGraph, ModalityWeights) {
   EXPECT_EQ(modality_weights({"text", "image"}, {}, "FREEDOM"), (std::vector<double>{.9, .1}));
+  EXPECT_EQ(modality_weights({"text_r2mr", "image_r2mr"}, {}, "FREEDOM"),
+            (std::vector<double>{.9, .1}));
+  EXPECT_EQ(modality_weights({"image_r2mr", "text"}, {}, "FREEDOM"), (std::vector<double>{.1, .9}));
+  EXPECT_EQ(modality_weights({"image", "image_r2mr"}, {}, "FREEDOM"),
+            (std::vector<double>{.5, .5}));
   EXPECT_EQ(modality_weights({"a", "b"}, {}, "FREEDOM"), (std::vector<double>{.5, .5}));
   EXPECT_EQ(modality_weights({"a"}, {2}, "FREEDOM"), (std::vector<double>{2}));
   EXPECT_THROW(modality_weights({"a", "b"}, {1}, "FREEDOM"), InputError);

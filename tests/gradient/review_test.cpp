@@ -7,6 +7,7 @@
 #include <torch/utils.h>
 
 #include <cmath>
+#include <functional>
 
 #include "tessera/base/random.h"
 #include "tessera/nn/vector_gan.h"
@@ -140,20 +141,32 @@ TEST(R2mrGradients, ScoresByCentralDifferences) {
       {values(5, 3, "y"), values(6, 6, "p")});
 }
 
+// L_con as a reviewer's step has it, from tastes, W_u and every W_m (and biases).
 TEST(R2mrGradients, ConsensusLoss) {
-  // Tastes, W_u and W_m of pairs (user, other, item).
-  const auto user = torch::tensor({0, 1, 2}, torch::kInt64),
-             other = torch::tensor({2, 0, 3}, torch::kInt64);
+  const auto user = torch::tensor({0, 1, 2, 2, 0, 3}, torch::kInt64);
   const auto item = torch::tensor({1, 1, 0}, torch::kInt64);
-  const auto rows = values(2, 4, "e").detach();
-  expect_gradients(
-      [&](const std::vector<torch::Tensor>& x) {
-        const auto p = x[0].matmul(x[1]).view({4, 2, 4});
-        const auto y = gather_rows(rows.matmul(x[2]), item).unsqueeze(1);
-        return consensus_loss((p.index_select(0, user) * y).sum(2) / 2,
-                              (p.index_select(0, other) * y).sum(2) / 2);
-      },
-      {values(4, 4, "t"), values(4, 8, "wu"), values(4, 4, "wm")});
+  const std::vector<torch::Tensor> rows = {values(2, 4, "e0").detach(),
+                                           values(2, 4, "e1").detach()};
+  for (const bool split : {false, true}) {
+    for (const bool divided : {true, false}) {
+      const ReviewForm form{4, 2, split, divided, false, false, 0};
+      const int64_t w = form.product_width();
+      std::vector<torch::Tensor> inputs = {values(4, 4, "t"), values(4, 2 * w, "wu"),
+                                           values(4, w, "w0"), values(4, w, "w1")};
+      if (split) {
+        inputs.push_back(values(1, 2 * w, "bu").detach()[0]);
+        inputs.push_back(values(1, w, "b0").detach()[0]);
+        inputs.push_back(values(1, w, "b1").detach()[0]);
+      }
+      expect_gradients(
+          [&](const std::vector<torch::Tensor>& x) {
+            const auto bias = [&](size_t at) { return split ? x[at] : torch::Tensor(); };
+            return consensus_loss(form, x[0], {x[1], bias(4)}, rows,
+                                  {{x[2], bias(5)}, {x[3], bias(6)}}, user, item);
+          },
+          inputs);
+    }
+  }
 }
 
 // The ranking loss with the reviewer inside (reviewer = bpr), from u, W_u, W_m, e and q.
@@ -178,32 +191,65 @@ TEST(R2mrGradients, RankingLossThroughTheFusion) {
       1e-6);
 }
 
-GanBlock block_of(const std::vector<torch::Tensor>& x) { return {x[0], x[1], x[2], x[3]}; }
+/// A small rewriter in double precision, three wide, of two directions.
+struct SmallGan {
+  VectorGan gan{{3, 2, 2, {5, 4}, {4}, {4, 3}, 5, 2, 2e-3, .5, .1}, Random(6)};
+  torch::Tensor source = values(4, 3, "s").detach(), target = values(4, 3, "t").detach();
+  torch::Tensor direction = torch::tensor({0, 1, 1, 0}, torch::kInt64);
+  std::vector<torch::Tensor*> network, discriminator;
 
-// The rewriter away from code changes: what stands behind the codes is constant.
-TEST(R2mrGradients, RewriterAndDiscriminator) {
-  const auto source = values(4, 3, "s").detach(), target = values(4, 3, "t").detach();
-  const std::vector<torch::Tensor> shape = {values(3, 3, "w"), values(1, 3, "b").detach()[0],
-                                            values(1, 3, "g").detach()[0],
-                                            values(1, 3, "h").detach()[0]};
-  const auto judge = [&](const std::vector<torch::Tensor>& x, const torch::Tensor& rows) {
-    return block_of({x.begin(), x.begin() + 4})(rows).matmul(x[4]);
+  SmallGan() {
+    for (auto& [name, tensor] : gan.tensors()) {
+      if (!tensor->defined()) continue;  // of the best state
+      *tensor = tensor->detach().to(torch::kFloat64).set_requires_grad(true);
+      (name.rfind("gan.discriminator", 0) == 0 ? discriminator : network).push_back(tensor);
+    }
+  }
+
+  /// `loss` by central differences in every one of `tensors`.
+  void expect_gradients_of(const std::vector<torch::Tensor*>& tensors,
+                           const std::function<torch::Tensor()>& loss) {
+    std::vector<torch::Tensor> inputs;
+    for (const auto* tensor : tensors) inputs.push_back(*tensor);
+    expect_gradients(
+        [&](const std::vector<torch::Tensor>& x) {
+          for (size_t i = 0; i < x.size(); ++i) *tensors[i] = x[i];
+          return loss();
+        },
+        inputs);
+  }
+};
+
+// L_R as a step has it, away from code changes: what section 4 writes sg stays where it was.
+TEST(R2mrGradients, LossOfTheRewriter) {
+  SmallGan small;
+  const VectorGan& gan = small.gan;
+  const Coded start = gan.code(small.source, small.direction);
+  const auto codes = gan.codes_of(small.source, small.direction);
+  small.expect_gradients_of(small.network, [&] {
+    Coded coded = gan.code(small.source, small.direction);
+    EXPECT_TRUE(torch::equal(gan.codes_of(small.source, small.direction), codes));
+    coded.z_fixed = start.z_fixed;
+    coded.z_q_fixed = start.z_q_fixed;
+    return gan.loss_of_network(coded, gan.decode(coded), small.target).total;
+  });
+  // The discriminator is frozen in it.
+  const Coded coded = gan.code(small.source, small.direction);
+  gan.loss_of_network(coded, gan.decode(coded), small.target).total.backward();
+  for (const auto* tensor : small.discriminator) EXPECT_FALSE(tensor->grad().defined());
+}
+
+// L_D as a step has it; nothing of it goes into the rewriter.
+TEST(R2mrGradients, LossOfTheDiscriminator) {
+  SmallGan small;
+  const VectorGan& gan = small.gan;
+  const auto loss = [&] {
+    const auto e_hat = gan.decode(gan.code(small.source, small.direction));
+    return gan.loss_of_discriminator(small.target, e_hat);
   };
-  const auto logit = values(3, 1, "l");
-  std::vector<torch::Tensor> weights = shape;
-  weights.push_back(logit);
-  expect_gradients(
-      [&](const std::vector<torch::Tensor>& x) {
-        return discriminator_loss(judge(x, target), judge(x, source));
-      },
-      weights);
-  const auto frozen = values(3, 1, "l").detach();
-  expect_gradients(
-      [&](const std::vector<torch::Tensor>& x) {
-        const auto fake = block_of(x)(source);
-        return (fake - target).abs().mean() + .1 * adversarial_loss(fake.matmul(frozen));
-      },
-      shape);
+  small.expect_gradients_of(small.discriminator, loss);
+  loss().backward();
+  for (const auto* tensor : small.network) EXPECT_FALSE(tensor->grad().defined());
 }
 
 // dz = 2 (z - z_q) / n, dcode = .1 * 2 (z_q - z) / n: section 7.

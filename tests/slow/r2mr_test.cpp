@@ -2,7 +2,10 @@
 #include <gtest/gtest.h>
 
 #include <chrono>
+#include <cmath>
 #include <cstdio>
+#include <ctime>
+#include <memory>
 
 #include "tessera/data/import.h"
 #include "tessera/ops/edge_scores.h"
@@ -53,28 +56,50 @@ TEST_P(Planted, HoldsEveryRequiredColumn) {
   EXPECT_GE(auc_sum / 3, .85);
 }
 
-// Ten rounds with a recommender: harm to clean rows, and recall beside that without rewriting.
+/// Trained to the last epoch, with what stood there before the best epoch's rows came back.
+struct ToTheEnd {
+  std::unique_ptr<MadeR2mr> made;
+  State::Saved last;
+  TrainResult result;
+
+  ToTheEnd(const Dataset& data, const Settings& given) {
+    const Settings settings = with(given, {{"stopping_step", 1000, "test"}});
+    made = make_r2mr(data, settings);
+    TrainConfig config = training(settings, find_model("R2MR"));
+    config.on_epoch = [&](int64_t epoch) {
+      if (epoch + 1 < config.settings.epochs) return;
+      last = made->saved();
+      for (auto* file : {&last.weights, &last.optimizer}) {
+        for (auto& [name, tensor] : *file) tensor = tensor.clone();
+      }
+    };
+    result = train_model(*made->model, data, config);
+  }
+};
+
+// Ten rounds with a recommender: harm to clean rows after the tenth, and the recall of the best
+// epoch beside that without rewriting.
 TEST_P(Planted, TenRoundsDoLittleHarm) {
   for (const uint64_t seed : {1, 2, 3}) {
     const Damage damage(GetParam(), seed);
-    Trained full(find_model("R2MR"), damage.data, kTiny);
-    Trained none(find_model("R2MR"), damage.data, with(kTiny, {{"rewrite_every", 0, "test"}}));
-    State state;
-    full.model->state(state);
-    const auto saved = state.save();
-    const auto changed = saved.weights.at("round_of").select(1, 0) > 0;
+    const ToTheEnd full(damage.data, kTiny);
+    const ToTheEnd none(damage.data, with(kTiny, {{"rewrite_every", 0, "test"}}));
+    ASSERT_EQ(full.last.values.at("rounds"), 10);
+    ASSERT_EQ(none.last.values.at("rounds"), 0);
+    const auto changed = full.last.weights.at("round_of").select(1, 0) > 0;
     const auto clean = damage.damaged.logical_not();
     const double harm = changed.masked_select(clean).to(torch::kDouble).mean().item<double>();
     const auto index = clean.nonzero().flatten();
-    const double cosine = mean_cosine(saved.weights.at("image.rows").index_select(0, index),
-                                      saved.optimizer.at("image.original").index_select(0, index));
+    const double cosine =
+        mean_cosine(full.last.weights.at("image.rows").index_select(0, index),
+                    full.last.optimizer.at("image.original").index_select(0, index));
     const double recall = full.result.test->value("recall@20");
     const double without = none.result.test->value("recall@20");
     std::printf(
-        "%s seed %d: best epoch %d, clean rewritten %.2f, cosine %.3f; recall@20 %.3f, "
-        "without rewriting %.3f\n",
-        GetParam().c_str(), static_cast<int>(seed), static_cast<int>(full.result.best_epoch), harm,
-        cosine, recall, without);
+        "%s seed %d: after 10 rounds clean rewritten %.2f, cosine %.3f; best epoch %d, recall@20 "
+        "%.3f, without rewriting %.3f\n",
+        GetParam().c_str(), static_cast<int>(seed), harm, cosine,
+        static_cast<int>(full.result.best_epoch), recall, without);
     EXPECT_LE(harm, .15);
     EXPECT_GE(cosine, .93);
     EXPECT_GE(recall, without - .015);
@@ -84,45 +109,82 @@ TEST_P(Planted, TenRoundsDoLittleHarm) {
 INSTANTIATE_TEST_SUITE_P(Damage, Planted, testing::Values("swap", "noise"),
                          [](const auto& info) { return info.param; });
 
+/// Of a training's rows: AUC of the image scores, and the cosine of the damaged rows rewritten.
+struct Found {
+  double auc = std::nan(""), cosine = std::nan("");
+};
+
+Found found_by(Trained& trained, const Damage& damage) {
+  dynamic_cast<Reporter&>(*trained.model).report();  // reviewer = bpr: scores of the weights kept
+  State state;
+  trained.model->state(state);
+  const State::Saved saved = state.save();
+  const auto scores = saved.weights.at("scores").select(1, 0);
+  const auto scored = scores > 0;
+  Found out;
+  out.auc = auc(scores.masked_select(scored.logical_and(damage.damaged.logical_not())),
+                scores.masked_select(scored.logical_and(damage.damaged)));
+  const auto rewritten =
+      (saved.weights.at("round_of").select(1, 0) > 0).logical_and(damage.damaged);
+  const auto index = rewritten.nonzero().flatten();
+  if (index.numel() > 0) {
+    out.cosine = mean_cosine(saved.weights.at("image.rows").index_select(0, index),
+                             damage.true_rows.index_select(0, index));
+  }
+  return out;
+}
+
 // What the published reviewer makes of the same data, after a training; printed, and held to the
 // reason why it is not the default.
 TEST(PublishedReviewer, DoesNotRecogniseDamage) {
   const Damage damage("swap", 1);
   Trained trained(find_model("R2MR"), damage.data,
                   with(kTiny, {{"reviewer", "bpr", "test"}, {"rewrite_every", 0, "test"}}));
-  dynamic_cast<Reporter&>(*trained.model).report();  // scores of the weights kept
-  State state;
-  trained.model->state(state);
-  const auto scores = state.save().weights.at("scores").select(1, 0);
-  const auto scored = scores > 0;
-  const double found = auc(scores.masked_select(scored.logical_and(damage.damaged.logical_not())),
-                           scores.masked_select(scored.logical_and(damage.damaged)));
-  std::printf("reviewer = bpr: AUC image %.3f\n", found);
-  EXPECT_LT(found, .75);
+  const Found found = found_by(trained, damage);
+  std::printf("reviewer = bpr: AUC image %.3f\n", found.auc);
+  EXPECT_LT(found.auc, .75);
 }
 
-// All ablations of section 8 in one table: three seeds, recall@20 after a training, and AUC and the
-// cosine of what one round repairs. 'tessera compare -m R2MR --ablations' has the paired tests.
+// All ablations of section 8 in one table: three seeds, recall@20 after a training, AUC of the
+// image scores before the first round, and the cosine to the true row of what one round repairs.
+// Scores of .5 tell nothing apart: AUC .5. The published reviewer learns by ranking, so that its
+// AUC and its cosine are those of the training's best epoch. 'tessera compare -m R2MR --ablations'
+// has the paired tests.
 TEST(Ablations, InOneTable) {
+  const auto cell = [](double value, int digits) {
+    return std::isfinite(value) ? fmt::format("{:.{}f}", value, digits) : std::string("-");
+  };
   for (const Ablation& ablation : find_model("R2MR").ablations({"image", "text"})) {
     std::string line = ablation.label;
     Settings settings = kTiny;
-    bool rewrites = true, reviews = true;
+    std::string reviewer = "consensus";
+    bool rewrites = true;
     for (const auto& [name, value] : ablation.settings) {
       settings.push_back({name, value, "ablation"});
       rewrites = rewrites && name != "rewrite_every";
-      reviews = reviews && value != Json("bpr");
+      if (name == "reviewer") reviewer = value.get<std::string>();
     }
+    int n_repaired = 0;
     for (const uint64_t seed : {1, 2, 3}) {
       const Damage damage("swap", seed);
       Trained trained(find_model("R2MR"), damage.data, settings);
       const double recall = trained.result.test->value("recall@20");
-      EXPECT_TRUE(std::isfinite(recall)) << ablation.label;
-      line += fmt::format("; seed {}: recall@20 {:.3f}", seed, recall);
-      if (!rewrites || !reviews) continue;
-      const Repair r = repaired(damage, settings);
-      line += fmt::format(", AUC {:.3f}, cosine {:.2f}", r.auc_before, r.cosine);
+      Found found;
+      if (reviewer == "bpr") {
+        found = found_by(trained, damage);
+      } else {
+        const Repair r = repaired(damage, settings);
+        found = {reviewer == "random" ? .5 : r.auc_before, r.cosine};
+      }
+      line += fmt::format("; seed {}: recall@20 {}, AUC {}, cosine {}", seed, cell(recall, 3),
+                          cell(found.auc, 3), cell(found.cosine, 2));
+      EXPECT_TRUE(std::isfinite(recall)) << line;
+      EXPECT_TRUE(std::isfinite(found.auc)) << line;
+      n_repaired += std::isfinite(found.cosine) ? 1 : 0;
     }
+    // The published reviewer may find no modality that carries a consensus.
+    EXPECT_GE(n_repaired, !rewrites ? 0 : reviewer == "bpr" ? 1 : 3) << line;
+    EXPECT_LE(n_repaired, rewrites ? 3 : 0) << line;
     std::printf("%s\n", line.c_str());
   }
 }
@@ -280,7 +342,16 @@ TEST(RealRepairs, ForOtherModels) {
   fs::remove_all(folder);
 }
 
-// One pass over as many edges as Clothing has, d 384: issue 8 asks for .3 s on two idle cores.
+/// Seconds of this thread's own work: what else the machine does hardly enters.
+double thread_seconds() {
+  timespec now{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+}
+
+// One pass over as many edges as Clothing has, d 384: the aim is .3 s on two idle cores, that is .6
+// s of one thread. A wall clock would measure what else runs, so one thread's own time is held to
+// twice that; both are printed.
 TEST(Speed, EdgeScoresAtClothingSize) {
   const int64_t n_users = 39'387, n_items = 23'033, d = 384;
   const Random random(7, "edges");
@@ -299,15 +370,27 @@ TEST(Speed, EdgeScoresAtClothingSize) {
   const BipartiteGraph graph(torch::tensor(offsets, torch::kInt64),
                              torch::tensor(items, torch::kInt32), n_items);
   const auto y = normal(n_items, d, 0, 1, Random(8)), p = normal(n_users, d, 0, 1, Random(9));
-  double best = 1e9;
-  for (int pass = 0; pass < 5; ++pass) {
+  const auto pass = [&] { edge_sums(graph, y, p, 1, std::sqrt(static_cast<double>(d))); };
+  double wall = 1e9, own = 1e9;
+  for (int repeat = 0; repeat < 5; ++repeat) {
     const auto start = std::chrono::steady_clock::now();
-    edge_sums(graph, y, p, 1, std::sqrt(static_cast<double>(d)));
-    best = std::min(
-        best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    pass();
+    wall = std::min(
+        wall, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   }
-  std::printf("edge scores, %d edges, d 384: %.3f s\n", static_cast<int>(graph.n_edges()), best);
-  EXPECT_LT(best, 3);  // other work may hold the machine
+  const int n_threads = at::get_num_threads();
+  at::set_num_threads(1);
+  for (int repeat = 0; repeat < 5; ++repeat) {
+    const double start = thread_seconds();
+    pass();
+    own = std::min(own, thread_seconds() - start);
+  }
+  at::set_num_threads(n_threads);
+  std::printf(
+      "edge scores, %d edges, d 384: %.3f s with %d threads (aim .3 with two), one thread "
+      "%.3f s of work\n",
+      static_cast<int>(graph.n_edges()), wall, n_threads, own);
+  EXPECT_LT(own, 1.2);
 }
 
 }  // namespace
