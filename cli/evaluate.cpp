@@ -27,8 +27,14 @@ struct Subject {
   std::unique_ptr<Bundle> bundle;
   std::unique_ptr<Model> learned;
   Model* model = nullptr;  ///< null: lists
+  std::string label;       ///< what the model's settings want every result to say
   TrainSettings settings;
 };
+
+std::string label_of(const std::string& model, const Settings& settings) {
+  const ModelInfo& info = find_model(model);
+  return info.label ? info.label(settings) : "";
+}
 
 /// The settings that evaluation reads, given ones applied.
 void apply_settings(TrainSettings& settings, const Settings& given) {
@@ -101,6 +107,7 @@ Subject open_subject(const Common& common, const Flags& flags, const Log& log) {
     }
     OpenRun run = open_run(flags.target, log);
     subject.name = run.model;
+    subject.label = label_of(run.model, run.settings.given);
     subject.settings = run.settings.train_settings;
     subject.seed = subject.settings.seed;
     apply_settings(subject.settings, given);
@@ -128,6 +135,11 @@ Subject open_subject(const Common& common, const Flags& flags, const Log& log) {
     check_same_rows(*subject.bundle, *subject.data, common.dataset());
     subject.name = about.value("model", std::string("?"));
     if (own.is_object() && own.contains("seed")) subject.seed = own["seed"];
+    Settings all;
+    if (own.is_object()) {
+      for (const auto& [name, value] : own.items()) all.push_back({name, value, flags.target});
+    }
+    if (about.contains("model")) subject.label = label_of(subject.name, all);
     subject.model = subject.bundle->model.get();
     return subject;
   }
@@ -256,10 +268,12 @@ void run_evaluate(const Common& common, const Flags& flags) {
           ? evaluate(*subject.model, data, protocol, split, options)
           : evaluate_lists(read_recommendations(flags.recs, data), data, protocol, split, options);
   result.audit["seed"] = subject.seed;
+  // A mask of the training's settings gives way to that of the flag.
+  const bool replaced = !flags.eval_mask.empty() && subject.label.rfind("eval_mask", 0) == 0;
+  if (!subject.label.empty() && !replaced) result.audit["notes"].push_back(subject.label);
   if (!flags.eval_mask.empty()) {
     result.audit["eval_mask"] = flags.eval_mask;
-    result.audit["notes"].push_back(
-        "parts are left out when ranking only, the model was trained with them");
+    result.audit["notes"].push_back(eval_mask_note(flags.eval_mask));
   }
   Json sampled;
   if (flags.sampled > 0) {

@@ -6,6 +6,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cmath>
 #include <cstring>
@@ -108,6 +109,16 @@ class Child {
   int to_ = -1, from_ = -1;
 };
 
+constexpr const char* kNotFinite = "vectors with entries that are no finite numbers";
+
+void count_failure(ExecAnswers& answers, const std::string& reason) {
+  answers.failures[reason] = answers.failures.value(reason, int64_t{0}) + 1;
+}
+
+bool is_finite(const std::vector<float>& row) {
+  return std::all_of(row.begin(), row.end(), [](float v) { return std::isfinite(v); });
+}
+
 void read_npy_answer(const std::string& output, size_t n, ExecAnswers& answers) {
   const std::string what = "the command's .npy";
   const NpyHeader head = parse_npy(output, what);
@@ -124,6 +135,9 @@ void read_npy_answer(const std::string& output, size_t n, ExecAnswers& answers) 
     row.resize(static_cast<size_t>(width));
     floats_of(head.dtype, output.data() + head.data_offset + r * static_cast<size_t>(width) * item,
               row.data(), width);
+    if (is_finite(row)) continue;
+    count_failure(answers, kNotFinite);
+    row.clear();
   }
 }
 
@@ -134,9 +148,7 @@ void read_json_answers(const std::string& output, const std::vector<Json>& reque
     place[requests[r]["id"].get<std::string>()] = r;
   }
   std::vector<bool> answered(requests.size());
-  const auto fail = [&](const std::string& reason) {
-    answers.failures[reason] = answers.failures.value(reason, int64_t{0}) + 1;
-  };
+  const auto fail = [&](const std::string& reason) { count_failure(answers, reason); };
   int64_t line = 0;
   for (size_t at = 0; at < output.size();) {
     const size_t end = std::min(output.find('\n', at), output.size());
@@ -167,8 +179,8 @@ void read_json_answers(const std::string& output, const std::vector<Json>& reque
     for (const auto& value : *vector) {
       row.push_back(value.is_number() ? value.get<float>() : std::nanf(""));
     }
-    if (!std::all_of(row.begin(), row.end(), [](float v) { return std::isfinite(v); })) {
-      fail("vectors with entries that are no finite numbers");
+    if (!is_finite(row)) {
+      fail(kNotFinite);
       continue;
     }
     answers.rows[found->second] = std::move(row);

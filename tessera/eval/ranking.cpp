@@ -4,6 +4,7 @@
 
 #include "tessera/base/error.h"
 #include "tessera/model/sequence_model.h"
+#include "tessera/model/part_ranked.h"
 #include "tessera/ops/topk.h"
 
 namespace tessera {
@@ -29,11 +30,13 @@ int64_t ranking_block(Model& model, int64_t wanted) {
   return std::clamp<int64_t>(kScoreBytes / row_bytes, 1, wanted);
 }
 
-BlockScores::BlockScores(Model& model, const Queries& queries) {
+BlockScores::BlockScores(Model& model, const Queries& queries) : model_(model), queries_(queries) {
   if (auto* factors = dynamic_cast<FactorModel*>(&model)) {
     users_ = factors->user_vectors(queries);
     items_ = factors->item_vectors();
     return;
+  } else if (auto* parts = dynamic_cast<PartRanked*>(&model)) {
+    parts_ = parts->part_factors(queries);
   }
   if (auto* sequence = dynamic_cast<SequenceModel*>(&model)) {
     const auto factors = sequence->factors(queries);
@@ -43,19 +46,25 @@ BlockScores::BlockScores(Model& model, const Queries& queries) {
   if (!items_.defined()) scores_ = model.score(queries);
 }
 
+const torch::Tensor& BlockScores::scores() const {
+  if (!scores_.defined()) scores_ = model_.score(queries_);
+  return scores_;
+}
+
 TopLists BlockScores::top(const Ragged& mask, const torch::Tensor& hidden, int64_t k) const {
   const RankMask without{mask.offsets, mask.items, hidden};
-  const TopK best = scores_.defined() ? top_k_scores(scores_, without, k)
-                                      : top_k_product(users_, items_, without, k);
+  const TopK best = users_.defined() ? top_k_product(users_, items_, without, k)
+                    : parts_         ? top_k_parts(*parts_, without, k)
+                                     : top_k_scores(scores(), without, k);
   return {best.items, best.scores};
 }
 
 Places BlockScores::places(const Ragged& mask, const torch::Tensor& hidden,
                            const Ragged& held) const {
   const RankMask without{mask.offsets, mask.items, hidden};
-  const Ranks ranks = scores_.defined()
-                          ? count_above_scores(scores_, without, held.offsets, held.items)
-                          : count_above_product(users_, items_, without, held.offsets, held.items);
+  const Ranks ranks = users_.defined()
+                          ? count_above_product(users_, items_, without, held.offsets, held.items)
+                          : count_above_scores(scores(), without, held.offsets, held.items);
   Places places;
   const auto* n_candidates = ranks.n_candidates.const_data_ptr<int64_t>();
   places.n_candidates.assign(n_candidates, n_candidates + ranks.n_candidates.size(0));

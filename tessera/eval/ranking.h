@@ -1,8 +1,10 @@
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include "tessera/eval/evaluate.h"
+#include "tessera/ops/parts.h"
 
 namespace tessera {
 
@@ -22,8 +24,9 @@ struct Places {
 /// them whole.
 int64_t ranking_block(Model& model, int64_t wanted);
 
-/// The scores of one block of queries: whole, or as factors whose product is ranked piece by piece.
-/// A NaN score ends with RunError (exit 5). `mask` (rows sorted) and `hidden` may be undefined.
+/// The scores of one block of queries: whole, or as factors or parts whose scores are made and
+/// ranked piece by piece. The model outlives it. A NaN score ends with RunError (exit 5). `mask`
+/// (rows sorted) and `hidden` may be undefined.
 class BlockScores {
  public:
   BlockScores(Model& model, const Queries& queries);
@@ -32,8 +35,12 @@ class BlockScores {
   Places places(const Ragged& mask, const torch::Tensor& hidden, const Ragged& held) const;
 
  private:
-  torch::Tensor scores_;         // [n, n_items], or
-  torch::Tensor users_, items_;  // [n, dim], [n_items, dim]
+  const torch::Tensor& scores() const;
+  Model& model_;
+  const Queries queries_;
+  torch::Tensor users_, items_;       // [n, dim], [n_items, dim], or
+  std::optional<PartFactors> parts_;  // for lists, or
+  mutable torch::Tensor scores_;      // [n, n_items], once asked for
 };
 
 }  // namespace tessera

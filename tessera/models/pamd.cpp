@@ -5,6 +5,7 @@
 #include "tessera/base/error.h"
 #include "tessera/model/eval_mask.h"
 #include "tessera/model/item_pretrainer.h"
+#include "tessera/model/part_ranked.h"
 #include "tessera/model/registry.h"
 #include "tessera/model/row_encoder.h"
 #include "tessera/nn/part_net.h"
@@ -19,6 +20,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr double kPcaScale = 0.25;  // section 1: L_ort grows with the fourth power of the scale
 constexpr int64_t kPcaWidth = 128;
+constexpr double kCollapsed = 1e-3;  // mean norm of common parts
 constexpr int64_t kCheckEvery = 10, kChecks = 5, kMinEpochs = 50, kMaxEpochs = 1000;
 
 /// What one modality's raw rows go through (section 1), fitted on the present rows.
@@ -71,6 +73,7 @@ class Pamd : public Model,
              public TrainedSupplier,
              public Reporter,
              public ItemPretrainer,
+             public PartRanked,
              public EvalMask {
  public:
   struct Config {
@@ -133,7 +136,7 @@ class Pamd : public Model,
              "parts that attention sees, like image_common; empty: all; none: IDs alone");
       f.list("without_parts", without_parts, "parts that attention does not see");
       f.list("eval_mask", eval_mask,
-             "parts left out when ranking only, for a look at a trained model; all: IDs alone");
+             "parts left out when ranking only, which every result then says; all: IDs alone");
       f.choice("loss", loss, "of positive and negative scores", {"bce", "bpr"});
       f.add("finetune_lr", finetune_lr,
             "learning rate of pretrained tensors; search 1e-4, 3e-4, 1e-3", at_least(0));
@@ -154,11 +157,15 @@ class Pamd : public Model,
                 {"pre_epochs", 220},
                 {"id_std", 1.0},
                 {"finetune_lr", 1e-4},
-                {"train_batch_size", 100}});
+                {"train_batch_size", 100},
+                {"eval_step", 20}});
       f.preset("preset", "separate", {{"purify", 0.03}, {"order_specific", "abs"}, {"w_en", 10.0}});
       f.global_default("train_batch_size", 1024);
       f.global_default("weight_decay", 1e-5);
     }
+
+    /// What every result with these settings must say.
+    std::string label() const { return eval_mask.empty() ? "" : eval_mask_note(eval_mask); }
 
     /// vc, vs, cc and cs are the published names of image and text, common and specific.
     static std::vector<Ablation> ablations(const std::vector<std::string>& modalities) {
@@ -285,18 +292,21 @@ class Pamd : public Model,
 
   /// Users without a train row get the items' train counts: nothing personal is known of them.
   torch::Tensor score(const Queries& queries) override {
-    const auto users = queries.users.defined() ? queries.users.to(torch::kInt64)
-                                               : torch::full({queries.size()}, -1, torch::kInt64);
-    auto ids = items_->value();
-    if (config_.cold_id == "zero") ids = ids * (counts_ > 0).to(torch::kFloat).unsqueeze(1);
-    const auto every = torch::arange(data_.n_items, torch::kInt64);
-    auto out =
-        part_scores(users_->rows(users.clamp_min(0)), ids, all_tokens(), open(every, ranked_));
+    const auto users = users_of(queries);
+    const PartFactors of = factors(users);
+    auto out = part_scores(of.users, of.ids, of.parts, of.open);
     const auto* user = users.const_data_ptr<int64_t>();
     for (int64_t row = 0; row < users.size(0); ++row) {
-      if (user[row] < 0 || data_.train.of(user[row]).empty()) out[row].copy_(counts_);
+      if (!is_known(user[row])) out[row].copy_(counts_);
     }
     return out;
+  }
+  std::optional<PartFactors> part_factors(const Queries& queries) override {
+    const auto users = users_of(queries);
+    const auto* user = users.const_data_ptr<int64_t>();
+    const bool known =
+        std::all_of(user, user + users.size(0), [&](int64_t u) { return is_known(u); });
+    return known ? std::optional(factors(users)) : std::nullopt;
   }
 
   // --- features for others -----------------------------------------------------------------
@@ -319,6 +329,18 @@ class Pamd : public Model,
   void forget() override { all_tokens_ = torch::Tensor(); }
 
  private:
+  static torch::Tensor users_of(const Queries& queries) {
+    return queries.users.defined() ? queries.users.to(torch::kInt64).contiguous()
+                                   : torch::full({queries.size()}, -1, torch::kInt64);
+  }
+  bool is_known(int64_t user) const { return user >= 0 && !data_.train.of(user).empty(); }
+  PartFactors factors(const torch::Tensor& users) {
+    auto ids = items_->value();
+    if (config_.cold_id == "zero") ids = ids * (counts_ > 0).to(torch::kFloat).unsqueeze(1);
+    const auto every = torch::arange(data_.n_items, torch::kInt64);
+    return {users_->rows(users.clamp_min(0)), ids, all_tokens(), open(every, ranked_)};
+  }
+
   Random init(const std::string& name) const { return random_.stream("init." + name); }
   const std::vector<std::string>& names() const { return net_.options().names; }
   int64_t n_modalities() const { return static_cast<int64_t>(names().size()); }
@@ -477,6 +499,8 @@ class Pamd : public Model,
   Json picture_view(const torch::Tensor& tokens) const;
   Json neighbour_view(const torch::Tensor& tokens) const;
   Json separation_view(const torch::Tensor& tokens) const;
+  std::vector<NamedRows> raw_parts(const std::vector<Feature>& features, int64_t n_items,
+                                   Json& overlaps) const;
   std::vector<NamedRows> parts_of(const std::vector<Feature>& features, int64_t n_items,
                                   const std::string& stage);
 
@@ -568,6 +592,11 @@ void Pamd::pretrain_epoch(const std::vector<int64_t>& items) {
   }
 }
 
+/// A of a check: matched less unmatched cosine.
+double gap_of(const Json& check) {
+  return check["matched"].get<double>() - check["unmatched"].get<double>();
+}
+
 /// H, A and what else one check logs, on those items.
 Json Pamd::check(const torch::Tensor& held, const Watch& watch) {
   const torch::NoGradGuard no_grad;
@@ -577,12 +606,17 @@ Json Pamd::check(const torch::Tensor& held, const Watch& watch) {
     parts.push_back(net_.split(m, x_[m].index_select(0, held)));
   }
   const int64_t n = held.size(0);
-  double matched = 0, unmatched = 0, norm_c = 0, norm_s = 0, first = 0, tenth = 0;
+  double matched = 0, unmatched = 0, first = 0, tenth = 0;
+  std::vector<double> norms_c, norms_s;
   int64_t n_pairs = 0;
   std::vector<torch::Tensor> all_matched;
   for (size_t a = 0; a < parts.size(); ++a) {
-    norm_c += parts[a].c.norm(2, {1}).mean().item<double>() / static_cast<double>(parts.size());
-    norm_s += parts[a].s.norm(2, {1}).mean().item<double>() / static_cast<double>(parts.size());
+    norms_c.push_back(parts[a].c.norm(2, {1}).mean().item<double>());
+    norms_s.push_back(parts[a].s.norm(2, {1}).mean().item<double>());
+    if (norms_c.back() < kCollapsed) {
+      watch.text.warn("pretraining: the common parts of '{}' collapse, their mean norm is {:.2g}",
+                      names()[a], norms_c.back());
+    }
     for (size_t b = a + 1; b < parts.size(); ++b, ++n_pairs) {
       const auto table = cosine_table(parts[a].c, parts[b].c).to(torch::kDouble);
       const double diagonal = table.trace().item<double>();
@@ -598,9 +632,6 @@ Json Pamd::check(const torch::Tensor& held, const Watch& watch) {
   }
   matched /= static_cast<double>(n_pairs);
   unmatched /= static_cast<double>(n_pairs);
-  if (norm_c < 1e-3) {
-    watch.text.warn("pretraining: the common parts collapse, their mean norm is {:.2g}", norm_c);
-  }
   Json out = {{"epoch", pre_epoch_}, {"loss", {{"total", loss.total.item<double>()}}}};
   for (const auto& [name, value] : loss.terms) out["loss"][name] = value.item<double>();
   out["l"] = Json::object();
@@ -618,8 +649,36 @@ Json Pamd::check(const torch::Tensor& held, const Watch& watch) {
   out["hit@1"] = first / static_cast<double>(n_pairs);
   out["hit@10"] = tenth / static_cast<double>(n_pairs);
   out["n_held_out"] = n;
-  out["norm_c"] = norm_c;
-  out["norm_s"] = norm_s;
+  for (const auto& [name, norms] : {std::pair("norm_c", &norms_c), std::pair("norm_s", &norms_s)}) {
+    double sum = 0;
+    for (const double norm : *norms) sum += norm;
+    out[name] = sum / static_cast<double>(norms->size());
+    for (size_t m = 0; m < norms->size(); ++m) {
+      out[name + std::string("_of")][names()[m]] = (*norms)[m];
+    }
+  }
+  return out;
+}
+
+/// All terms of a check as one line for people.
+std::string words_of(const Json& check) {
+  std::string out = fmt::format("held-out loss: {:.4f}", check["loss"]["total"].get<double>());
+  const auto add = [&out](const std::string& name, const Json& value) {
+    out += fmt::format(", {}: {:.4f}", name, value.get<double>());
+  };
+  for (const auto& [name, value] : check["loss"].items()) {
+    if (name != "total") add(name, value);
+  }
+  for (const auto& [name, value] : check["l"].items()) add("l " + name, value);
+  for (const char* name : {"p_c", "p_0", "p_s"}) add(name, check[name]);
+  add("in order", check["ordered"]);
+  out += fmt::format(", A: {:.4f} (matched {:.4f}, unmatched {:.4f})", gap_of(check),
+                     check["matched"].get<double>(), check["unmatched"].get<double>());
+  for (const char* name : {"norm_c", "norm_s"}) {
+    for (const auto& [modality, norm] : check[name + std::string("_of")].items()) {
+      add(fmt::format("{} {}", name, modality), norm);
+    }
+  }
   return out;
 }
 
@@ -644,11 +703,7 @@ void Pamd::fit(const Watch& watch) {
     event.update(line);
     seconds = 0;
     watch.log(event);
-    watch.text.info(
-        "pretraining epoch {} [held-out loss: {:.4f}, common parts: matched cosine {:.3f}, "
-        "unmatched {:.3f}, in order: {:.3f}]",
-        pre_epoch_, line["loss"]["total"].get<double>(), line["matched"].get<double>(),
-        line["unmatched"].get<double>(), line["ordered"].get<double>());
+    watch.text.info("pretraining epoch {} [{}]", pre_epoch_, words_of(line));
     checks_.push_back(line);
   };
   if (!idle && pre_epoch_ == 0 && checks_.empty()) note(check(held, watch));
@@ -666,7 +721,7 @@ void Pamd::fit(const Watch& watch) {
       const Json line = check(held, watch);
       note(line);
       const double loss = line["loss"]["total"].get<double>();
-      const double gap = line["matched"].get<double>() - line["unmatched"].get<double>();
+      const double gap = gap_of(line);
       const bool lower = loss < best_loss_ - 1e-3 * std::abs(best_loss_);
       const bool wider = gap > best_gap_ + 0.01;
       if (lower) best_loss_ = loss;
@@ -679,6 +734,8 @@ void Pamd::fit(const Watch& watch) {
       saved = Clock::now();
     }
   }
+  // What exports and reports call "after pretraining".
+  if (!idle && checks_.back()["epoch"] != pre_epoch_) note(check(held, watch));
   bar.advance(n_epochs - pre_epoch_);
   pre_done_ = 1;
   adam_.moments().clear();
@@ -705,55 +762,64 @@ void Pamd::fill_by_decoding() {
   }
 }
 
-/// Section 6; `stage` says whether the encoders have seen interactions.
-std::vector<NamedRows> Pamd::parts_of(const std::vector<Feature>& features, int64_t n_items,
-                                      const std::string& stage) {
-  const torch::NoGradGuard no_grad;
-  const int64_t d = config_.embedding_size;
-  auto sum = torch::zeros({n_items, d});
-  auto n = torch::zeros({n_items, 1});
+/// Common and specific parts of items by name, those that have any; `overlap`s by modality.
+std::vector<NamedRows> Pamd::raw_parts(const std::vector<Feature>& features, int64_t n_items,
+                                       Json& overlaps) const {
   std::vector<NamedRows> out(1);
-  Json overlaps = Json::object();
-  const auto normed = [&](torch::Tensor rows) {
-    if (config_.export_norm == "l2") {
-      return rows / rows.square().sum(1, true).sqrt().clamp_min(1e-12);
-    }
-    if (config_.export_norm != "zscore" || rows.size(0) == 0) return rows;
-    const auto spread = rows.std(0, /*unbiased=*/false);
-    const auto scaled = (rows - rows.mean(0)) / spread.clamp_min(1e-6);
-    return torch::where(spread >= 1e-6, scaled, torch::zeros_like(scaled));
-  };
-  const auto named = [&](const std::string& name, const torch::Tensor& rows,
-                         const torch::Tensor& items) {
-    return NamedRows{name, normed(rows).contiguous(), items, Json::object()};
-  };
+  std::vector<torch::Tensor> common, present;
   for (size_t m = 0; m < names().size(); ++m) {
     const auto place = std::find_if(features.begin(), features.end(),
                                     [&](const Feature& f) { return f.name == names()[m]; });
     if (place == features.end()) continue;
-    const auto items = place->present().nonzero().squeeze(1);
     if (place->width() != data_.features[m].width()) {
       throw data_error("modality '{}' is {} wide, PAMD was trained with {}", place->name,
                        place->width(), data_.features[m].width());
     }
+    const auto there = place->present();
+    const auto items = there.nonzero().squeeze(1);
     if (items.size(0) == 0) continue;
     const Parts parts = net_.split(m, preparations_[m](place->gather(items)));
-    sum.index_add_(0, items, parts.c);
-    n.index_add_(0, items, torch::ones({items.size(0), 1}));
+    present.push_back(there);
+    common.push_back(
+        torch::zeros({n_items, config_.embedding_size}).index_copy_(0, items, parts.c));
     overlaps[names()[m]] =
         items.size(0) >= 8 ? Json(overlap(parts.c, parts.s).item<double>()) : Json();
-    out.push_back(named(names()[m] + "_specific", parts.s, items));
+    out.push_back({names()[m] + "_specific", parts.s, items, Json::object()});
   }
-  const auto items = (n.squeeze(1) > 0).nonzero().squeeze(1);
-  if (items.size(0) == 0) {
+  if (out.size() == 1) {
     throw data_error("no item has one of the modalities {}", fmt::join(names(), ", "));
   }
-  const auto mean = sum / n.clamp_min(1);
-  out[0] = named("common", mean.index_select(0, items), items);
+  auto any = present[0];
+  for (const auto& there : present) any = any.logical_or(there);
+  const auto items = any.nonzero().squeeze(1);
+  out[0] = {"common", mean_common(common, present).index_select(0, items), items, Json::object()};
+  return out;
+}
+
+/// Section 6; `stage` says whether the encoders have seen interactions. zscore takes mean and
+/// spread of the items that PAMD was trained on, whichever items are asked for.
+std::vector<NamedRows> Pamd::parts_of(const std::vector<Feature>& features, int64_t n_items,
+                                      const std::string& stage) {
+  const torch::NoGradGuard no_grad;
+  Json overlaps = Json::object(), unused = Json::object();
+  std::vector<NamedRows> out = raw_parts(features, n_items, overlaps), catalogue;
+  if (config_.export_norm == "zscore") {
+    catalogue = raw_parts(data_.features, data_.n_items, unused);
+  }
   const Json last = checks_.empty() ? Json::object() : checks_.back();
-  for (auto& rows : out) {
-    rows.card = {{"name", "PAMD"},
-                 {"part", rows.modality},
+  for (auto& part : out) {
+    if (config_.export_norm == "l2") {
+      part.rows = part.rows / part.rows.square().sum(1, true).sqrt().clamp_min(1e-12);
+    }
+    for (const auto& all : catalogue) {
+      if (all.modality != part.modality) continue;
+      const auto spread = all.rows.std(0, /*unbiased=*/false);
+      const auto scaled = (part.rows - all.rows.mean(0)) / spread.clamp_min(1e-6);
+      part.rows = torch::where(spread >= 1e-6, scaled, torch::zeros_like(scaled));
+    }
+    part.rows = part.rows.contiguous();
+    part.card = {{"name", "PAMD"},
+                 {"part", part.modality},
                  {"stage", stage},
                  {"norm", config_.export_norm},
                  {"uses_interactions", stage == "finetuned"},
@@ -769,25 +835,32 @@ std::vector<NamedRows> Pamd::parts_of(const std::vector<Feature>& features, int6
 
 namespace {
 
-/// Weights of attention over many pairs of a user and an item.
+/// Weights of attention over many pairs of a user and an item, beside those of uniform attention
+/// over the same parts.
 struct AttentionSums {
   static constexpr int64_t kBins = 20;
   const char* name;
   double n = 0, common_wins = 0;
-  torch::Tensor by_token, bins;  ///< float64 [K], [kBins]
+  torch::Tensor by_token, uniform, bins;  ///< float64 [K], [K], [kBins]
 
   AttentionSums(const char* name, int64_t n_tokens)
       : name(name),
         by_token(torch::zeros({n_tokens}, torch::kDouble)),
+        uniform(torch::zeros({n_tokens}, torch::kDouble)),
         bins(torch::zeros({kBins}, torch::kDouble)) {}
-  /// w [K, pairs], the first `n_common` rows of common parts; of the chosen pairs only
-  void add(const torch::Tensor& w, int64_t n_common) {
-    if (w.size(1) == 0) return;
+  /// all [K, n_users * n_items]: weights, the first `n_common` rows of common parts; of the chosen
+  /// pairs only. even float64 [K, n_items]: uniform attention to the open parts of an item
+  void add(const torch::Tensor& all, const torch::Tensor& pairs, int64_t n_common,
+           const torch::Tensor& even) {
+    if (pairs.size(0) == 0) return;
+    const auto w = all.index_select(1, pairs);
     const auto common = w.slice(0, 0, n_common).sum(0);
     const auto specific = w.slice(0, n_common).sum(0);
     n += static_cast<double>(w.size(1));
     common_wins += (common > specific).sum().item<double>();
     by_token += w.sum(1, /*keepdim=*/false, torch::kDouble);
+    uniform += even.mv(
+        torch::bincount(pairs.remainder(even.size(1)), {}, even.size(1)).to(torch::kDouble));
     bins += torch::histc(common.clamp(0, 1), kBins, 0, 1).to(torch::kDouble);
   }
 };
@@ -809,6 +882,9 @@ Json Pamd::attention_view() {
   }
   const auto users = torch::tensor(chosen, torch::kInt64);
   const auto gates = open(torch::arange(data_.n_items, torch::kInt64), ranked_);
+  auto even = gates.defined() ? gates.t().to(torch::kDouble)
+                              : torch::ones({n_tokens(), data_.n_items}, torch::kDouble);
+  even = even / even.sum(0, true).clamp_min(1);
   const int64_t k = std::min(kList, data_.n_items);
   const int64_t step = std::max<int64_t>(1, kBlock / std::max<int64_t>(1, data_.n_items));
   std::vector<AttentionSums> sets;
@@ -842,18 +918,31 @@ Json Pamd::attention_view() {
       }
     }
     const auto w = part_weights(users_->rows(block), all_tokens(), gates).flatten(1);
-    sets[0].add(w.index_select(1, torch::tensor(hits, torch::kInt64)), n_modalities());
-    sets[1].add(w.index_select(1, torch::tensor(listed, torch::kInt64)), n_modalities());
-    sets[2].add(w.index_select(1, candidate.flatten().nonzero().squeeze(1)), n_modalities());
+    sets[0].add(w, torch::tensor(hits, torch::kInt64), n_modalities(), even);
+    sets[1].add(w, torch::tensor(listed, torch::kInt64), n_modalities(), even);
+    sets[2].add(w, candidate.flatten().nonzero().squeeze(1), n_modalities(), even);
   }
   Json rows = Json::array(), labels = Json::array(), shares = Json::array();
+  Json of_modalities = Json::array();
+  double mark = 0.5;  // of the last set, all candidates
   std::vector<Json> by_token(token_names_.size(), Json::array());
   for (const auto& set : sets) {
     if (set.n == 0) continue;
     const auto mean = (set.by_token / set.n).contiguous(), bins = (set.bins / set.n).contiguous();
-    rows.push_back({set.name, static_cast<int64_t>(set.n),
-                    mean.slice(0, 0, n_modalities()).sum().item<double>(),
-                    set.common_wins / set.n});
+    const auto uniform = set.uniform / set.n;
+    const auto common = [&](const torch::Tensor& of) {
+      return of.slice(0, 0, n_modalities()).sum().item<double>();
+    };
+    mark = common(uniform);
+    rows.push_back(
+        {set.name, static_cast<int64_t>(set.n), common(mean), mark, set.common_wins / set.n});
+    for (int64_t m = 0; m < n_modalities(); ++m) {
+      const auto share = [&](const torch::Tensor& of) {
+        return (of[m] + of[n_modalities() + m]).item<double>();
+      };
+      of_modalities.push_back(
+          {set.name, names()[static_cast<size_t>(m)], share(mean), share(uniform)});
+    }
     labels.push_back(set.name);
     const auto* bin = bins.const_data_ptr<double>();
     shares.push_back(
@@ -869,30 +958,36 @@ Json Pamd::attention_view() {
   return {
       {"title", "Attention: common against specific parts"},
       {"note",
-       fmt::format("Share of the attention that the common parts get; uniform attention is .5. "
+       fmt::format("Share of the attention that the common parts get, beside what uniform "
+                   "attention to the same parts would give them. "
                    "Over the hits in lists of {}, over the whole lists, and over all candidates: "
                    "each of {} users{} with each item that the user has no train row of.",
                    k, chosen.size(),
                    chosen.size() < n_known ? fmt::format(" drawn from {}", n_known) : "")},
-      {"blocks", Json::array({Json{{"kind", "table"},
-                                   {"title", "Mean share of common parts (uniform: .5)"},
-                                   {"columns", {"pairs of", "n", "common", "common > specific"}},
-                                   {"rows", rows}},
-                              Json{{"kind", "histogram"},
-                                   {"title", "Share of common parts, pairs of a user and an item"},
-                                   {"x", "share of common parts"},
-                                   {"y", "share of pairs"},
-                                   {"low", 0},
-                                   {"high", 1},
-                                   {"series", shares},
-                                   {"mark", {{"name", "uniform"}, {"value", 0.5}}}},
-                              Json{{"kind", "bars"},
-                                   {"title", "Mean attention by part"},
-                                   {"x", "pairs of"},
-                                   {"y", "share of attention"},
-                                   {"stacked", true},
-                                   {"labels", labels},
-                                   {"series", series}}})}};
+      {"blocks",
+       Json::array({Json{{"kind", "table"},
+                         {"title", "Mean share of common parts"},
+                         {"columns", {"pairs of", "n", "common", "uniform", "common > specific"}},
+                         {"rows", rows}},
+                    Json{{"kind", "histogram"},
+                         {"title", "Share of common parts, pairs of a user and an item"},
+                         {"x", "share of common parts"},
+                         {"y", "share of pairs"},
+                         {"low", 0},
+                         {"high", 1},
+                         {"series", shares},
+                         {"mark", {{"name", "uniform"}, {"value", mark}}}},
+                    Json{{"kind", "bars"},
+                         {"title", "Mean attention by part"},
+                         {"x", "pairs of"},
+                         {"y", "share of attention"},
+                         {"stacked", true},
+                         {"labels", labels},
+                         {"series", series}},
+                    Json{{"kind", "table"},
+                         {"title", "Mean share by modality"},
+                         {"columns", {"pairs of", "modality", "share", "uniform"}},
+                         {"rows", of_modalities}}})}};
 }
 
 /// Before and after pretraining, and as it stands: always matched and unmatched together.
@@ -912,7 +1007,7 @@ Json Pamd::cosine_view() {
   };
   if (!checks_.empty()) {
     add("before pretraining", checks_.front());
-    add("after pretraining", checks_.back());
+    if (pre_epoch_ > 0) add("after pretraining", checks_.back());
   }
   if (held.size(0) >= 2) add("now", check(held, {}));
   return {{"title", "Do the common parts agree?"},
@@ -987,9 +1082,11 @@ Json Pamd::picture_view(const torch::Tensor& tokens) const {
   return view;
 }
 
-/// The five nearest by each kind of part, for three items; what only one list holds is marked.
+/// The five nearest by each kind of part, for items drawn at random, one of which the reader
+/// chooses. Only items that have a modality are compared by it.
 Json Pamd::neighbour_view(const torch::Tensor& tokens) const {
   constexpr int64_t kNearest = 5;
+  constexpr size_t kItems = 24;
   std::vector<int64_t> items;
   for (int64_t i = 0; i < data_.n_items; ++i) {
     if (std::all_of(present_.begin(), present_.end(),
@@ -997,34 +1094,48 @@ Json Pamd::neighbour_view(const torch::Tensor& tokens) const {
       items.push_back(i);
     }
   }
-  Json view = {{"title", "Neighbours by part"},
-               {"note", "The nearest items by cosine; marked: in this list only."},
-               {"blocks", Json::array()}};
-  if (data_.n_items <= kNearest) return view;
+  Json view = {
+      {"title", "Neighbours by part"},
+      {"note",
+       "The nearest items by cosine, of those that have the modality; marked: in this list "
+       "only."},
+      {"choose", "Item"},
+      {"blocks", Json::array()}};
   random_.stream("report.neighbours").shuffle(items, 0);
-  items.resize(std::min<size_t>(items.size(), 3));
-  std::vector<std::pair<std::string, torch::Tensor>> kinds;
-  if (config_.tokens == "whole") {
-    kinds.emplace_back("whole", tokens.mean(1));
-  } else {
-    kinds.emplace_back("common", tokens.slice(1, 0, n_modalities()).mean(1));
-    for (int64_t k = n_modalities(); k < n_tokens(); ++k) {
-      kinds.emplace_back(token_names_[static_cast<size_t>(k)], tokens.select(1, k));
-    }
+  items.resize(std::min<size_t>(items.size(), kItems));
+  struct Kind {
+    std::string name;
+    torch::Tensor rows, there;  // float [n_items, d], bool [n_items]
+  };
+  std::vector<Kind> kinds;
+  std::vector<torch::Tensor> first;
+  auto any = present_[0];
+  for (int64_t m = 0; m < n_modalities(); ++m) {
+    first.push_back(tokens.select(1, m));
+    any = any.logical_or(present_[static_cast<size_t>(m)]);
+  }
+  kinds.push_back(
+      {config_.tokens == "whole" ? "whole" : "common", mean_common(first, present_), any});
+  for (int64_t k = n_modalities(); k < n_tokens(); ++k) {
+    kinds.push_back({token_names_[static_cast<size_t>(k)], tokens.select(1, k),
+                     present_[static_cast<size_t>(k - n_modalities())]});
   }
   for (const int64_t of : items) {
+    const std::string id(data_.item_ids[of]);
     Json groups = Json::array();
     std::map<int64_t, int> times;
     std::vector<std::vector<int64_t>> lists;
-    for (const auto& [name, rows] : kinds) {
-      auto cosines = cosine_table(rows.slice(0, of, of + 1), rows)[0];
+    for (const auto& kind : kinds) {
+      auto cosines = cosine_table(kind.rows.slice(0, of, of + 1), kind.rows)[0];
+      cosines.masked_fill_(kind.there.logical_not(), -2);
+      const int64_t n = std::min(kNearest, kind.there.sum().item<int64_t>() - 1);
       cosines[of] = -2;
-      const auto best = std::get<1>(cosines.topk(kNearest)).contiguous();
-      lists.emplace_back(best.const_data_ptr<int64_t>(), best.const_data_ptr<int64_t>() + kNearest);
+      const auto best = std::get<1>(cosines.topk(n)).contiguous();
+      lists.emplace_back(best.const_data_ptr<int64_t>(), best.const_data_ptr<int64_t>() + n);
       for (const int64_t item : lists.back()) ++times[item];
     }
     Json self;
-    self["id"] = std::string(data_.item_ids[of]);
+    self["id"] = id;
     groups.push_back({{"label", "item"}, {"items", Json::array({self})}});
     for (size_t k = 0; k < kinds.size(); ++k) {
       Json cards = Json::array();
@@ -1034,9 +1145,10 @@ Json Pamd::neighbour_view(const torch::Tensor& tokens) const {
         if (kinds.size() > 1 && times[item] == 1) card["mark"] = "only here";
         cards.push_back(card);
       }
-      groups.push_back({{"label", "by " + kinds[k].first}, {"items", cards}});
+      groups.push_back({{"label", "by " + kinds[k].name}, {"items", cards}});
     }
-    view["blocks"].push_back({{"kind", "cards"}, {"title", "Neighbours"}, {"groups", groups}});
+    view["blocks"].push_back(
+        {{"kind", "cards"}, {"title", "Neighbours of " + id}, {"groups", groups}});
   }
   return view;
 }
@@ -1068,7 +1180,9 @@ Json Pamd::report() {
   const torch::NoGradGuard no_grad;
   const torch::Tensor tokens = all_tokens();
   Json out = {{"model", "PAMD"}, {"views", Json::array()}};
-  if (config_.tokens != "whole") out["views"].push_back(attention_view());
+  if (config_.tokens != "whole" && ranked_.any().item<bool>()) {
+    out["views"].push_back(attention_view());
+  }
   out["views"].push_back(cosine_view());
   out["views"].push_back(picture_view(tokens));
   out["views"].push_back(neighbour_view(tokens));

@@ -33,6 +33,22 @@ torch::Tensor taken(const torch::Tensor& x, const torch::Tensor& rows) {
 
 }  // namespace
 
+torch::Tensor mean_common(const std::vector<torch::Tensor>& c,
+                          const std::vector<torch::Tensor>& present) {
+  auto sum = torch::zeros_like(c[0]), n = torch::zeros({c[0].size(0), 1}, c[0].options());
+  for (size_t m = 0; m < c.size(); ++m) {
+    if (!present[m].defined()) {
+      sum += c[m];
+      n += 1;
+      continue;
+    }
+    const auto there = present[m].unsqueeze(1);
+    sum += torch::where(there, c[m], torch::zeros_like(c[m]));
+    n += there.to(n.scalar_type());
+  }
+  return sum / n.clamp_min(1);
+}
+
 PartNet::PartNet(PartNetOptions options,
                  std::function<const torch::Tensor&(const std::string&)> tensor)
     : options_(std::move(options)), tensor_(std::move(tensor)) {}

@@ -39,6 +39,11 @@ struct Parts {
   torch::Tensor e, c, s;
 };
 
+/// The common part of items over their modalities, [n, d]: the mean of c[m] [n, d] over the
+/// modalities m with present[m] (bool [n], undefined: all); 0 for an item without any.
+torch::Tensor mean_common(const std::vector<torch::Tensor>& c,
+                          const std::vector<torch::Tensor>& present);
+
 class PartNet {
  public:
   /// `tensor(name)` gives the parameter of that name whenever it is needed.

@@ -1,5 +1,7 @@
 #include "tessera/ops/part_kernels.h"
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 
 namespace tessera::kernels {
@@ -52,6 +54,54 @@ void part_softmax(const float* a, int64_t stride, const float* open, int64_t n_p
   }
   for (int64_t j = 0; j < kPartLanes; ++j) {
     y[j] = a[j] + (sum[j] > 0 ? weighted[j] / sum[j] : 0.0F);
+  }
+}
+
+#if defined(__x86_64__)
+[[gnu::target_clones("avx512f", "avx2", "default")]]
+#endif
+bool part_below(const float* a, int64_t stride, const float* open, int64_t n_parts, float limit) {
+  constexpr float kNone = -3e38F;
+  // part_softmax() errs by (n_parts + 2) units at most, this sum by a few; size also carries NaN.
+  const float slack = static_cast<float>(n_parts + 8) * 0x1p-23F;
+  float top[kPartLanes], size[kPartLanes];
+  for (int64_t j = 0; j < kPartLanes; ++j) {
+    top[j] = kNone;
+    size[j] = std::fabs(a[j]);
+  }
+  for (int64_t k = 0; k < n_parts; ++k) {
+    const float* row = a + (k + 1) * stride;
+    const float* gate = open ? open + k * kPartLanes : nullptr;
+    for (int64_t j = 0; j < kPartLanes; ++j) {
+      const float value = gate && gate[j] == 0 ? kNone : row[j];
+      top[j] = value > top[j] ? value : top[j];
+      size[j] += std::fabs(row[j]);
+    }
+  }
+  int32_t reach = 0;
+  for (int64_t j = 0; j < kPartLanes; ++j) {
+    const float most = a[j] + (top[j] > kNone ? top[j] : 0.0F) + slack * size[j];
+    reach |= most <= limit ? 0 : 1;
+  }
+  return reach == 0;
+}
+
+void pack_part_tile(const float* ids, const float* parts, const bool* open, int64_t n_items,
+                    int64_t n_parts, int64_t d, int64_t first, float* panel, float* gates) {
+  const int64_t n = std::min(kPartLanes, n_items - first);
+  std::fill(panel, panel + (n_parts + 1) * d * kPartLanes, 0.0F);
+  if (gates != nullptr) std::fill(gates, gates + n_parts * kPartLanes, 0.0F);
+  for (int64_t j = 0; j < n; ++j) {
+    const float* e = ids + (first + j) * d;
+    for (int64_t i = 0; i < d; ++i) panel[i * kPartLanes + j] = e[i];
+    for (int64_t k = 0; k < n_parts; ++k) {
+      const float* r = parts + ((first + j) * n_parts + k) * d;
+      float* lane = panel + (k + 1) * d * kPartLanes + j;
+      for (int64_t i = 0; i < d; ++i) lane[i * kPartLanes] = r[i];
+      if (gates != nullptr) {
+        gates[k * kPartLanes + j] = open[(first + j) * n_parts + k] ? 1.0F : 0.0F;
+      }
+    }
   }
 }
 

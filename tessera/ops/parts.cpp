@@ -434,16 +434,19 @@ OrderLoss order_loss_affine(const torch::Tensor& x, const torch::Tensor& c, cons
   return {out[0], out[1]};
 }
 
+OrderTerms order_terms_composed(const torch::Tensor& p, const OrderOptions& options) {
+  auto specific = options.absolute ? p[2].abs() : p[2];
+  if (options.batch_sum) specific = specific.sum().expand_as(p[0]);
+  const auto all = torch::stack({p[0], p[1], specific}) / options.tau;
+  return {torch::logsumexp(all, 0) - all[0], torch::logsumexp(all.slice(0, 1), 0) - all[1]};
+}
+
 torch::Tensor order_loss_composed(const torch::Tensor& x, const torch::Tensor& decoded,
                                   const OrderOptions& options) {
   if (options.contrast == Contrast::mse_rank) return mse_rank(x, decoded);
   const auto p = cosines_composed(x, decoded);
   if (options.contrast == Contrast::none) return (1 - p[0]).mean();
-  auto specific = options.absolute ? p[2].abs() : p[2];
-  if (options.batch_sum) specific = specific.sum().expand_as(p[0]);
-  const auto all = torch::stack({p[0], p[1], specific}) / options.tau;
-  const auto l1 = torch::logsumexp(all, 0) - all[0];
-  const auto l2 = torch::logsumexp(all.slice(0, 1), 0) - all[1];
+  const auto [l1, l2] = order_terms_composed(p, options);
   return (l1 + l2).mean();
 }
 
@@ -517,19 +520,8 @@ torch::Tensor part_scores(const torch::Tensor& users_in, const torch::Tensor& id
     std::array<float, kLanes> y{};
     for (int64_t t = begin; t < end; ++t) {
       const int64_t first = t * kLanes, n = std::min(kLanes, n_items - first);
-      std::fill(packed.begin(), packed.end(), 0.0F);
-      for (int64_t j = 0; j < n; ++j) {
-        const float* e = es + (first + j) * d;
-        for (int64_t i = 0; i < d; ++i) packed[size(i * kLanes + j)] = e[i];
-        for (int64_t k = 0; k < n_parts; ++k) {
-          const float* r = rs + ((first + j) * n_parts + k) * d;
-          float* lane = packed.data() + (k + 1) * d * kLanes + j;
-          for (int64_t i = 0; i < d; ++i) lane[i * kLanes] = r[i];
-          if (gates) {
-            open_lanes[size(k * kLanes + j)] = gates[(first + j) * n_parts + k] ? 1.0F : 0.0F;
-          }
-        }
-      }
+      kernels::pack_part_tile(es, rs, gates, n_items, n_parts, d, first, packed.data(),
+                              gates ? open_lanes.data() : nullptr);
       for (int64_t u = 0; u < n_users; u += kRows) {
         const int64_t rows = std::min(kRows, n_users - u);
         const float* a = ps + u * d;

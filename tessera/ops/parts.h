@@ -32,6 +32,12 @@ OrderLoss order_loss(const torch::Tensor& x, const torch::Tensor& decoded,
 OrderLoss order_loss_affine(const torch::Tensor& x, const torch::Tensor& c, const torch::Tensor& s,
                             const torch::Tensor& weight, const torch::Tensor& bias,
                             const OrderOptions& options);
+/// The two terms of softmax_order for each row, from cosines p_c, p_0, p_s [3, B]: l1 puts the
+/// common decode above both others, l2 the whole one above the specific; float [B] each.
+struct OrderTerms {
+  torch::Tensor l1, l2;
+};
+OrderTerms order_terms_composed(const torch::Tensor& cosines, const OrderOptions& options);
 torch::Tensor order_loss_composed(const torch::Tensor& x, const torch::Tensor& decoded,
                                   const OrderOptions& options);
 
@@ -56,5 +62,11 @@ torch::Tensor part_weights(const torch::Tensor& users, const torch::Tensor& part
 /// fused, nothing but y is stored. p.e + mean(a) <= y <= p.e + max(a) over the open parts.
 torch::Tensor part_scores(const torch::Tensor& users, const torch::Tensor& ids,
                           const torch::Tensor& parts, const torch::Tensor& open);
+
+/// What part_scores() takes, for those who rank: top_k_parts() of ops/topk.h.
+struct PartFactors {
+  torch::Tensor users, ids, parts;  ///< [n_users, d], [n_items, d], [n_items, K, d]
+  torch::Tensor open;               ///< bool [n_items, K] or undefined: all
+};
 
 }  // namespace tessera

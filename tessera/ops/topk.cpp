@@ -12,6 +12,8 @@
 #include "tessera/base/error.h"
 #include "tessera/ops/kernels.h"
 #include "tessera/ops/parallel.h"
+#include "tessera/ops/part_kernels.h"
+#include "tessera/ops/parts.h"
 
 namespace tessera {
 namespace {
@@ -64,7 +66,8 @@ class ProductSource {
                   rows_.begin());
       panel_.resize(static_cast<size_t>(d * kTileColumns));
     }
-    void fill(int64_t first, int64_t n, float* out) {
+    template <typename Limit>
+    void fill(int64_t first, int64_t n, float* out, const Limit&) {
       const int64_t d = source_.depth();
       const float* panels = source_.packed_.const_data_ptr<float>();
       for (int64_t c = 0; c < n; c += kTileColumns) {
@@ -118,7 +121,8 @@ class ScoreSource {
         : from_(source.scores_.const_data_ptr<float>() + begin * source.n_items()),
           n_users_(end - begin),
           n_items_(source.n_items()) {}
-    void fill(int64_t first, int64_t n, float* out) {
+    template <typename Limit>
+    void fill(int64_t first, int64_t n, float* out, const Limit&) {
       for (int64_t u = 0; u < n_users_; ++u) {
         std::copy_n(from_ + u * n_items_ + first, n, out + u * kStride);
       }
@@ -134,6 +138,89 @@ class ScoreSource {
 
  private:
   torch::Tensor scores_;
+};
+
+// Scores by attention over parts: K + 1 products of a tile, then the softmax, where a user may
+// still need it.
+class PartSource {
+ public:
+  explicit PartSource(const PartFactors& of)
+      : users_(plain(of.users, "user vectors")), n_items_(of.ids.size(0)) {
+    const auto ids = plain(of.ids, "item vectors");
+    const auto parts = of.parts.detach().to(torch::kCPU, torch::kFloat32).contiguous();
+    const auto open = of.open.defined() ? of.open.contiguous() : torch::Tensor();
+    TORCH_CHECK(parts.dim() == 3 && parts.size(0) == n_items_ && parts.size(2) == users_.size(1) &&
+                    ids.size(1) == users_.size(1) &&
+                    (!open.defined() || open.sizes() == parts.sizes().slice(0, 2)),
+                "parts want users [U, d], ids [I, d], parts [I, K, d] and open [I, K], got ",
+                users_.sizes(), " ", ids.sizes(), " ", parts.sizes());
+    n_parts_ = parts.size(1);
+    const int64_t n_tiles = rounded_up(n_items_, kTileColumns) / kTileColumns;
+    packed_.resize(static_cast<size_t>(n_tiles * panel_size()));
+    if (open.defined()) gates_.resize(static_cast<size_t>(n_tiles * gate_size()));
+    const float *es = ids.const_data_ptr<float>(), *rs = parts.const_data_ptr<float>();
+    const bool* gates = open.defined() ? open.const_data_ptr<bool>() : nullptr;
+    parallel_for(0, n_tiles, 16, [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; ++t) {
+        kernels::pack_part_tile(es, rs, gates, n_items_, n_parts_, users_.size(1), t * kTileColumns,
+                                packed_.data() + t * panel_size(),
+                                gates ? gates_.data() + t * gate_size() : nullptr);
+      }
+    });
+  }
+  int64_t n_users() const { return users_.size(0); }
+  int64_t n_items() const { return n_items_; }
+
+  class Block {
+   public:
+    Block(const PartSource& source, int64_t begin, int64_t end)
+        : source_(source), n_users_(end - begin) {
+      const int64_t d = source.users_.size(1);
+      rows_.assign(static_cast<size_t>(rounded_up(n_users_, kTileRows) * d), 0);
+      std::copy_n(source.users_.const_data_ptr<float>() + begin * d, n_users_ * d, rows_.begin());
+      a_.resize(static_cast<size_t>((source.n_parts_ + 1) * kTileRows * kTileColumns));
+    }
+    // Scores that cannot be above limit(user) may be given as -infinity.
+    template <typename Limit>
+    void fill(int64_t first, int64_t n, float* out, const Limit& limit) {
+      constexpr int64_t kStep = kTileRows * kTileColumns;
+      const int64_t d = source_.users_.size(1), n_parts = source_.n_parts_;
+      for (int64_t c = 0; c < n; c += kTileColumns) {
+        const int64_t tile = (first + c) / kTileColumns;
+        const float* panel = source_.packed_.data() + tile * source_.panel_size();
+        const float* gates =
+            source_.gates_.empty() ? nullptr : source_.gates_.data() + tile * source_.gate_size();
+        for (int64_t u = 0; u < n_users_; u += kTileRows) {
+          for (int64_t k = 0; k <= n_parts; ++k) {
+            kernels::product_tile(rows_.data() + u * d, panel + k * d * kTileColumns, d,
+                                  a_.data() + k * kStep, kTileColumns);
+          }
+          for (int64_t r = 0; r < std::min(kTileRows, n_users_ - u); ++r) {
+            const float* a = a_.data() + r * kTileColumns;
+            float* to = out + (u + r) * kStride + c;
+            if (kernels::part_below(a, kStep, gates, n_parts, limit(u + r))) {
+              std::fill_n(to, kTileColumns, -std::numeric_limits<float>::infinity());
+            } else {
+              kernels::part_softmax(a, kStep, gates, n_parts, to);
+            }
+          }
+        }
+      }
+    }
+
+   private:
+    const PartSource& source_;
+    int64_t n_users_;
+    std::vector<float> rows_, a_;
+  };
+
+ private:
+  static_assert(kernels::kPartLanes == kTileColumns);
+  int64_t panel_size() const { return (n_parts_ + 1) * users_.size(1) * kTileColumns; }
+  int64_t gate_size() const { return n_parts_ * kTileColumns; }
+  torch::Tensor users_;
+  int64_t n_items_, n_parts_ = 0;
+  std::vector<float> packed_, gates_;
 };
 
 // Rows of items of n users, checked.
@@ -186,7 +273,8 @@ struct Masked {
 
 // Walks all scores in blocks of users and items. `State` is made a block of users and gets
 // state.add(user of the block, scores, first item, n) for every user and
-// block of items, items ascending, and state.finish(). Scores of masked items arrive as NaN.
+// block of items, items ascending, and state.finish(). Scores of masked items arrive as NaN; those
+// that are not above state.limit(user) may arrive as any such number.
 template <typename Source, typename MakeState>
 void rank(const Source& source, const Masked& masked, int64_t largest_block,
           const MakeState& make_state) {
@@ -208,7 +296,7 @@ void rank(const Source& source, const Masked& masked, int64_t largest_block,
       auto excluded = masked.excluded.begin();
       for (int64_t first = 0; first < n_items; first += kItemBlock) {
         const int64_t n = std::min(kItemBlock, n_items - first);
-        scorer.fill(first, n, scores.data());
+        scorer.fill(first, n, scores.data(), [&](int64_t u) { return state.limit(u); });
         const auto excluded_end =
             std::lower_bound(excluded, masked.excluded.end(), static_cast<int32_t>(first + n));
         for (int64_t u = 0; u < size; ++u) {
@@ -268,6 +356,10 @@ TopK top_k(const Source& source, const RankMask& mask, int64_t k) {
     };
     std::vector<User> users;
 
+    float limit(int64_t user) const {
+      const User& state = users[static_cast<size_t>(user)];
+      return state.full ? state.threshold : -std::numeric_limits<float>::infinity();
+    }
     void add(int64_t user, const float* scores, int64_t first, int64_t n) {
       if (kept == 0) return;
       User& state = users[static_cast<size_t>(user)];
@@ -349,6 +441,7 @@ Ranks count_above(const Source& source, const RankMask& mask, const torch::Tenso
     const float* score;
     int64_t *greater, *lower, *other;
 
+    float limit(int64_t) const { return -std::numeric_limits<float>::infinity(); }
     void add(int64_t user, const float* scores, int64_t first, int64_t n) {
       for (int64_t e = held.begin(first_user + user); e < held.begin(first_user + user + 1); ++e) {
         const kernels::Counts counts = kernels::count(scores, n, score[e]);
@@ -387,6 +480,10 @@ TopK top_k_product(const torch::Tensor& users, const torch::Tensor& items, const
 
 TopK top_k_scores(const torch::Tensor& scores, const RankMask& mask, int64_t k) {
   return top_k(ScoreSource(scores), mask, k);
+}
+
+TopK top_k_parts(const PartFactors& factors, const RankMask& mask, int64_t k) {
+  return top_k(PartSource(factors), mask, k);
 }
 
 Ranks count_above_product(const torch::Tensor& users, const torch::Tensor& items,

@@ -4,6 +4,8 @@
 
 namespace tessera {
 
+struct PartFactors;
+
 // Ranking of all items (protocol section 4): score descending, equal scores by lower item index.
 // Scores of a product are made block by block and never stored whole. No result depends on the
 // number of threads or on which other users are ranked in the same call.
@@ -28,6 +30,10 @@ TopK top_k_product(const torch::Tensor& users, const torch::Tensor& items, const
                    int64_t k);
 /// From scores [n, n_items].
 TopK top_k_scores(const torch::Tensor& scores, const RankMask& mask, int64_t k);
+/// By attention over parts (ops/parts.h), the numbers of part_scores() bit for bit: a tile of items
+/// whose upper bounds p.e + max(a) all stay below a user's k-th best so far is left out before its
+/// softmax. Users without a bound yet pay for all.
+TopK top_k_parts(const PartFactors& factors, const RankMask& mask, int64_t k);
 
 /// Where held-out items stand among the candidates: `n_greater` candidates score higher,
 /// `n_equal_other` other candidates score the same, `n_equal_lower` of them with a lower index. The

@@ -73,9 +73,25 @@ Json put(const FeaturesRequest& request, const std::vector<NewFeature>& features
   return out;
 }
 
+/// How the features of a trained model came about: its own settings and seed, from all those of its
+/// training by name.
+Json card_of(const FeaturesRequest& request, const ModelInfo& info, const Json& settings) {
+  Fields own(info.name);
+  info.describe(own);
+  Json options = Json::object();
+  for (const auto& [name, value] : settings.items()) {
+    if (own.knows(name)) options[name] = value;
+  }
+  return {{"name", info.name},
+          {"tessera", kVersion},
+          {"trained", request.encoder},
+          {"settings", options},
+          {"seed", settings.value("seed", Json())}};
+}
+
 /// What a trained supplier holds for the items and the train rows that it was trained on.
 Json supplied(const FeaturesRequest& request, Model& model, FeatureSupplier& supplier,
-              const ModelInfo& info) {
+              const ModelInfo& info, const Json& card) {
   const Dataset& before = model.data();
   const Dataset data = load_dataset(request.dataset);
   bool same = train_sha256(before) == train_sha256(data) && before.n_items == data.n_items;
@@ -96,17 +112,17 @@ Json supplied(const FeaturesRequest& request, Model& model, FeatureSupplier& sup
     if (own.knows(setting.name)) options[setting.name] = setting.value;
   }
   const torch::NoGradGuard no_grad;
-  return put(request,
-             packed(supplier.export_features(options), before,
-                    {{"name", info.name}, {"trained", request.encoder}}),
-             model);
+  return put(request, packed(supplier.export_features(options), before, card), model);
 }
 
 /// The items of the dataset through a model that was trained before, on these items or others.
-Json encode_with(const FeaturesRequest& request, Model& model, const std::string& name) {
+Json encode_with(const FeaturesRequest& request, Model& model, const std::string& name,
+                 const Json& settings) {
+  const ModelInfo& info = find_model(name);
+  const Json card = card_of(request, info, settings);
   auto* encoder = dynamic_cast<RowEncoder*>(&model);
   if (auto* supplier = dynamic_cast<FeatureSupplier*>(&model); supplier && encoder == nullptr) {
-    return supplied(request, model, *supplier, find_model(name));
+    return supplied(request, model, *supplier, info, card);
   }
   if (encoder == nullptr) {
     throw usage_error("{} encodes no items: '{}' is a model that makes no features for others",
@@ -128,7 +144,7 @@ Json encode_with(const FeaturesRequest& request, Model& model, const std::string
         "out there; train it with --freeze_pretrained true, or use --encoder {}",
         request.encoder, request.dataset.string(), rows.modality, squeezed(name));
   }
-  return put(request, packed(made, data, {{"name", name}, {"trained", request.encoder}}), model);
+  return put(request, packed(made, data, card), model);
 }
 
 void throw_if_stopped(const FeaturesRequest& request) {
@@ -151,11 +167,16 @@ Json make_features(const FeaturesRequest& request) {
   const fs::path path = request.encoder;
   if (is_run_folder(path)) {
     OpenRun run = open_run(path, request.log);
-    return encode_with(request, *run.learned, run.model);
+    Json settings = Json::object();
+    for (const auto* part : {&run.settings.model, &run.settings.train}) {
+      for (const auto& setting : *part) settings[setting.name] = setting.value;
+    }
+    return encode_with(request, *run.learned, run.model, settings);
   }
   if (is_bundle_folder(path)) {
     Bundle bundle = load_bundle(path, request.log);
-    return encode_with(request, *bundle.model, bundle.about["model"].get<std::string>());
+    return encode_with(request, *bundle.model, bundle.about["model"].get<std::string>(),
+                       bundle.about.value("settings", Json::object()));
   }
   const ModelInfo& info = find_model(request.encoder);
   Settings all = implied_settings(request.encoder);

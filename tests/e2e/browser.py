@@ -84,6 +84,14 @@ def download(page, button):
     return saved["name"], saved["text"]
 
 
+def picture(page, name):
+    """Keeps the whole page as DIR/name.png where TESSERA_SCREENSHOTS = DIR asks for it, for a person to see."""
+    folder = os.environ.get("TESSERA_SCREENSHOTS")
+    if folder:
+        os.makedirs(folder, exist_ok=True)
+        page.screenshot(path=os.path.join(folder, name + ".png"), full_page=True)
+
+
 def quiet(test, page):
     test.assertEqual(page.said, [])
     outside = [url for url in page.asked if not re.match(r"data:|blob:|file:", url)]

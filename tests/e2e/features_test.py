@@ -70,12 +70,18 @@ class Features(CommandLine):
         self.made("shop", "--encoder", "pamd", "--pre_epochs", "20")
         self.assertEqual(self.tree("shop"), before, "the same seed gives the same bytes")
 
-        for model in ("VBPR", "BM3"):
-            self.succeeds("train", "-m", model, "-d", "shop", "--modalities",
-                          "common,image_specific,text", "--epochs", "2", "-q", "-j", "1", "-o", model)
+        for model in ("VBPR", "BM3"):  # the three parts, and parts beside a raw modality
+            for n, names in enumerate(("common,image_specific,text_specific", "common,image_specific,text")):
+                self.succeeds("train", "-m", model, "-d", "shop", "--modalities", names, "--epochs", "2",
+                              "-q", "-j", "1", "-o", f"{model}{n}")
+                self.assertEqual(self.read_json(f"{model}{n}", "results.json")["modalities"],
+                                 names.split(","))
         # What a model made is left out unless it is asked for.
         self.succeeds("train", "-m", "VBPR", "-d", "shop", "--epochs", "1", "-q", "-o", "raw-run")
         self.assertEqual(self.read_json("raw-run", "results.json")["modalities"], ["image", "text"])
+        said = self.succeeds("features", "shop", "--encoder", "pamd", "--pre_epochs", "2", "-j", "1").stderr
+        self.assertRegex(said, r"pretraining epoch 2 \[held-out loss: .*sim: .*l text to image: .*p_s: .*"
+                               r"A: .*norm_c image: .*norm_s text: ")
 
     def test_what_has_seen_interactions_is_bound(self):
         made = self.made("shop", "--encoder", "pamd", "--pre_epochs", "10", "--epochs", "2",
@@ -90,12 +96,18 @@ class Features(CommandLine):
         self.succeeds(*train, "-o", "run")
         made = self.made("shop", "--encoder", "run")
         self.assertEqual(made["features"]["common"]["valid_for"], about["train_sha256"])
+        card = made["features"]["common"]["encoder"]
+        self.assertEqual((card["seed"], card["trained"], card["settings"]["pre_epochs"]), (999, "run", 10))
+        self.assertNotIn("epochs", card["settings"])
         self.fails(3, r"run has learned from other train rows than those of other",
                    "features", "other", "--encoder", "run", "-q")
         # Encoders that no interaction has changed may serve any items.
-        self.succeeds(*train, "--freeze_pretrained", "true", "-o", "frozen")
+        self.succeeds(*train, "--freeze_pretrained", "true", "--seed", "7", "--export_norm", "zscore",
+                      "-o", "frozen")
         made = self.made("other", "--encoder", "frozen/model")
         self.assertIsNone(made["features"]["common"]["valid_for"])
+        card = made["features"]["common"]["encoder"]
+        self.assertEqual((card["seed"], card["settings"]["export_norm"]), (7, "zscore"))
 
     def test_r2mr_cleans_for_every_model(self):
         self.fails(2, r"R2MR has no setting 'export_spice' \(did you mean 'export_space'\?\)",
@@ -218,6 +230,32 @@ for line in sys.stdin:
         self.fails(2, r"no column 'titel' \(did you mean 'title'", *broken, "exec:true", "--text",
                    "titel")
         self.assertEqual(self.tree("texts"), before)
+
+    NPY_ENCODER = '''import json, struct, sys
+rows = [[len(json.loads(line)["text"]), 1.5] for line in sys.stdin]
+rows[2][0], rows[4][1] = float("nan"), float("-inf")
+head = "{'descr': '<f4', 'fortran_order': False, 'shape': (%d, 2), }" % len(rows)
+head += " " * (63 - (10 + len(head)) % 64) + "\\n"
+sys.stdout.buffer.write(b"\\x93NUMPY\\x01\\x00" + struct.pack("<H", len(head)) + head.encode()
+                        + b"".join(struct.pack("<2f", *row) for row in rows))
+'''
+
+    def test_exec_refuses_what_is_no_number(self):
+        self.shop_with_texts([f"a thing {i}" for i in range(self.n_items)])
+        wanted = {"vectors with entries that are no finite numbers": 2}
+        ids = self.read("texts", "items.tsv").splitlines()
+        self.write("npy.py", self.NPY_ENCODER)
+        self.write("json.py", '''import json, sys
+for n, line in enumerate(sys.stdin):
+    first = None if n == 2 else 1e39 if n == 4 else n
+    print(json.dumps({"id": json.loads(line)["id"], "vector": [first, 1.5]}))
+''')
+        for name in ("npy", "json"):
+            entry = self.made("texts", "--encoder", f"exec:python3 {name}.py", "--modality", name)
+            source = entry["features"][name]["source"]
+            self.assertEqual((source["failed"], source["failures"]), (2, wanted))
+            self.assertEqual(entry["features"][name]["rows"], len(ids) - 3)
+            self.assertEqual(len(self.read("texts", f"{name}_feat.ids").split()), len(ids) - 3)
 
     def test_dtype_and_batch(self):
         self.shop_with_texts([f"a thing {i}" for i in range(self.n_items)])

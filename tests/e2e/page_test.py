@@ -10,7 +10,7 @@ import tempfile
 import unittest
 
 from browser import (PALETTE, Browser, charts_have_marks, download, marks, no_horizontal_scroll,
-                     quiet)
+                     picture, quiet)
 from command_line import ROOT
 
 WEB = os.path.join(ROOT, "web", "report")
@@ -55,9 +55,13 @@ def report(text=lambda i: f"name {i}"):
         {"kind": "cards", "title": text(3), "groups": [{"label": text(2), "items": cards},
                                                        {"label": "none", "items": []}]},
     ]
+    chosen = [{"kind": "cards", "title": f"of {text(k)}", "groups": [
+        {"label": "item", "items": [{"id": f"item {k}", "title": text(k)}]},
+        {"label": "near", "items": [{"id": f"neighbour {k}"}]}]} for k in range(3)]
     return {"title": text(0), "subtitle": text(1), "tessera": "1.0.0", "created": "2026-01-01T00:00:00Z",
             "pictures": {"p0": PNG, "p1": "http://example.org/track.png", "p2": "javascript:alert(3)"},
             "sections": [{"title": text(4), "note": text(5), "blocks": blocks},
+                         {"title": "neighbours", "choose": "Item", "blocks": chosen},
                          {"title": "nothing", "blocks": []}]}
 
 
@@ -91,6 +95,7 @@ class Page(unittest.TestCase):
                 self.assertEqual(len(kinds), 9)
                 self.assertGreaterEqual(marks(page.query_selector("figure[data-kind=scatter]")), 80)
                 no_horizontal_scroll(self, page)
+                picture(page, f"all-{width}-{'dark' if dark else 'light'}")
                 quiet(self, page)
 
     def test_hostile_text_stays_text(self):
@@ -217,6 +222,19 @@ class Page(unittest.TestCase):
         before = marks(figure)
         figure.query_selector("select").select_option("ndcg@20")
         self.assertLess(marks(figure), before)
+        quiet(self, page)
+
+    def test_one_block_is_chosen_of_many(self):
+        page = self.open(report())
+        section = page.query_selector("section:has(select[aria-label=Item])")
+        options = section.query_selector_all("option")
+        self.assertEqual([option.text_content() for option in options], ["name 0", "name 1", "name 2"])
+        for k in (0, 2, 1):
+            section.query_selector("select").select_option(f"name {k}")
+            articles = section.query_selector_all("article")
+            self.assertEqual(len(articles), 1)
+            self.assertIn(f"neighbour {k}", articles[0].text_content())
+        self.assertEqual(page.text_content("#status"), "of name 1 shown")
         quiet(self, page)
 
     def test_colours_can_be_told_from_their_ground(self):

@@ -1,9 +1,10 @@
 """The report page: all data inside, nothing asked from outside, untrusted text stays text."""
 import json
+import os
 import re
 import unittest
 
-from browser import Browser, charts_have_marks, no_horizontal_scroll, quiet
+from browser import Browser, charts_have_marks, no_horizontal_scroll, picture, quiet
 from command_line import CommandLine
 from features_test import LARGE, make_shop
 
@@ -47,8 +48,16 @@ class Report(CommandLine):
         cards = data["sections"][titles.index("Recommendations of sample users")]["blocks"]
         self.assertRegex(cards[0]["groups"][1]["items"][0]["title"], r"^<script>alert\(\d+\)</script>$")
         attention = data["sections"][titles.index("Attention: common against specific parts")]["blocks"]
-        self.assertEqual([block["kind"] for block in attention], ["table", "histogram", "bars"])
-        table, shares, by_part = attention
+        self.assertEqual([block["kind"] for block in attention], ["table", "histogram", "bars", "table"])
+        table, shares, by_part, by_modality = attention
+        self.assertEqual(table["columns"], ["pairs of", "n", "common", "uniform", "common > specific"])
+        self.assertEqual({row[3] for row in table["rows"]}, {0.5})
+        self.assertEqual(shares["mark"]["value"], 0.5)
+        self.assertEqual([row[:2] for row in by_modality["rows"][-2:]],
+                         [["candidates", "image"], ["candidates", "text"]])
+        for image, text in zip(by_modality["rows"][::2], by_modality["rows"][1::2]):
+            self.assertAlmostEqual(image[2] + text[2], 1, delta=1e-5)
+            self.assertEqual(image[3], 0.5)
         sets = ["hits", "lists", "candidates"]
         self.assertEqual([row[0] for row in table["rows"]][-2:], sets[1:])
         self.assertEqual([one["name"] for one in shares["series"]], [row[0] for row in table["rows"]])
@@ -60,6 +69,7 @@ class Report(CommandLine):
         self.assertEqual(table["rows"][-1][1], about["n_users"] * about["n_items"] - about["n_train"])
         agree = data["sections"][titles.index("Do the common parts agree?")]["blocks"][0]["rows"]
         self.assertEqual([row[0] for row in agree], ["before pretraining", "after pretraining", "now"])
+        self.neighbours_have_the_modality(data["sections"][titles.index("Neighbours by part")])
 
         self.succeeds("report", "runs/VBPR", "-o", "v.html", "-q")
         self.assertNotIn("Neighbours by part",
@@ -69,6 +79,38 @@ class Report(CommandLine):
         self.assertEqual([row[0] for row in runs["rows"]], ["PAMD", "VBPR"])
         self.fails(3, r"titled is no run folder", "report", "titled", "-q")
         self.in_a_browser("p.html")
+
+    def neighbours_have_the_modality(self, section):
+        """make_shop leaves every 7th item without a picture, every 11th without a text."""
+        self.assertEqual(section["choose"], "Item")
+        self.assertEqual(len(section["blocks"]), 24)
+        gap = {"by image_specific": 7, "by text_specific": 11}
+        for block in section["blocks"]:
+            self.assertEqual([group["label"] for group in block["groups"]],
+                             ["item", "by common", *gap])
+            item = block["groups"][0]["items"][0]["id"]
+            for group in block["groups"][1:]:
+                numbers = [int(card["id"][1:]) for card in group["items"]]
+                self.assertEqual(len(set(numbers)), 5)
+                self.assertNotIn(item, [card["id"] for card in group["items"]])
+                if group["label"] in gap:
+                    self.assertTrue(all(n % gap[group["label"]] for n in numbers), numbers)
+
+    def test_attention_beside_uniform_attention_to_what_is_there(self):
+        self.trained(())
+        self.succeeds("train", "-m", "PAMD", "-d", "titled", "--epochs", "1", "--pre_epochs", "2", "-q", "-j",
+                      "1", "--without_parts", "text_common", "-o", "three")
+        self.succeeds("report", "three", "-o", "three.html", "-q")
+        sections = {part["title"]: part["blocks"] for part in self.data_of("three.html")["sections"]}
+        table, shares, _, by_modality = sections["Attention: common against specific parts"]
+        self.assertAlmostEqual(table["rows"][-1][3], 1 / 3)
+        self.assertAlmostEqual(shares["mark"]["value"], 1 / 3)
+        self.assertAlmostEqual(by_modality["rows"][-2][3], 2 / 3)
+        self.succeeds("train", "-m", "PAMD", "-d", "titled", "--epochs", "1", "--pre_epochs", "2", "-q", "-j",
+                      "1", "--only_parts", "none", "-o", "ids")
+        self.succeeds("report", "ids", "-o", "ids.html", "-q")
+        titles = [part["title"] for part in self.data_of("ids.html")["sections"]]
+        self.assertNotIn("Attention: common against specific parts", titles)
 
     def test_views_of_models(self):
         self.n_items = make_shop(self, **LARGE)
@@ -125,7 +167,10 @@ class Report(CommandLine):
         self.assertIn("<script>alert(", page.text_content("main"))
         self.assertEqual(page.evaluate("document.scripts.length"), 2)
         no_horizontal_scroll(self, page)
+        picture(page, place.replace(".html", "-360"))
         quiet(self, page)
+        if os.environ.get("TESSERA_SCREENSHOTS"):
+            picture(browser.open(self, self.path(place)), place.replace(".html", "-1280"))
 
     def test_sampled_and_masked(self):
         self.trained()
@@ -138,4 +183,18 @@ class Report(CommandLine):
         self.fails(2, r"no part 'image_comon' \(did you mean 'image_common'", "evaluate", "runs/PAMD",
                    "--eval-mask", "image_comon", "-q")
         self.fails(2, r"has no parts", "evaluate", "runs/VBPR", "--eval-mask", "common", "-q")
-
+        # As a setting of the training: every result says it, once.
+        note = "parts are left out when ranking only, the model was trained with them"
+        own = "eval_mask = common: " + note
+        self.succeeds("train", "-m", "PAMD", "-d", "titled", "--epochs", "1", "--pre_epochs", "2", "-q", "-j",
+                      "1", "--eval_mask", "common", "-o", "masked")
+        self.assertEqual(self.read_json("masked", "results.json")["audit"]["notes"].count(own), 1)
+        self.assertIn(own, self.read("masked", "model", "README.md"))
+        out = json.loads(self.succeeds("evaluate", "masked", "--json", "-q").stdout)
+        self.assertEqual(out["audit"]["notes"].count(own), 1)
+        # The flag takes the place of the setting.
+        out = json.loads(self.succeeds("evaluate", "masked", "--json", "-q", "--eval-mask", "text").stdout)
+        self.assertEqual([n for n in out["audit"]["notes"] if note in n], ["eval_mask = text: " + note])
+        self.succeeds("compare", "-m", "PAMD,PAMD[eval_mask=common]", "-d", "titled", "--epochs", "1",
+                      "--pre_epochs", "2", "--seeds", "1", "-q", "-j", "1", "-o", "both")
+        self.assertIn(own, self.read("both", "table.md"))

@@ -6,12 +6,16 @@
 #include <torch/utils.h>
 
 #include <algorithm>
+#include <array>
+#include <cmath>
 #include <limits>
 #include <set>
 
 #include "tessera/base/error.h"
 #include "tessera/base/random.h"
 #include "tessera/ops/fill.h"
+#include "tessera/ops/part_kernels.h"
+#include "tessera/ops/parts.h"
 
 namespace tessera {
 namespace {
@@ -213,6 +217,75 @@ TEST(TopK, BadMasksAreRefused) {
   EXPECT_THROW(top_k_scores(scores, mask({0}, {}), 1), c10::Error);
   EXPECT_THROW(top_k_scores(scores, {{}, {}, torch::zeros({2}, torch::kBool)}, 1), c10::Error);
   EXPECT_THROW(top_k_scores(scores, {}, -1), c10::Error);
+}
+
+/// Parts [n_items, 4, d] and what goes with them; small whole numbers, so that many scores are
+/// equal.
+PartFactors part_case(int64_t n_users, int64_t n_items, int64_t d, bool whole, bool gated) {
+  const auto draw = [&](std::vector<int64_t> shape) {
+    return whole ? torch::randint(-2, 3, shape).to(torch::kFloat) : torch::randn(shape);
+  };
+  PartFactors out{draw({n_users, d}), draw({n_items, d}), draw({n_items, 4, d}), {}};
+  if (gated) out.open = torch::rand({n_items, 4}) > 0.4;
+  return out;
+}
+
+// Leaving tiles out changes no list: those of the whole ranking, bit for bit, for any threads.
+TEST(TopK, PartsThatAreLeftOutWereNotWanted) {
+  const int before = at::get_num_threads();
+  torch::manual_seed(3);
+  for (const auto& [n, n_items, d] :
+       std::vector<std::array<int64_t, 3>>{{1, 1, 1}, {13, 1100, 5}, {25, 530, 16}, {2, 16, 3}}) {
+    for (const bool whole : {false, true}) {
+      for (const bool gated : {false, true}) {
+        const PartFactors of = part_case(n, n_items, d, whole, gated);
+        RankMask mask;
+        mask.offsets = torch::arange(n + 1, torch::kInt64);
+        mask.items = torch::arange(n, torch::kInt64).remainder(n_items).to(torch::kInt32);
+        mask.excluded = torch::arange(n_items).remainder(7) == 3;
+        const auto scores = part_scores(of.users, of.ids, of.parts, of.open);
+        for (const auto& without : {RankMask{}, mask}) {
+          for (const int64_t k : {int64_t{0}, int64_t{1}, int64_t{10}, n_items}) {
+            const TopK wanted = top_k_scores(scores, without, k);
+            for (const int threads : {1, 2}) {
+              at::set_num_threads(threads);
+              const TopK found = top_k_parts(of, without, k);
+              EXPECT_TRUE(torch::equal(found.items, wanted.items)) << n_items << " " << k;
+              EXPECT_TRUE(torch::equal(found.scores, wanted.scores)) << n_items << " " << k;
+            }
+            at::set_num_threads(before);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(TopK, PartsWithNaN) {
+  torch::manual_seed(4);
+  const PartFactors of = part_case(3, 1100, 4, false, false);
+  of.parts[1099][2][0] = std::nanf("");  // in a tile that would be left out
+  EXPECT_THROW(top_k_parts(of, {}, 5), RunError);
+}
+
+// The bound holds where it is tight, all parts being alike, and where nothing is open.
+TEST(TopK, BoundOfATileOfParts) {
+  torch::manual_seed(5);
+  constexpr int64_t kLanes = kernels::kPartLanes, kParts = 4;
+  const float infinity = std::numeric_limits<float>::infinity();
+  for (int trial = 0; trial < 200; ++trial) {
+    auto a = 3 * torch::randn({kParts + 1, kLanes});
+    if (trial % 2 == 0) a.slice(0, 2).copy_(a[1].expand({kParts - 1, kLanes}));
+    const auto open = (torch::rand({kParts, kLanes}) > 0.3).to(torch::kFloat);
+    const float* gates = trial % 3 == 0 ? nullptr : open.const_data_ptr<float>();
+    const float* in = a.const_data_ptr<float>();
+    std::array<float, kLanes> y{};
+    kernels::part_softmax(in, kLanes, gates, kParts, y.data());
+    const float most = *std::max_element(y.begin(), y.end());
+    EXPECT_FALSE(kernels::part_below(in, kLanes, gates, kParts, std::nextafter(most, -infinity)));
+    const float above = (a[0] + a.slice(0, 1).amax(0).clamp_min(0)).max().item<float>();
+    EXPECT_TRUE(kernels::part_below(in, kLanes, gates, kParts, above + 1e-4F));
+  }
 }
 
 }  // namespace

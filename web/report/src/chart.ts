@@ -6,7 +6,7 @@ import { lines } from "./charts/lines";
 import { scatter, scatterHeight } from "./charts/scatter";
 import type { View } from "./charts/view";
 import { csv, save } from "./csv";
-import { button, element, newId, note, say } from "./dom";
+import { button, chooser, element, newId, note, say } from "./dom";
 import { init, type Option, type Painter } from "./echarts";
 import { slug } from "./format";
 import { numbers } from "./numbers";
@@ -75,13 +75,6 @@ function legend(block: Chart, hidden: Set<number>, redraw: () => void): HTMLElem
   return out;
 }
 
-function chooser(groups: string[], chosen: (group: string) => void): HTMLElement {
-  const select = element("select", {}, ...groups.map((g) => element("option", {}, g)));
-  groups.forEach((g, i) => { const option = select.options[i]; if (option) option.value = g; });
-  select.addEventListener("change", () => chosen(select.value));
-  return element("label", { class: "choose" }, "Metric ", select);
-}
-
 function canvas(block: Chart, into: HTMLElement): void {
   const hidden = new Set<number>();
   const groups = block.kind === "intervals" ? [...new Set(block.rows.flatMap((r) => (r.group ? [r.group] : [])))] : [];
@@ -101,7 +94,7 @@ function canvas(block: Chart, into: HTMLElement): void {
   redraws.push(redraw);
   onTheme(redraw);
   new ResizeObserver(() => { if (Math.floor(place.clientWidth) !== width) redraw(); }).observe(place);
-  if (groups.length > 1) into.append(chooser(groups, (g) => { group = g; redraw(); }));
+  if (groups.length > 1) into.append(chooser("Metric", groups, (i) => { group = groups[i]; redraw(); }));
   into.append(place);
   const switched = legend(block, hidden, redraw);
   if (switched) into.append(switched);

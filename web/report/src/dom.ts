@@ -19,6 +19,13 @@ export function button(text: string, attributes: Record<string, string>, pressed
   return node;
 }
 
+/** A list to choose one of; `chosen` gets its place. */
+export function chooser(what: string, names: string[], chosen: (place: number) => void): HTMLElement {
+  const select = element("select", { "aria-label": what }, ...names.map((name) => element("option", {}, name)));
+  select.addEventListener("change", () => chosen(select.selectedIndex));
+  return element("label", { class: "choose" }, `${what} `, select);
+}
+
 export function byId(id: string): HTMLElement {
   const node = document.getElementById(id);
   if (!node) throw new Error(`the page has no #${id}`);

@@ -91,6 +91,8 @@ export type Block = Chart | Table | Cards;
 export interface Section {
   title: string;
   note?: string;
+  /** Set where the reader sees one block at a time: what is chosen, as "Item". */
+  choose?: string;
   blocks?: Block[];
 }
 export interface Report {
