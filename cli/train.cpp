@@ -1,4 +1,5 @@
 #include "cli/cli.h"
+#include "tessera/eval/protocol_words.h"
 #include "tessera/study/run.h"
 
 namespace tessera::cli {
@@ -11,8 +12,8 @@ std::string table(const Json& results) {
   std::string out =
       fmt::format("{} on {}, protocol {}, seed {}, {} of {} users, best epoch {} by valid {}\n",
                   results["model"].get<std::string>(), results["dataset"].get<std::string>(),
-                  results["protocol"].get<std::string>(), results["seed"].dump(), split,
-                  results["n_users"].dump(), results["selection"]["epoch"].dump(),
+                  protocol_words(results["protocol"].get<std::string>()), results["seed"].dump(),
+                  split, results["n_users"].dump(), results["selection"]["epoch"].dump(),
                   results["selection"]["metric"].get<std::string>());
   for (const auto& [name, value] : metrics.items()) {
     out += fmt::format("{:<14} {}\n", name,

@@ -215,6 +215,13 @@ class KDSR(Sequence):
     FORMS, N_CHECKED = "b", 15
     DROPOUT, HOST_DROPOUT, SKD, CKD, TAU, STEPS = 0.4, 0.5, 4.0, 0.5, 1.5, (5, 10)
 
+    def __init__(self, data, start, form, max_length):
+        # The codes are what the tables start as; Tessera itself keeps parts of them only.
+        start = {name: value for name, value in start.items() if not name.endswith((".units", ".shares"))}
+        tables = [name for name in start if name.endswith(".table")]
+        start |= {name[:-len("table")] + "codes": start[name] for name in tables}
+        super().__init__(data, start, form, max_length)
+
     def build(self, start):
         d = self.items.embedding_dim
         self.gate = nn.Module()

@@ -360,8 +360,20 @@ void Fields::apply(const Settings& settings) {
     }
   };
   set_all(true);
+  // A preset may also hang on a setting of another owner (the training's protocol), as it was
+  // given.
+  const auto chosen = [&](const Preset& preset) {
+    if (const Entry* entry = find(preset.name)) return entry->get() == Json(preset.value);
+    bool same = false;
+    for (const auto& setting : settings) {
+      if (setting_name(setting.name) == preset.name) {
+        same = squeezed(shown(setting.value)) == squeezed(preset.value);
+      }
+    }
+    return same;
+  };
   for (const auto& preset : presets_) {
-    if (find(preset.name)->get() != Json(preset.value)) continue;
+    if (!chosen(preset)) continue;
     for (const auto& [name, value] : preset.values) {
       const auto targets = targets_of(name);
       if (targets.empty()) globals_.emplace_back(name, value);  // of another owner

@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "tessera/base/error.h"
+#include "tessera/eval/protocol_words.h"
 #include "tessera/eval/ranking.h"
 #include "tessera/ops/parallel.h"
 
@@ -102,6 +103,7 @@ class Plan {
   std::vector<int32_t> items, times;
   int64_t n_cold_users = 0, n_dropped_users = 0, n_distinct_users = 0;
   int64_t n_pairs = 0, n_dropped_pairs = 0, n_untrained_pairs = 0;
+  int64_t n_masked_pairs = 0;  ///< kept though the ranking leaves their item out: misses
 
  private:
   std::span<const int32_t> slice(const std::vector<int32_t>& values, int64_t index) const {
@@ -112,6 +114,12 @@ class Plan {
 Plan::Plan(const Dataset& data, const Protocol& protocol, Split split)
     : data(data), protocol(protocol), split(split), mask(data, protocol, split) {
   const Interactions& rows = rows_of(data, split);
+  if (protocol.every_position && data.valid.n_rows() > 0) {
+    throw usage_error(
+        "protocol '{}' is a fixed run without a valid set, '{}' has {} valid rows: import with "
+        "--split temporal-user --rounding floor",
+        protocol.name, data.name, data.valid.n_rows());
+  }
   const std::vector<bool> trained = [&] {
     std::vector<bool> some(data.n_items, false);
     for (int64_t user = 0; user < data.train.n_users(); ++user) {
@@ -119,7 +127,7 @@ Plan::Plan(const Dataset& data, const Protocol& protocol, Split split)
     }
     return some;
   }();
-  std::vector<int32_t> held;
+  std::vector<int32_t> held, masked;
   for (int64_t user = 0; user < rows.n_users(); ++user) {
     const std::span<const int32_t> row = row_of(rows, user);
     if (row.empty()) continue;
@@ -163,8 +171,11 @@ Plan::Plan(const Dataset& data, const Protocol& protocol, Split split)
       continue;
     }
     users.push_back(user);
+    masked.clear();
+    if (!protocol.drop_repeats) mask.append(user, masked);
     for (size_t i = 0; i < held.size(); ++i) {
       if (!trained[held[i]]) ++n_untrained_pairs;
+      if (contains(masked, held[i])) ++n_masked_pairs;
       if (i > 0 && held[i] == held[i - 1]) {
         ++times.back();
       } else {
@@ -181,6 +192,7 @@ Json Plan::audit(const std::vector<int64_t>& topk) const {
   Json audit = {{"protocol", protocol.name},
                 {"split", split_name(split)},
                 {"mask", mask_name(mask.kind)},
+                {"seen", seen_words(protocol)},
                 {"selection_split", "valid"},
                 {"rounding", protocol.round4 ? "4 decimals" : "none"},
                 {"candidates", "all items"},
@@ -190,6 +202,7 @@ Json Plan::audit(const std::vector<int64_t>& topk) const {
                 {"users_dropped", n_dropped_users},
                 {"held_out_pairs", n_pairs},
                 {"pairs_dropped_as_repeats", n_dropped_pairs},
+                {"pairs_masked_as_repeats", n_masked_pairs},
                 {"pairs_with_untrained_item", n_untrained_pairs},
                 {"n_items", data.n_items},
                 {"K", topk},
@@ -583,6 +596,16 @@ void note_item_means(Evaluation& result, const Plan& plan, Model& model) {
                   n));
 }
 
+/// RecBole trains a sequence model on every prefix (protocol section 5).
+void note_rows(Evaluation& result, const Plan& plan, Model& model) {
+  if (plan.protocol.name != "recbole-seq" || !is_sequential(model) || !model.trainable()) return;
+  const auto rows = model.batch_spec().rows;
+  if (rows == BatchSpec::Rows::prefix) return;
+  result.audit["notes"].push_back(
+      fmt::format("protocol recbole-seq trains on every prefix, this model was given rows = {}",
+                  rows == BatchSpec::Rows::user ? "user" : "chunk"));
+}
+
 }  // namespace
 
 double Evaluation::value(const std::string& metric) const {
@@ -678,6 +701,7 @@ Evaluation evaluate(Model& model, const Dataset& data, const Protocol& protocol,
   }
   Evaluation result = report.finish();
   note_item_means(result, plan, model);
+  note_rows(result, plan, model);
   result.time_s = seconds_since(start);
   return result;
 }

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "tessera/base/error.h"
+#include "tessera/eval/protocol_words.h"
 
 namespace tessera {
 namespace {
@@ -41,13 +42,13 @@ std::vector<Protocol> make_protocols() {
   seq_mask.topk = {5, 10, 20};
   seq_mask.patience = 10;
   seq_mask.epochs = 200;
+  seq_mask.drop_repeats = false;  // a target that repeats an item of the history is a miss
   seq_mask.one_target = true;
 
-  // Nothing is masked, so that a repeated target can be found and is kept.
+  // Nothing is masked, so that a repeated target can be found.
   Protocol seq_none = seq_mask;
   seq_none.name = "seq-none";
   seq_none.mask_valid = seq_none.mask_test = Mask::none;
-  seq_none.drop_repeats = false;
 
   // Checks KDSR's released log through --test-curve (kdsr section 8); no table takes numbers of it.
   Protocol ratio20 = seq_none;
@@ -60,7 +61,27 @@ std::vector<Protocol> make_protocols() {
   return {strict, mmrec, recbole_seq, seq_mask, seq_none, ratio20};
 }
 
+const Protocol* known(const std::string& name) {
+  for (const Protocol& protocol : protocols()) {
+    if (squeezed(protocol.name) == squeezed(name)) return &protocol;
+  }
+  return nullptr;
+}
+
 }  // namespace
+
+std::string seen_words(const Protocol& protocol) {
+  using Mask = Protocol::Mask;
+  switch (protocol.mask_test) {
+    case Mask::none:
+      return "none";
+    case Mask::train:
+      return "mask (train only)";
+    case Mask::train_valid:
+      return "mask";
+  }
+  return "";
+}
 
 const std::vector<Protocol>& protocols() {
   static const std::vector<Protocol> all = make_protocols();
@@ -68,13 +89,30 @@ const std::vector<Protocol>& protocols() {
 }
 
 const Protocol& find_protocol(const std::string& name) {
+  if (const Protocol* protocol = known(name)) return *protocol;
   std::vector<std::string> names;
-  for (const Protocol& protocol : protocols()) {
-    if (squeezed(protocol.name) == squeezed(name)) return protocol;
-    names.push_back(protocol.name);
-  }
+  for (const Protocol& protocol : protocols()) names.push_back(protocol.name);
   throw usage_error("no protocol '{}'{}: protocols are {}", printable(name),
                     did_you_mean(name, names), fmt::join(names, ", "));
+}
+
+std::string seen_words(const std::string& name) {
+  const Protocol* protocol = known(name);
+  return protocol != nullptr ? seen_words(*protocol) : "";
+}
+
+std::string protocol_words(const std::string& name) {
+  const std::string seen = seen_words(name);
+  const bool says = seen.empty() || name == "seq-" + seen;
+  return says ? name : name + ", seen " + seen;
+}
+
+void refuse_in_tables(const Protocol& protocol, const std::string& verb) {
+  if (!protocol.every_position) return;
+  throw usage_error(
+      "{} takes no protocol '{}': it checks a released log through --test-curve, its numbers stand "
+      "in no table; use it with 'tessera train'",
+      verb, protocol.name);
 }
 
 bool EarlyStopping::add(int64_t epoch, double score) {

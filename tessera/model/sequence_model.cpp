@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <numeric>
 
 #include "tessera/base/error.h"
@@ -16,9 +17,11 @@ constexpr int64_t kSlots = 1 << 11;  // encoded at once when ranking
 
 void SequenceSettings::describe(Fields& f) {
   f.add("max_length", max_length, "items of a history that are read, the last ones", at_least(1));
-  f.choice("rows", rows,
-           "training rows: user (the last window), chunk (all windows), prefix (one per target)",
-           {"user", "chunk", "prefix"});
+  f.choice(
+      "rows", rows,
+      "training rows: user (the last window), chunk (all windows), prefix (one per target; the "
+      "default under protocol recbole-seq)",
+      {"user", "chunk", "prefix"});
   f.choice("loss", loss, "ce: softmax over all items; the others over sampled negatives",
            {"ce", "sampled_softmax", "bce", "gbce"});
   f.add("n_negatives", n_negatives, "negatives of a sampled loss (bce: 1)", at_least(1));
@@ -27,11 +30,15 @@ void SequenceSettings::describe(Fields& f) {
            {"position", "row", "batch"});
   f.add("unseen_negatives", unseen_negatives,
         "a position's negatives are none of its user's items (bce: true)");
-  f.add("logq", logq, "sampled_softmax: corrects for how often a negative is drawn");
+  f.add(
+      "logq", logq,
+      "sampled_softmax: less the log of how often a step draws a negative, counted over the items "
+      "that its row draws from");
   f.add("gbce_t", gbce_t, "calibration of gbce; 0: bce", between(0, 1));
   f.choice("reduce", reduce, "of bce: the sum over target and negatives, or their mean",
            {"sum", "mean"});
   f.preset("loss", "bce", {{"n_negatives", 1}, {"unseen_negatives", true}});
+  f.preset("protocol", "recbole-seq", {{"rows", "prefix"}});
   f.global_default("train_batch_size", 128);
 }
 
@@ -115,25 +122,22 @@ Loss SequenceModel::loss(const Batch& batch) {
   if (lazy) item_rows_->begin({items, batch.targets, sampled});
   const auto vectors = every_slot ? encode(items, pass) : row_vectors(items, pass);
   Loss out;
-  out.total = item_loss(vectors, batch.targets, row_of, sampled);
+  out.total = item_loss(vectors, batch, row_of, sampled);
   out.parts.emplace_back(sequence_.loss, out.total);
   if (lazy) item_rows_->end();
   return out;
 }
 
-torch::Tensor SequenceModel::item_loss(const torch::Tensor& vectors, torch::Tensor targets,
+torch::Tensor SequenceModel::item_loss(const torch::Tensor& vectors, const Batch& batch,
                                        const torch::Tensor& row_of, torch::Tensor sampled) {
+  torch::Tensor targets = batch.targets;
   if (sequence_.loss == "ce") {
     return softmax_loss(vectors, candidates(), targets, candidate_bias());
   }
   TORCH_CHECK(!candidate_bias().defined(), "sampled losses know no bias");
   const int64_t k = sampled.size(1);
   SampledLoss kind;
-  if (sequence_.loss == "sampled_softmax") {
-    if (sequence_.logq) {
-      kind.correction = std::log(static_cast<double>(k) / static_cast<double>(data_.n_items));
-    }
-  } else {
+  if (sequence_.loss != "sampled_softmax") {
     kind.kind = SampledLoss::Kind::binary;
     kind.mean = sequence_.loss == "gbce" || sequence_.reduce == "mean";
     if (sequence_.loss == "gbce") {
@@ -151,7 +155,43 @@ torch::Tensor SequenceModel::item_loss(const torch::Tensor& vectors, torch::Tens
   } else {
     items = candidates();
   }
-  return sampled_loss(vectors, items, targets, sampled, group_of, kind);
+  if (sequence_.loss != "sampled_softmax" || !sequence_.logq) {
+    return sampled_loss(vectors, items, targets, sampled, group_of, kind);
+  }
+  // k draws from a pool of n items take each k / n times: one correction a size of pool.
+  std::map<int64_t, std::vector<int64_t>> by_pool;
+  const std::vector<int64_t> pool_of_row = pools(batch);
+  const auto* row = row_of.const_data_ptr<int64_t>();
+  for (int64_t p = 0; p < row_of.size(0); ++p) {
+    by_pool[pool_of_row[static_cast<size_t>(row[p])]].push_back(p);
+  }
+  torch::Tensor total;
+  for (const auto& [pool, positions] : by_pool) {
+    kind.correction = std::log(static_cast<double>(k) / static_cast<double>(pool));
+    if (by_pool.size() == 1) {
+      return sampled_loss(vectors, items, targets, sampled, group_of, kind);
+    }
+    const auto at = torch::tensor(positions, torch::kInt64);
+    const auto [groups, group_at, counts] =
+        torch::unique_consecutive(group_of.index_select(0, at), /*return_inverse=*/true);
+    const auto part = sampled_loss(gather_rows(vectors, at), items, targets.index_select(0, at),
+                                   sampled.index_select(0, groups), group_at, kind) *
+                      (static_cast<double>(positions.size()) / static_cast<double>(row_of.size(0)));
+    total = total.defined() ? total + part : part;
+  }
+  return total;
+}
+
+std::vector<int64_t> SequenceModel::pools(const Batch& batch) const {
+  std::vector<int64_t> out(static_cast<size_t>(batch.rows.n_rows()), data_.n_items);
+  const bool unseen = sequence_.neg_share == "row" ||
+                      (sequence_.neg_share == "position" && sequence_.unseen_negatives);
+  const auto* users = batch.row_users.const_data_ptr<int64_t>();
+  for (size_t row = 0; unseen && row < out.size(); ++row) {
+    const auto own = static_cast<int64_t>(data_.train_distinct.of(users[row]).size());
+    if (own < data_.n_items) out[row] -= own;  // else its own items stand in
+  }
+  return out;
 }
 
 /// int64 [groups, k], keyed by (step, group); uniform over all items, of a row without repeats.

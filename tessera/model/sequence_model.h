@@ -83,9 +83,11 @@ class SequenceModel : public Model {
  private:
   /// The chosen loss of vectors [P, d] against targets [P]; row_of int64 [P], rising, is the row of
   /// the batch that a vector belongs to; `sampled` are its negatives, undefined under ce.
-  torch::Tensor item_loss(const torch::Tensor& vectors, torch::Tensor targets,
+  torch::Tensor item_loss(const torch::Tensor& vectors, const Batch& batch,
                           const torch::Tensor& row_of, torch::Tensor sampled);
   torch::Tensor negatives(const torch::Tensor& row_of, const Batch& batch) const;
+  /// How many items the negatives of a row are drawn from. [rows]
+  std::vector<int64_t> pools(const Batch& batch) const;
 
   std::optional<ItemRows> item_rows_;
   torch::Tensor counts_;  // train rows by item, made when first needed

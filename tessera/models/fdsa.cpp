@@ -159,17 +159,19 @@ class Fdsa : public SequenceModel {
   /// sum_f a_f u_f of the items' present fields; zero without any. [n, d]
   torch::Tensor mixed_fields(const torch::Tensor& nodes) const {
     const int64_t n = nodes.size(0), d = config_.embedding_size;
+    const auto like = positions_.options().requires_grad(false);
+    const auto type = positions_.scalar_type();
     std::vector<torch::Tensor> inputs, present;
     for (const Field& field : fields_) {
       if (field.feature != nullptr) {
         const auto rows = field.feature->row_of_item.index_select(0, nodes);
         present.push_back(rows >= 0);
-        inputs.push_back(field.map(field.feature->gather(nodes)) *
-                         present.back().to(torch::kFloat).unsqueeze(1));
+        inputs.push_back(field.map(field.feature->gather(nodes).to(type)) *
+                         present.back().to(type).unsqueeze(1));
         continue;
       }
       std::vector<int64_t> values, owners;
-      torch::Tensor share = torch::zeros({n});
+      torch::Tensor share = torch::zeros({n}, like);
       for (int64_t i = 0; i < n; ++i) {
         const auto& own = field.values[static_cast<size_t>(nodes.const_data_ptr<int64_t>()[i])];
         values.insert(values.end(), own.begin(), own.end());
@@ -180,7 +182,7 @@ class Fdsa : public SequenceModel {
       const auto owner = torch::tensor(owners, torch::kInt64);
       const auto rows = gather_rows(*field.table, torch::tensor(values, torch::kInt64)) *
                         share.index_select(0, owner).unsqueeze(1);
-      inputs.push_back(torch::zeros({n, d}).index_add(0, owner, rows));
+      inputs.push_back(torch::zeros({n, d}, like).index_add(0, owner, rows));
     }
     // An item without any field: its first one, which is zero, takes the whole weight.
     auto some = present[0];

@@ -227,23 +227,26 @@ class Kdsr : public SequenceModel {
     return groups;
   }
 
-  /// Goes on where a checkpoint found it: inside an auto-encoder, or after a part.
+  /// Goes on where a checkpoint found it: inside an auto-encoder, or after a part. The codes
+  /// themselves are let go when the table has started as them and the teacher has its parts.
   void prepare(const Watch& watch) override {
     for (auto& m : modalities_) {
       const auto places = m.present.nonzero().flatten();
-      if (!m.codes.defined()) {
+      if (!m.units.defined()) {
         auto codes = torch::zeros({data_.n_items, config_.embedding_size});
         if (places.numel() > 0) {
           const auto found = encode_features(m, places, watch);
           if (!found.defined()) return;
           codes.index_copy_(0, places, found);
         }
-        m.codes = codes;
+        const Correlation teacher(codes, m.present, config_.n_parts, config_.center_codes);
+        m.units = teacher.units();
+        m.shares = teacher.shares();
+        if (config_.start == "codes") *m.table = RowTable(std::move(codes));
         watch.checkpoint();
       }
-      if (config_.start == "codes") *m.table = RowTable(m.codes.clone());
       if (places.numel() < 2 || m.centroids.defined()) continue;
-      Correlation teacher(m.codes, m.present, config_.n_parts, config_.center_codes);
+      Correlation teacher(m.units, m.shares, m.present);
       teacher.fit(config_.n_codes, config_.code_pairs, random_.stream("codebook." + m.name));
       m.centroids = teacher.centroids();
       m.mean = teacher.mean;
@@ -258,7 +261,8 @@ class Kdsr : public SequenceModel {
   void state(State& state) override {
     Model::state(state);
     for (auto& m : modalities_) {
-      state.add(m.name + ".codes", m.codes, Role::frozen);
+      state.add(m.name + ".units", m.units, Role::frozen);
+      state.add(m.name + ".shares", m.shares, Role::frozen);
       state.add(m.name + ".centroids", m.centroids, Role::frozen);
       state.add(m.name + ".mean", m.mean, Role::frozen);
       state.add(m.name + ".spread", m.spread, Role::frozen);
@@ -333,10 +337,10 @@ class Kdsr : public SequenceModel {
     double skd_weight = 0, ckd_weight = 0;
     Linear student1, student2;     // g_phi
     Linear code_hidden, code_out;  // the code head
-    torch::Tensor codes;           // [n_items, d], frozen
+    torch::Tensor units, shares;   // frozen, what the teacher keeps of the codes (Correlation)
     torch::Tensor centroids;       // [n_codes, n_parts]
     double mean = 0, spread = 1;   // of the correlations
-    Correlation teacher;           // made from codes and centroids where it is empty
+    Correlation teacher;           // made from units, shares and centroids where it is empty
   };
 
   /// The distinct items of a step with their rows; with candidate = fused, of all items first.
@@ -509,7 +513,7 @@ class Kdsr : public SequenceModel {
 
   const Correlation& teacher_of(Modality& m) const {
     if (!m.teacher.centroids().defined()) {
-      m.teacher = Correlation(m.codes, m.present, config_.n_parts, config_.center_codes);
+      m.teacher = Correlation(m.units, m.shares, m.present);
       m.teacher.set_centroids(m.centroids);
     }
     return m.teacher;
@@ -592,82 +596,35 @@ class Kdsr : public SequenceModel {
     return h;
   }
 
-  /// h(last) + h(the one before) after attention over the row's graph.
-  torch::Tensor graph_vectors(const Step& step, const Pass& pass) {
-    const int64_t n_rows = pass.offsets.size(0) - 1;
-    const auto* offset = pass.offsets.const_data_ptr<int64_t>();
-    const auto* node_of = step.inverse.const_data_ptr<int64_t>();
-    // The distinct items of each row in order of appearance, and the place of every slot in them.
-    std::vector<int64_t> places(static_cast<size_t>(step.inverse.numel())), row_nodes;
-    std::vector<int64_t> begins = {0};
-    int64_t widest = 1;
-    for (int64_t row = 0; row < n_rows; ++row) {
-      const auto first = row_nodes.begin() + begins.back();
-      std::vector<int64_t> own(first, row_nodes.end());
-      for (int64_t p = offset[row]; p < offset[row + 1]; ++p) {
-        const auto at = std::find(own.begin(), own.end(), node_of[p]);
-        places[static_cast<size_t>(p)] = at - own.begin();
-        if (at == own.end()) own.push_back(node_of[p]);
-      }
-      row_nodes.insert(row_nodes.end(), own.begin(), own.end());
-      begins.push_back(static_cast<int64_t>(row_nodes.size()));
-      widest = std::max(widest, static_cast<int64_t>(own.size()));
-    }
-    auto relation = torch::zeros({n_rows, widest, widest}, torch::kInt64);
-    auto padded = torch::zeros({n_rows, widest}, torch::kInt64);
-    auto* relations = relation.mutable_data_ptr<int64_t>();
-    auto* pad = padded.mutable_data_ptr<int64_t>();
-    std::vector<int64_t> kept, last, before;
-    for (int64_t row = 0; row < n_rows; ++row) {
-      int64_t* own = relations + row * widest * widest;
-      const auto mark = [&](int64_t u, int64_t v, int64_t kind) {
-        int64_t& cell = own[u * widest + v];
-        cell = cell == 0 || cell == kind ? kind : 4;
-      };
-      for (int64_t p = offset[row] + 1; p < offset[row + 1]; ++p) {
-        const int64_t u = places[static_cast<size_t>(p - 1)], v = places[static_cast<size_t>(p)];
-        if (u == v) continue;
-        mark(u, v, 2);
-        mark(v, u, 3);
-      }
-      const int64_t size = begins[static_cast<size_t>(row) + 1] - begins[static_cast<size_t>(row)];
-      for (int64_t t = 0; t < widest; ++t) {
-        std::fill(own + t * widest + size, own + (t + 1) * widest, -1);
-        own[t * widest + t] = 1;
-      }
-      for (int64_t t = 0; t < size; ++t) {
-        pad[row * widest + t] =
-            row_nodes[static_cast<size_t>(begins[static_cast<size_t>(row)] + t)];
-        kept.push_back(row * widest + t);
-      }
-      const int64_t end = offset[row + 1] - 1, previous = std::max(offset[row], end - 1);
-      last.push_back(begins[static_cast<size_t>(row)] + places[static_cast<size_t>(end)]);
-      before.push_back(begins[static_cast<size_t>(row)] + places[static_cast<size_t>(previous)]);
-    }
+  /// The gate over (ID, what attention over the row's graph gives, modalities) of every node.
+  Mixed mixed_nodes(const Step& step, const RowGraphs& graphs, const Pass& pass) {
+    const int64_t n_rows = graphs.padded.size(0), widest = graphs.padded.size(1);
     const int64_t d = config_.embedding_size;
     const auto ids = items_.rows(step.nodes);
     const auto padded_rows =
-        gather_rows(torch::mm(ids, *graph_map_), padded.flatten()).view({n_rows, widest, d});
+        gather_rows(torch::mm(ids, *graph_map_), graphs.padded.flatten()).view({n_rows, widest, d});
     const auto drop = [&](const torch::Tensor& alpha) {
       return dropout(alpha.reshape({n_rows * widest, widest}), config_.edge_dropout, pass, "edges")
           .view({n_rows, widest, widest});
     };
-    const auto g = gather_rows(relational_attention(padded_rows, relation, *graph_query_,
+    const auto g = gather_rows(relational_attention(padded_rows, graphs.relation, *graph_query_,
                                                     *graph_amp_, drop, config_.dropout_on_scores)
                                    .reshape({-1, d}),
-                               torch::tensor(kept, torch::kInt64));
-    const auto nodes = torch::tensor(row_nodes, torch::kInt64);
-    std::vector<torch::Tensor> inputs = {gather_rows(ids, nodes), g}, present = {{}, {}};
-    const auto item_of = step.nodes.index_select(0, nodes);
+                               graphs.kept);
+    std::vector<torch::Tensor> inputs = {gather_rows(ids, graphs.nodes), g}, present = {{}, {}};
+    const auto item_of = step.nodes.index_select(0, graphs.nodes);
     for (size_t k = 0; k < modalities_.size(); ++k) {
-      inputs.push_back(gather_rows(step.e[k], nodes));
+      inputs.push_back(gather_rows(step.e[k], graphs.nodes));
       present.push_back(modalities_[k].present.index_select(0, item_of));
     }
-    const auto h =
-        dropout(gate(inputs, present, *gate_hidden_.weight, *gate_hidden_.bias, *gate_out_, {}).h,
-                config_.dropout, pass, "gate");
-    return gather_rows(h, torch::tensor(last, torch::kInt64)) +
-           gather_rows(h, torch::tensor(before, torch::kInt64));
+    return gate(inputs, present, *gate_hidden_.weight, *gate_hidden_.bias, *gate_out_, {});
+  }
+
+  /// h(last) + h(the one before) of each row's graph.
+  torch::Tensor graph_vectors(const Step& step, const Pass& pass) {
+    const RowGraphs graphs = row_graphs(step.inverse, pass.offsets);
+    const auto h = dropout(mixed_nodes(step, graphs, pass).h, config_.dropout, pass, "gate");
+    return gather_rows(h, graphs.last) + gather_rows(h, graphs.before);
   }
 
   // --- supervision -------------------------------------------------------------------------
@@ -678,7 +635,7 @@ class Kdsr : public SequenceModel {
     for (size_t k = 0; k < modalities_.size(); ++k) {
       Modality& m = modalities_[k];
       if (m.skd_weight == 0 && m.ckd_weight == 0) continue;
-      TORCH_CHECK(m.codes.defined(), "KDSR: prepare() comes before loss()");
+      TORCH_CHECK(m.units.defined(), "KDSR: prepare() comes before loss()");
       const Correlation& teacher = teacher_of(m);
       const ItemPairs pairs = pairs_of(m, rows, batch.step);
       const auto to_items = [&](const torch::Tensor& places) {
@@ -790,12 +747,57 @@ class Kdsr : public SequenceModel {
 
   // --- diagnostic --------------------------------------------------------------------------
 
+  /// What the gate makes of the items and how it weighs its inputs.
+  struct Gated {
+    torch::Tensor h;        // [n_items, d]
+    torch::Tensor read;     // bool [n_items], items that h knows
+    torch::Tensor weights;  // [inputs], means
+  };
+
+  /// Over all items; with a graph, whose vector depends on the row, over the nodes of up to 4,096
+  /// train histories, an item's h being the mean of its nodes'.
+  Gated gated(const Step& all) {
+    if (config_.host != "rgat") {
+      const Mixed out = mixed(all);
+      return {out.h, torch::ones({data_.n_items}, torch::kBool), out.alpha.mean(0)};
+    }
+    std::vector<int64_t> users;
+    for (int64_t user = 0; user < data_.n_users; ++user) {
+      if (!data_.train.of(user).empty()) users.push_back(user);
+    }
+    constexpr size_t kMost = 4096, kBlock = 256;
+    const size_t n_rows = std::min(users.size(), kMost);
+    auto h = torch::zeros({data_.n_items, config_.embedding_size});
+    auto counts = torch::zeros({data_.n_items});
+    auto weights = torch::zeros({static_cast<int64_t>(modalities_.size()) + 2}, torch::kFloat64);
+    for (size_t first = 0; first < n_rows; first += kBlock) {
+      std::vector<int64_t> items, offsets = {0};
+      for (size_t row = first; row < std::min(first + kBlock, n_rows); ++row) {
+        const auto own = data_.train.of(users[row * users.size() / n_rows]);
+        const auto window =
+            own.last(std::min(own.size(), static_cast<size_t>(sequence_.max_length)));
+        items.insert(items.end(), window.begin(), window.end());
+        offsets.push_back(static_cast<int64_t>(items.size()));
+      }
+      Pass pass;
+      pass.offsets = torch::tensor(offsets, torch::kInt64);
+      const Step step = look_up(torch::tensor(items, torch::kInt64), false);
+      const RowGraphs graphs = row_graphs(step.inverse, pass.offsets);
+      const Mixed out = mixed_nodes(step, graphs, pass);
+      const auto item_of = step.nodes.index_select(0, graphs.nodes);
+      h.index_add_(0, item_of, out.h);
+      counts.index_add_(0, item_of, torch::ones({item_of.size(0)}));
+      weights += out.alpha.sum(0, false, torch::kFloat64);
+    }
+    return {h / counts.clamp_min(1).unsqueeze(1), counts > 0, weights / counts.sum().clamp_min(1)};
+  }
+
   /// How far the likeness of 10,000 fixed pairs has moved from the teacher's (kdsr section 7), and
   /// what the gate looks at.
   void diagnose(int64_t epoch, const Watch& watch) {
     const torch::NoGradGuard no_grad;
     const Step all = everything(false);
-    const Mixed fused = mixed(all);
+    const Gated fused = gated(all);
     const auto cosines = [](const torch::Tensor& x, const torch::Tensor& i,
                             const torch::Tensor& j) {
       const auto u = x / torch::linalg_vector_norm(x, 2, {1}, true).clamp_min(1e-8);
@@ -822,8 +824,9 @@ class Kdsr : public SequenceModel {
                    {"epoch", epoch},
                    {"modality", m.name},
                    {"e", pearson(r, cosines(all.e[k], i, j))},
-                   {"fused", pearson(r, cosines(fused.h, i, j))},
                    {"id", pearson(r, cosines(items_.all(), i, j))}};
+      const auto both = fused.read.index_select(0, i).logical_and(fused.read.index_select(0, j));
+      line["fused"] = pearson(r.masked_select(both), cosines(fused.h, i, j).masked_select(both));
       if (m.skd_weight > 0) {
         const auto student = cosines(m.student2(m.student1(all.e[k])), i, j);
         line["z"] = pearson(r, student);
@@ -833,10 +836,12 @@ class Kdsr : public SequenceModel {
       }
       watch.log(line);
     }
-    const auto weights = fused.alpha.mean(0);
-    Json line = {{"event", "gate"}, {"epoch", epoch}, {"id", weights[0].item<double>()}};
-    for (size_t k = 0; k < modalities_.size(); ++k) {
-      line[modalities_[k].name] = weights[static_cast<int64_t>(k) + 1].item<double>();
+    std::vector<std::string> inputs = {"id"};
+    if (config_.host == "rgat") inputs.push_back("graph");
+    for (const auto& m : modalities_) inputs.push_back(m.name);
+    Json line = {{"event", "gate"}, {"epoch", epoch}};
+    for (size_t k = 0; k < inputs.size(); ++k) {
+      line[inputs[k]] = fused.weights[static_cast<int64_t>(k)].item<double>();
     }
     watch.log(line);
   }

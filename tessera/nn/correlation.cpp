@@ -203,6 +203,13 @@ Correlation::Correlation(const torch::Tensor& codes_in, const torch::Tensor& pre
   shares_ = torch::where(whole > 0, norms / whole, torch::zeros({})).contiguous();
 }
 
+Correlation::Correlation(const torch::Tensor& units, const torch::Tensor& shares,
+                         const torch::Tensor& present)
+    : n_parts_(shares.size(1)),
+      units_(units.contiguous()),
+      shares_(shares.contiguous()),
+      present_(present.contiguous()) {}
+
 void Correlation::pair(int64_t i, int64_t j, float* rho, float* r) const {
   const int64_t d = units_.size(1), width = d / n_parts_;
   const float* a = units_.const_data_ptr<float>() + i * d;
@@ -477,6 +484,64 @@ Mixed gate(const std::vector<torch::Tensor>& inputs, const std::vector<torch::Te
     const auto part = out.alpha.narrow(1, static_cast<int64_t>(k), 1) * inputs[k];
     out.h = out.h.defined() ? out.h + part : part;
   }
+  return out;
+}
+
+RowGraphs row_graphs(const torch::Tensor& items_in, const torch::Tensor& offsets) {
+  const auto items = items_in.contiguous();
+  const int64_t n_rows = offsets.size(0) - 1;
+  const auto* offset = offsets.const_data_ptr<int64_t>();
+  const auto* item_of = items.const_data_ptr<int64_t>();
+  // The place of every slot among its row's nodes.
+  std::vector<int64_t> places(static_cast<size_t>(items.numel())), nodes, begins = {0};
+  int64_t widest = 1;
+  for (int64_t row = 0; row < n_rows; ++row) {
+    std::vector<int64_t> own;
+    for (int64_t p = offset[row]; p < offset[row + 1]; ++p) {
+      const auto at = std::find(own.begin(), own.end(), item_of[p]);
+      places[static_cast<size_t>(p)] = at - own.begin();
+      if (at == own.end()) own.push_back(item_of[p]);
+    }
+    nodes.insert(nodes.end(), own.begin(), own.end());
+    begins.push_back(static_cast<int64_t>(nodes.size()));
+    widest = std::max(widest, static_cast<int64_t>(own.size()));
+  }
+  RowGraphs out;
+  out.relation = torch::zeros({n_rows, widest, widest}, torch::kInt64);
+  out.padded = torch::zeros({n_rows, widest}, torch::kInt64);
+  auto* relations = out.relation.mutable_data_ptr<int64_t>();
+  auto* pad = out.padded.mutable_data_ptr<int64_t>();
+  std::vector<int64_t> kept, last, before;
+  for (int64_t row = 0; row < n_rows; ++row) {
+    int64_t* own = relations + row * widest * widest;
+    const int64_t begin = begins[static_cast<size_t>(row)];
+    const int64_t size = begins[static_cast<size_t>(row) + 1] - begin;
+    const auto mark = [&](int64_t u, int64_t v, int64_t kind) {
+      int64_t& cell = own[u * widest + v];
+      cell = cell == 0 || cell == kind ? kind : 4;
+    };
+    for (int64_t p = offset[row] + 1; p < offset[row + 1]; ++p) {
+      const int64_t u = places[static_cast<size_t>(p - 1)], v = places[static_cast<size_t>(p)];
+      if (u == v) continue;
+      mark(u, v, 2);
+      mark(v, u, 3);
+    }
+    for (int64_t t = 0; t < widest; ++t) {
+      std::fill(own + t * widest + size, own + (t + 1) * widest, -1);
+      own[t * widest + t] = 1;
+    }
+    for (int64_t t = 0; t < size; ++t) {
+      pad[row * widest + t] = nodes[static_cast<size_t>(begin + t)];
+      kept.push_back(row * widest + t);
+    }
+    const int64_t end = offset[row + 1] - 1, previous = std::max(offset[row], end - 1);
+    last.push_back(begin + places[static_cast<size_t>(end)]);
+    before.push_back(begin + places[static_cast<size_t>(previous)]);
+  }
+  out.nodes = torch::tensor(nodes, torch::kInt64);
+  out.kept = torch::tensor(kept, torch::kInt64);
+  out.last = torch::tensor(last, torch::kInt64);
+  out.before = torch::tensor(before, torch::kInt64);
   return out;
 }
 

@@ -23,6 +23,11 @@ class Correlation {
   /// multiple of n_parts.
   Correlation(const torch::Tensor& codes, const torch::Tensor& present, int64_t n_parts,
               bool center);
+  /// From what another one keeps of its codes: units [N, d], shares [N, D], not copied.
+  Correlation(const torch::Tensor& units, const torch::Tensor& shares,
+              const torch::Tensor& present);
+  const torch::Tensor& units() const { return units_; }    ///< sub-vectors of norm 1 or 0
+  const torch::Tensor& shares() const { return shares_; }  ///< |sub-vector| / |code|
 
   /// K centroids of the rho of `n_samples` pairs of present items (all pairs if there are fewer):
   /// k-means++, Lloyd to a relative change of 1e-4 or 100 rounds, sorted by mean coordinate. Fills
@@ -49,8 +54,8 @@ class Correlation {
   std::vector<int64_t> nearest(const torch::Tensor& rho) const;
 
   int64_t n_parts_ = 0;
-  torch::Tensor units_;              // [N, d], each sub-vector of norm 1 or 0
-  torch::Tensor shares_;             // [N, D], |sub-vector| / |code|
+  torch::Tensor units_;              // [N, d]
+  torch::Tensor shares_;             // [N, D]
   torch::Tensor present_;            // bool [N]
   torch::Tensor centroids_;          // [K, D]
   torch::Tensor columns_, squares_;  // [D, K], [K]
@@ -104,6 +109,20 @@ struct Mixed {
 Mixed gate(const std::vector<torch::Tensor>& inputs, const std::vector<torch::Tensor>& present,
            const torch::Tensor& w1, const torch::Tensor& b1, const torch::Tensor& w2,
            const torch::Tensor& b2);
+
+/// The items of each row as a graph whose nodes are its distinct items in order of appearance.
+struct RowGraphs {
+  /// int64 [rows, T, T], T the most nodes of a row: of node u to v, 1 where u = v, 2 where v
+  /// follows u somewhere in the row, 3 where v precedes u, 4 both, 0 neither, -1 where v is no
+  /// node.
+  torch::Tensor relation;
+  torch::Tensor padded;        ///< int64 [rows, T], the nodes' items; 0 where there is no node
+  torch::Tensor nodes, kept;   ///< int64 [n], all nodes' items, row by row; their places in padded
+  torch::Tensor last, before;  ///< int64 [rows], nodes of the last item and of the one before it;
+                               ///< a row of one item has it twice
+};
+/// Of rows of items, int64 [P], packed by offsets int64 [rows + 1]; none is empty.
+RowGraphs row_graphs(const torch::Tensor& items, const torch::Tensor& offsets);
 
 /// Attention over the relations of padded graphs: h [B, T, d]; relation int64 [B, T, T] with -1 no
 /// node, 0 no edge, else r; q [4, d], amp [4]. score_uv = amp_r LeakyReLU_.1(h_u . (q_r h_v)),

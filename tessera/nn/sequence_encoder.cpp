@@ -547,7 +547,12 @@ torch::Tensor Transformer::feed(const Block& block, const torch::Tensor& z,
   return dropout(block.outer(y), options_.hidden_dropout, pass, block.name + ".outer");
 }
 
-torch::Tensor Transformer::operator()(torch::Tensor x, const Pass& pass) const {
+torch::Tensor Transformer::operator()(const torch::Tensor& x, const Pass& pass) const {
+  const auto y = blocks(x, pass);
+  return options_.norm == TransformerOptions::Norm::post ? y : last_(y);
+}
+
+torch::Tensor Transformer::blocks(torch::Tensor x, const Pass& pass) const {
   for (const Block& block : blocks_) {
     switch (options_.norm) {
       case TransformerOptions::Norm::original: {
@@ -570,7 +575,7 @@ torch::Tensor Transformer::operator()(torch::Tensor x, const Pass& pass) const {
       }
     }
   }
-  return options_.norm == TransformerOptions::Norm::post ? x : last_(x);
+  return x;
 }
 
 GruEncoder::GruEncoder(const std::string& name, int64_t width, int64_t hidden,

@@ -86,7 +86,9 @@ class Transformer {
   Transformer(const std::string& name, const TransformerOptions& options, const MakeParameter& make,
               const Random& init);
   /// x [P, width], already normalised, dropped out and with positions as the form wants. [P, width]
-  torch::Tensor operator()(torch::Tensor x, const Pass& pass) const;
+  torch::Tensor operator()(const torch::Tensor& x, const Pass& pass) const;
+  /// The same before the closing norm, which `post` has none of.
+  torch::Tensor blocks(torch::Tensor x, const Pass& pass) const;
 
  private:
   struct Block {

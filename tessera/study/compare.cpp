@@ -9,6 +9,7 @@
 #include "tessera/base/error.h"
 #include "tessera/base/files.h"
 #include "tessera/base/version.h"
+#include "tessera/eval/protocol_words.h"
 #include "tessera/eval/statistics.h"
 
 namespace tessera {
@@ -825,6 +826,7 @@ std::vector<Compared> gather_runs(const CompareRequest& request, std::string& pr
     member.seed = json_get<int64_t>(member.results, "seed", what, 0);
     const auto own = json_get<std::string>(member.results, "protocol", what);
     if (protocol.empty()) {
+      refuse_in_tables(find_protocol(own), "compare");
       protocol = own;
       protocol_of = folder.string();
     } else if (own != protocol) {
@@ -1027,7 +1029,9 @@ Json compare(const CompareRequest& typed) {
         "--ablations: none of the rows is a bare model with an ablation set; "
         "'tessera models NAME' shows a model's");
   }
-  const std::string protocol = find_protocol(shared_train(request.settings).protocol).name;
+  const Protocol& shared = find_protocol(shared_train(request.settings).protocol);
+  refuse_in_tables(shared, "compare");
+  const std::string protocol = shared.name;
   std::vector<DatasetPlan> plans;
   std::vector<std::string> labels;
   check_settings(rows, request.settings, log);

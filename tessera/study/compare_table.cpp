@@ -3,6 +3,7 @@
 
 #include "tessera/base/error.h"
 #include "tessera/eval/metrics.h"
+#include "tessera/eval/protocol_words.h"
 #include "tessera/study/compare.h"
 
 namespace tessera {
@@ -130,14 +131,14 @@ std::vector<std::vector<std::string>> comparison_cells(const Json& result) {
 std::string title(const Json& table, const Json& result) {
   return fmt::format("{}: {}, {} users, protocol {}", text(table["dataset"]),
                      text(table["reported"]), joined(table["n_users"], " or "),
-                     text(result["protocol"]));
+                     protocol_words(text(result["protocol"])));
 }
 
 /// What made a table: one fact a line.
 std::vector<std::string> provenance(const Json& result) {
-  std::vector<std::string> out = {
-      "command: " + text(result["command"]),
-      "tessera " + text(result["tessera"]) + ", protocol " + text(result["protocol"])};
+  std::vector<std::string> out = {"command: " + text(result["command"]),
+                                  "tessera " + text(result["tessera"]) + ", protocol " +
+                                      protocol_words(text(result["protocol"]))};
   if (result.contains("asked_by")) out.push_back("tests asked for by: " + text(result["asked_by"]));
   for (const auto& table : result["tables"]) {
     out.push_back(fmt::format("dataset {}: split {}, split_sha256 {}, epochs chosen by valid {}",
@@ -297,7 +298,7 @@ std::string compare_tsv(const Json& result) {
     }
   }
   std::string out = tsv_head(result);
-  out += "dataset\tsplit_sha256\tprotocol\treported\trow\tmodel\tseeds\ttest_looks";
+  out += "dataset\tsplit_sha256\tprotocol\tseen\treported\trow\tmodel\tseeds\ttest_looks";
   for (const char* split : {"valid", "test"}) {
     for (const auto& metric : metrics) {
       out += fmt::format("\t{0}_{1}_mean\t{0}_{1}_sd", split, metric);
@@ -309,11 +310,11 @@ std::string compare_tsv(const Json& result) {
   out += "\n";
   for (const auto& table : result["tables"]) {
     for (const auto& row : table["rows"]) {
-      out += fmt::format("{}\t{}\t{}\t{}\t{}\t{}\t{}\t{}", text(table["dataset"]),
-                         text(table["split_sha256"]), text(result["protocol"]),
-                         text(table["reported"]), text(row["label"]),
-                         row.contains("model") ? text(row["model"]) : joined(row["recs"], "+"),
-                         joined(row["seeds"], ","), row["test_looks"].dump());
+      out += fmt::format(
+          "{}\t{}\t{}\t{}\t{}\t{}\t{}\t{}\t{}", text(table["dataset"]), text(table["split_sha256"]),
+          text(result["protocol"]), seen_words(text(result["protocol"])), text(table["reported"]),
+          text(row["label"]), row.contains("model") ? text(row["model"]) : joined(row["recs"], "+"),
+          joined(row["seeds"], ","), row["test_looks"].dump());
       for (const char* split : {"valid", "test"}) {
         for (const auto& metric : metrics) {
           const bool has = row[split].contains(metric);

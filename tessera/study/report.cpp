@@ -10,6 +10,7 @@
 #include "tessera/base/files.h"
 #include "tessera/base/version.h"
 #include "tessera/data/folder.h"
+#include "tessera/eval/protocol_words.h"
 #include "tessera/study/report_template.h"
 #include "tessera/study/report_views.h"
 #include "tessera/study/run.h"
@@ -383,8 +384,8 @@ Json run_data(const fs::path& run, const Log& log) {
     out["subtitle"] =
         out["subtitle"].get<std::string>() +
         fmt::format(", protocol {}, seed {}, best epoch {} by valid {}",
-                    results.value("protocol", std::string()), results.value("seed", Json()).dump(),
-                    selection.value("epoch", Json()).dump(),
+                    protocol_words(results.value("protocol", std::string())),
+                    results.value("seed", Json()).dump(), selection.value("epoch", Json()).dump(),
                     selection.value("metric", std::string()));
     out["sections"].push_back(results_section(results));
   }
@@ -543,12 +544,13 @@ Json several_data(const std::vector<fs::path>& runs, const fs::path& folder) {
       }
     }
   }
-  table["columns"] = texts({"run", "model", "seed", "best epoch"});
+  table["columns"] = texts({"run", "model", "protocol", "seed", "best epoch"});
   for (const auto& metric : metrics) table["columns"].push_back(metric);
   table["rows"] = Json::array();
   for (const auto& [name, results] : all) {
     Json row = Json::array({name});
     row.push_back(results.value("model", Json()));
+    row.push_back(protocol_words(results.value("protocol", std::string())));
     row.push_back(results.value("seed", Json()));
     row.push_back(results.value("selection", Json::object()).value("epoch", Json()));
     for (const auto& metric : metrics) {

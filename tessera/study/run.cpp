@@ -15,6 +15,7 @@
 #include "tessera/base/error.h"
 #include "tessera/base/files.h"
 #include "tessera/base/version.h"
+#include "tessera/eval/protocol_words.h"
 #include "tessera/model/bundle.h"
 #include "tessera/model/report_files.h"
 #include "tessera/ops/torch_version.h"
@@ -140,13 +141,14 @@ void write_lists(const fs::path& path, Model& model, const Dataset& data, const 
 }
 
 void write_results_tsv(const fs::path& path, const Json& results) {
-  std::string head = "model\tdataset\tseed\tprotocol\tsplit", rows;
+  std::string head = "model\tdataset\tseed\tprotocol\tseen\tsplit", rows;
   for (const char* split : {"valid", "test"}) {
     if (results[split].is_null()) continue;
     const bool first = rows.empty();
-    rows += fmt::format("{}\t{}\t{}\t{}\t{}", results["model"].get<std::string>(),
+    rows += fmt::format("{}\t{}\t{}\t{}\t{}\t{}", results["model"].get<std::string>(),
                         results["dataset"].get<std::string>(), results["seed"].dump(),
-                        results["protocol"].get<std::string>(), split);
+                        results["protocol"].get<std::string>(), results["seen"].get<std::string>(),
+                        split);
     for (const auto& [name, value] : results[split].items()) {
       if (first) head += "\t" + name;
       rows += "\t" + value.dump();
@@ -382,6 +384,7 @@ RunOutcome run(const RunRequest& request) {
     write_json(folder / "env.json", environment());
     write_json(folder / "data.json", data.about);
     log_head(log, data, *checked.model);
+    log.info("Protocol: {}", protocol_words(train.protocol));
     TrainConfig config;
     config.settings = train;
     config.protocol = checked.protocol;
@@ -411,6 +414,7 @@ RunOutcome run(const RunRequest& request) {
                                                 {"dataset", data.name},
                                                 {"seed", train.seed},
                                                 {"protocol", train.protocol},
+                                                {"seen", seen_words(checked.protocol)},
                                                 {"n_parameters", n_parameters},
                                                 {"time", now_rfc3339()}}
                                                    .dump() +
@@ -422,6 +426,7 @@ RunOutcome run(const RunRequest& request) {
     results["dataset"] = data.name;
     results["seed"] = train.seed;
     results["protocol"] = train.protocol;
+    results["seen"] = seen_words(checked.protocol);
     Json modalities = Json::array();
     for (const auto& feature : data.features) modalities.push_back(feature.name);
     results["modalities"] = modalities;
@@ -465,9 +470,11 @@ RunOutcome run(const RunRequest& request) {
     if (auto* files = dynamic_cast<ReportFiles*>(checked.model.get())) {
       for (const auto& [name, text] : files->report_files()) write_file(folder / name, text);
     }
-    save_bundle(
-        folder / "model", *checked.model, *checked.info, checked.settings,
-        {{"protocol", train.protocol}, {"valid", results["valid"]}, {"test", results["test"]}});
+    save_bundle(folder / "model", *checked.model, *checked.info, checked.settings,
+                {{"protocol", train.protocol},
+                 {"seen", results["seen"]},
+                 {"valid", results["valid"]},
+                 {"test", results["test"]}});
     write_results_tsv(folder / "results.tsv", results);
     // results.json last: whoever finds it finds a finished run.
     std::ofstream(folder / "metrics.jsonl", std::ios::app)

@@ -9,6 +9,7 @@
 #include "tessera/base/error.h"
 #include "tessera/base/files.h"
 #include "tessera/base/version.h"
+#include "tessera/eval/protocol_words.h"
 #include "tessera/eval/statistics.h"
 #include "tessera/study/compare.h"
 
@@ -254,7 +255,7 @@ std::vector<std::string> facts(const Json& result) {
   std::vector<std::string> out = {
       "command: " + line_text(result["command"]),
       fmt::format("tessera {}, protocol {}", line_text(result["tessera"]),
-                  line_text(result["protocol"])),
+                  protocol_words(line_text(result["protocol"]))),
       fmt::format("dataset {}: split {}, split_sha256 {}", line_text(result["dataset"]),
                   line_text(result["split"]), line_text(result["split_sha256"])),
       fmt::format("search: {} ({}, {} trials, seed {}), chosen by valid {} alone", space,
@@ -469,6 +470,7 @@ Json tune(const TuneRequest& typed) {
   }
   const TrainSettings& train = resolved.train_settings;
   const Protocol& protocol = find_protocol(train.protocol);
+  refuse_in_tables(protocol, "tune");
   Json about;
   std::string dataset_name, valid_metric;
   {
@@ -628,8 +630,8 @@ std::string tune_markdown(const Json& result) {
   }
   std::string out =
       fmt::format("### {} on {}: {} trials, protocol {}\n\n{}\n", line_text(result["model"]),
-                  line_text(result["dataset"]), result["trials"].size(), text(result["protocol"]),
-                  markdown_table(rows));
+                  line_text(result["dataset"]), result["trials"].size(),
+                  protocol_words(text(result["protocol"])), markdown_table(rows));
   std::vector<std::vector<std::string>> effects = {
       {"setting", "value", metric + " (valid)", "trials"}};
   for (const auto& row : result["sensitivity"]) {

@@ -104,6 +104,13 @@ class Sequences(CommandLine):
         self.assertNotIn("as_logged", json.dumps(results))
         self.assertEqual(results["test"]["recall@5"], lines[2]["recall@5"])  # the last epoch, not the best
         self.assertEqual(results["n_users"], 60)  # test rows: one of nine a user
+        # No table takes it, and it has no valid set.
+        for verb in (("compare", "-m", "KDSR,MC1", "-d", "pictured", "--protocol", "ratio20"),
+                     ("compare", "run", "run"),
+                     ("tune", "-m", "KDSR", "-d", "pictured", "--protocol", "ratio20", "--search", "tau=1,2")):
+            self.fails(2, verb[0] + r" takes no protocol 'ratio20'.*no table", *verb)
+        self.fails(2, r"without a valid set, 'data' has 60 valid rows.*temporal-user", "train", "-d", "data",
+                   "-m", "MC1", "-o", "other", "--protocol", "ratio20")
         # Without --epochs its hundred run; other protocols still ask for them.
         self.fails(2, r"no validation rows", "train", "-d", "pictured", "-m", "KDSR", "-o", "other")
 
@@ -122,6 +129,33 @@ class Sequences(CommandLine):
                                                                      "--shuffle-histories").stdout)
         self.fails(2, r"--shuffle-histories wants a run", "evaluate", "--recs", "run/recs_top50.tsv", "-d",
                    "data", "--shuffle-histories")
+
+    def test_every_result_says_what_becomes_of_seen_items(self):
+        for protocol, words, seen in (("recbole-seq", "recbole-seq, seen none", "none"),
+                                      ("seq-none", "seq-none", "none"), ("seq-mask", "seq-mask", "mask"),
+                                      ("strict", "strict, seen mask", "mask")):
+            with self.subTest(protocol):
+                done = self.succeeds("train", "-d", "data", "-m", "MC1", "-o", "run", "--protocol", protocol)
+                self.assertIn(f"protocol {words}, seed", done.stdout)
+                self.assertIn(f"Protocol: {words}\n", self.read("run", "train.log"))
+                head, *rows = [line.split("\t") for line in self.read("run", "results.tsv").splitlines()]
+                self.assertEqual([row[head.index("seen")] for row in rows], [seen, seen])
+                results = self.read_json("run", "results.json")
+                self.assertEqual((results["seen"], results["audit"]["seen"]), (seen, seen))
+                self.assertIn(f"seen: {seen}", self.succeeds("evaluate", "run").stdout)
+                done = self.succeeds("compare", "run")
+                self.assertIn(f"protocol {words}", done.stdout)
+
+    def test_recbole_seq_trains_on_prefixes(self):
+        train = ("train", "-d", "data", "-m", "GRU4Rec", "-o", "run", "--protocol", "recbole-seq",
+                 "--epochs", "1", "-j", "1")
+        self.succeeds(*train)
+        rows = self.read_json("run", "config.resolved.json")["settings"]["rows"]
+        self.assertEqual(rows, {"value": "prefix", "origin": "protocol=recbole-seq"})
+        self.assertNotIn("every prefix", self.read("run", "train.log"))
+        done = self.succeeds(*train, "--rows", "user")
+        self.assertEqual(self.read_json("run", "config.resolved.json")["settings"]["rows"]["value"], "user")
+        self.assertIn("note: protocol recbole-seq trains on every prefix", done.stdout)
 
     def test_refusals(self):
         train = ("train", "-d", "data", "-o", "run", "--epochs", "1")

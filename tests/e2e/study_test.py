@@ -98,7 +98,7 @@ class Compare(Studies):
                      self.read("study", "table.tex")):
             self.assertIn("tessera compare -m Popularity,ItemKNN", text)
             self.assertIn(sha, text)
-            self.assertIn("protocol strict", text)
+            self.assertIn("protocol strict, seen mask", text)
             self.assertIn("999, 1000, 1001", text)
             self.assertIn("looks at test: 6", text)
         self.assertIn("Recall@20", self.read("study", "table.md"))

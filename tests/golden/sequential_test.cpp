@@ -14,6 +14,7 @@
 #include "tessera/ops/sequence_kernels.h"
 #include "tessera/ops/sequence_losses.h"
 #include "tessera/train/train.h"
+#include "tests/gradient/numeric.h"
 #include "tests/planted.h"
 
 namespace tessera {
@@ -87,40 +88,34 @@ struct Block {
     bias("inner", {.3, -.2, .1, 0});
     bias("outer", {0, .1, .2, -.3});
   }
-  torch::Tensor run() const {
-    return encoder(matrix(2, 4, {1, 0, -1, 2, 0, 1, 2, -1}), pass_of({0, 2}));
-  }
+  static torch::Tensor input() { return matrix(2, 4, {1, 0, -1, 2, 0, 1, 2, -1}); }
+  torch::Tensor output() const { return encoder.blocks(input(), pass_of({0, 2})); }
+  torch::Tensor after_last_norm() const { return encoder(input(), pass_of({0, 2})); }
 };
-
-/// The forms that end with a layer norm give that of the block's own output.
-void expect_normed(const torch::Tensor& found, const std::vector<double>& before) {
-  const auto wanted = torch::layer_norm(matrix(2, 4, before), {4}, {}, {}, 1e-8).contiguous();
-  const double* p = wanted.const_data_ptr<double>();
-  expect_near(found, {p, p + 8}, 3e-6);
-}
 
 TEST(Golden, OneBlock) {
   TransformerOptions original;
-  expect_near(Block(original).run(),
+  expect_near(Block(original).output(),
+              {1.157426, 1.216558, -1.469313, -1.251796, -.463017, 1.105307, 1.373055, -1.304815});
+  expect_near(Block(original).after_last_norm(),
               {.974883, 1.021214, -1.083265, -.912832, -.578968, .838358, 1.080328, -1.339718});
-  expect_normed(Block(original).run(), {1.157426, 1.216558, -1.469313, -1.251796, -.463017,
-                                        1.105307, 1.373055, -1.304815});
   TransformerOptions two_heads = original;
   two_heads.n_heads = 2;
-  expect_normed(Block(two_heads).run(),
-                {1.157426, 1.216558, -1.469313, -1.251796, -1.174747, -.313843, 1.322695, .240895});
+  expect_near(Block(two_heads).output(),
+              {1.157426, 1.216558, -1.469313, -1.251796, -1.174747, -.313843, 1.322695, .240895});
   TransformerOptions no_out = original;
   no_out.out_proj = false;
-  expect_normed(Block(no_out).run(),
-                {-1.712092, .021026, -.159985, -.855999, -.906268, .986498, 1.550017, -1.011448});
+  expect_near(Block(no_out).output(),
+              {-1.712092, .021026, -.159985, -.855999, -.906268, .986498, 1.550017, -1.011448});
   TransformerOptions post;
   post.norm = TransformerOptions::Norm::post;
   post.eps = 1e-12;
   post.gelu = true;
-  expect_near(Block(post).run(),
+  expect_near(Block(post).output(),
               {1.061928, .919172, -1.170903, -.810197, -.169392, .880911, .857124, -1.568643});
+  EXPECT_TRUE(torch::equal(Block(post).output(), Block(post).after_last_norm()));
   post.causal = false;
-  expect_near(Block(post).run(),
+  expect_near(Block(post).output(),
               {1.173588, -.561130, -1.335858, .723400, -.169392, .880911, .857124, -1.568643});
 }
 
@@ -228,19 +223,163 @@ Batch batch_of(const Dataset& data, Model& model) {
   return sampler.batch(0, 1);
 }
 
+/// Rows of items as histories, each item in one of three categories and most with one of two.
+Dataset categorised(int64_t n_items, const std::vector<int32_t>& items, int64_t n_users) {
+  Dataset data = rows_of(n_items, items, n_users);
+  data.item_columns.names = {"categories"};
+  data.item_columns.values = {std::vector<std::string>(static_cast<size_t>(n_items))};
+  for (size_t item = 0; item < static_cast<size_t>(n_items); ++item) {
+    data.item_columns.values[0][item] = std::vector<std::string>{"a|b", "b", "c"}[item % 3];
+  }
+  return data;
+}
+
 TEST(Models, LossOfAnUntrainedModelIsTheLogOfTheCatalogue) {
-  std::vector<int32_t> items(600);
+  std::vector<int32_t> items(3000);
   for (size_t i = 0; i < items.size(); ++i) items[i] = static_cast<int32_t>(i * 37 % 3706);
-  const Dataset data = rows_of(3706, items, 40);
-  for (const char* name : {"SASRec", "GRU4Rec"}) {
-    for (const char* norm : {"original", "pre", "post"}) {
-      if (name == std::string("GRU4Rec") && norm != std::string("pre")) continue;
-      Settings given;
-      if (name == std::string("SASRec")) given = {{"norm", norm, "test"}};
-      const auto model = make(name, data, given);
-      EXPECT_NEAR(model->loss(batch_of(data, *model)).total.item<double>(), std::log(3706.), .03)
-          << name << " " << norm;
+  const Dataset data = categorised(3706, items, 150);
+  const std::vector<std::pair<std::string, Settings>> all = {
+      {"SASRec", {{"norm", "original", "test"}}},
+      {"SASRec", {{"norm", "pre", "test"}}},
+      {"SASRec", {{"norm", "post", "test"}}},
+      {"GRU4Rec", {}},
+      {"BERT4Rec", {}},
+      {"BERT4Rec", {{"head", "plain", "test"}}},
+      {"FDSA", {}}};
+  for (const auto& [name, given] : all) {
+    const auto model = make(name, data, given);
+    EXPECT_NEAR(model->loss(batch_of(data, *model)).total.item<double>(), std::log(3706.), .03)
+        << name << (given.empty() ? Json() : given[0].value);
+  }
+}
+
+/// The whole model in double at d = 4 as a function of its parameters, on one batch of three rows.
+struct Whole {
+  Dataset data;
+  std::unique_ptr<Model> model;
+  std::vector<torch::Tensor*> places;
+  std::map<std::string, torch::Tensor*> by_name;
+  std::vector<torch::Tensor> inputs;
+  Batch batch;
+
+  Whole(const std::string& name, Dataset data_in, Settings given) : data(std::move(data_in)) {
+    for (const Setting& setting :
+         Settings{{"embedding_size", 4, "test"}, {"max_length", 5, "test"}}) {
+      given.push_back(setting);
     }
+    if (name != "GRU4Rec") given.push_back({"inner_size", 3, "test"});
+    model = make(name, data, given);
+    batch = batch_of(data, *model);
+    Random random(7);
+    for (auto& group : model->parameter_groups()) {
+      EXPECT_TRUE(group.tables.empty());
+      for (auto& [tensor_name, tensor] : group.tensors) {
+        const auto noise = planted::normals(random.stream(tensor_name), 0, tensor->numel(), 1);
+        inputs.push_back(tensor->detach().to(torch::kDouble) + .4 * noise.view(tensor->sizes()));
+        places.push_back(tensor);
+        by_name[tensor_name] = tensor;
+      }
+    }
+    put(inputs);
+  }
+  void put(const std::vector<torch::Tensor>& x) {
+    for (size_t i = 0; i < places.size(); ++i) *places[i] = x[i];
+  }
+  torch::Tensor p(const std::string& name) const { return *by_name.at(name); }
+  torch::Tensor encode(const std::vector<int64_t>& items, const std::vector<int64_t>& offsets) {
+    struct Open : SequenceModel {
+      using SequenceModel::encode;
+    };
+    auto& sequence = dynamic_cast<SequenceModel&>(*model);
+    return (sequence.*(&Open::encode))(torch::tensor(items, torch::kInt64), pass_of(offsets));
+  }
+};
+
+/// Seven items, three histories; a modality that items 2 and 5 lack, categories that 3 and 5 lack.
+Dataset seven() {
+  Dataset data = categorised(7, {0, 3, 1, 6, 2, 2, 5, 4, 0, 1, 4, 6}, 3);
+  data.item_columns.values[0][3] = data.item_columns.values[0][5] = "";
+  Feature feature;
+  feature.name = "image";
+  feature.rows = MappedArray(torch::tensor({.5F, -1.F, 2.F, .25F, .75F, -.5F, 1.F, 1.5F, -.25F,
+                                            -2.F, .125F, 1.F, .3F, .6F, -.9F},
+                                           torch::kFloat)
+                                 .view({5, 3}));
+  feature.row_of_item = torch::tensor({0, 1, -1, 2, 3, -1, 4}, torch::kInt32);
+  data.features.push_back(feature);
+  return data;
+}
+
+// Self-check 3: of each encoder, embeddings, head and loss included.
+TEST(Models, CentralDifferencesOfWholeModels) {
+  const Setting two_heads{"n_heads", 2, "test"}, one_layer{"n_layers", 1, "test"};
+  const std::vector<std::pair<std::string, Settings>> all = {
+      {"GRU4Rec", {{"hidden_size", 3, "test"}}},
+      {"SASRec", {one_layer}},  // ReLU
+      {"SASRec", {one_layer, two_heads, {"out_proj", false, "test"}}},
+      {"SASRec", {one_layer, {"norm", "pre", "test"}}},
+      {"SASRec", {one_layer, {"norm", "post", "test"}}},
+      {"BERT4Rec", {two_heads, {"mask_ratio", .6, "test"}, {"last_only", 0.0, "test"}}},
+      {"BERT4Rec", {one_layer, {"head", "plain", "test"}}},
+      {"FDSA", {one_layer}},
+      {"FDSA", {one_layer, {"shared_ln", false, "test"}}}};
+  for (const auto& [name, settings] : all) {
+    Whole whole(name, seven(), settings);
+    SCOPED_TRACE(name);
+    expect_gradients(
+        [&](const std::vector<torch::Tensor>& x) {
+          whole.put(x);
+          return whole.model->loss(whole.batch).total;
+        },
+        whole.inputs, 2e-6);
+  }
+}
+
+// Without a layer FDSA is what section 4 says in plain tensor operations: an item's present fields
+// alone are mixed, a category field is the mean of its categories, an item without any field is
+// zero, one layer norm serves all three places.
+TEST(Models, FdsaMixesThePresentFields) {
+  Whole whole("FDSA", seven(), {{"n_layers", 0, "test"}});
+  const torch::NoGradGuard no_grad;
+  const std::vector<int64_t> items = {0, 1, 2, 3, 5};
+  const auto found = whole.encode(items, {0, 5});
+  const auto table = whole.p("field.categories");  // a, b, c in order of appearance
+  const std::vector<std::vector<int64_t>> categories = {{0, 1}, {1}, {2}, {}, {}};
+  const auto& feature = whole.data.features[0];
+  const auto norm = [&](const torch::Tensor& x) {
+    return torch::layer_norm(x, {4}, whole.p("norm.weight"), whole.p("norm.bias"), 1e-12);
+  };
+  for (size_t t = 0; t < items.size(); ++t) {
+    std::vector<torch::Tensor> fields;
+    if (!categories[t].empty()) {
+      auto sum = torch::zeros({4}, torch::kDouble);
+      for (const int64_t c : categories[t]) sum += table[c];
+      fields.push_back(sum / static_cast<double>(categories[t].size()));
+    }
+    if (feature.has(items[t])) {
+      const auto row = feature.gather(torch::tensor({items[t]}, torch::kInt64))[0];
+      fields.push_back(torch::mv(whole.p("image.map.weight"), row.to(torch::kDouble)) +
+                       whole.p("image.map.bias"));
+    }
+    EXPECT_EQ(fields.size(), (std::vector<size_t>{2, 2, 1, 1, 0})[t]);
+    auto mixed = torch::zeros({4}, torch::kDouble);
+    double total = 0;
+    for (const auto& u : fields) {
+      const auto hidden =
+          torch::relu(torch::mv(whole.p("mix.hidden.weight"), u) + whole.p("mix.hidden.bias"));
+      const double energy = std::exp((hidden * whole.p("mix.out")[0]).sum().item<double>());
+      mixed += energy * u;
+      total += energy;
+    }
+    if (total > 0) mixed /= total;
+    const auto where = whole.p("position_embedding")[static_cast<int64_t>(t)];
+    const auto both =
+        torch::cat({norm(whole.p("item_embedding")[items[t]] + where), norm(mixed + where)});
+    const auto wanted =
+        norm(torch::mv(whole.p("join.weight"), both) + whole.p("join.bias")).contiguous();
+    const double* numbers = wanted.const_data_ptr<double>();
+    SCOPED_TRACE(t);
+    expect_near(found[static_cast<int64_t>(t)], {numbers, numbers + 4}, 1e-10);
   }
 }
 
@@ -282,14 +421,19 @@ TEST(Models, ARowAloneScoresAsInABatchWithFeatures) {
   options.n_users = 30;
   options.n_items = 60;
   const Dataset data = planted_sequences(options);
+  std::vector<int32_t> longest(50);
+  for (int i = 0; i < 50; ++i) longest[static_cast<size_t>(i)] = i;
   const torch::NoGradGuard no_grad;
-  for (const std::string name : {"FDSA", "KDSR"}) {
+  for (const std::string host : {"", "gru4rec", "sasrec", "rgat"}) {
+    const std::string name = host.empty() ? "FDSA" : "KDSR";
     Settings given;
-    if (name == "KDSR") given = {{"candidate", "fused", "test"}, {"host", "sasrec", "test"}};
+    if (name == "KDSR") {
+      given = {{"candidate", "fused", "test"}, {"host", host, "test"}, {"start", "random", "test"}};
+    }
     const auto model = make(name, data, given);
     const auto alone = model->score(histories({{3, 1, 4}}))[0];
-    const auto together = model->score(histories({{9, 8, 7, 6, 5, 4, 3}, {3, 1, 4}, {7}}))[1];
-    EXPECT_TRUE(torch::allclose(alone, together, 0, 1e-6)) << name;
+    const auto together = model->score(histories({longest, {3, 1, 4}, {7}}))[1];
+    EXPECT_TRUE(torch::allclose(alone, together, 0, 1e-6)) << name << " " << host;
   }
 }
 
@@ -298,17 +442,36 @@ TEST(Models, LaterItemsLeaveEarlierOutputsBitEqual) {
   const MakeParameter keep = [&](const std::string& name, torch::Tensor x) -> torch::Tensor& {
     return by_name[name] = x;
   };
-  const Transformer encoder("t", {}, keep, Random(1));
   const GruEncoder gru("g", 64, 128, keep, Random(1));
   const Pass pass = pass_of({0, 9, 20});
   const auto x = torch::randn({20, 64});
   auto changed = x.clone();
   changed[15].fill_(3);
   const torch::NoGradGuard no_grad;
-  EXPECT_TRUE(
-      torch::equal(encoder(x, pass).slice(0, 0, 15), encoder(changed, pass).slice(0, 0, 15)));
   EXPECT_TRUE(torch::equal(gru(x, pass).slice(0, 0, 15), gru(changed, pass).slice(0, 0, 15)));
-  EXPECT_FALSE(torch::equal(encoder(x, pass)[15], encoder(changed, pass)[15]));
+  EXPECT_FALSE(torch::equal(gru(x, pass)[15], gru(changed, pass)[15]));
+  using Norm = TransformerOptions::Norm;
+  for (const Norm norm : {Norm::original, Norm::pre, Norm::post}) {
+    TransformerOptions options;
+    options.norm = norm;
+    const Transformer encoder("t", options, keep, Random(1));
+    const auto before = encoder(x, pass), after = encoder(changed, pass);
+    EXPECT_TRUE(torch::equal(before.slice(0, 0, 15), after.slice(0, 0, 15)));
+    EXPECT_FALSE(torch::equal(before[15], after[15]));
+  }
+}
+
+// The same of whole models: FDSA's two streams and their join among them.
+TEST(Models, LaterItemsLeaveEarlierOutputsOfModelsBitEqual) {
+  for (const std::string name : {"GRU4Rec", "SASRec", "FDSA"}) {
+    Whole whole(name, seven(), {});
+    const torch::NoGradGuard no_grad;
+    const std::vector<int64_t> offsets = {0, 3, 8};
+    const auto before = whole.encode({1, 2, 3, 0, 6, 4, 1, 2}, offsets);
+    const auto after = whole.encode({1, 2, 3, 0, 6, 5, 1, 2}, offsets);
+    EXPECT_TRUE(torch::equal(before.slice(0, 0, 5), after.slice(0, 0, 5))) << name;
+    for (int64_t t = 5; t < 8; ++t) EXPECT_FALSE(torch::equal(before[t], after[t])) << name << t;
+  }
 }
 
 TEST(Models, PositionsFromEitherEnd) {
@@ -317,6 +480,43 @@ TEST(Models, PositionsFromEitherEnd) {
       torch::equal(position_index(offsets, 3, true), torch::tensor({2, 0, 1, 2}, torch::kInt64)));
   EXPECT_TRUE(
       torch::equal(position_index(offsets, 3, false), torch::tensor({0, 0, 1, 2}, torch::kInt64)));
+}
+
+// Protocol section 5: recbole-seq trains on every prefix, unless the user says otherwise; BERT4Rec,
+// whose rows are masked, cannot, and the audit says what was done.
+TEST(Models, RecboleSeqTrainsOnPrefixes) {
+  const Setting protocol{"protocol", "recbole-seq", "flag"};
+  const auto rows = [](const std::string& name, const Settings& given) {
+    for (const auto& setting : resolve_settings(find_model(name), given).model) {
+      if (setting.name == "rows") return setting.value.get<std::string>() + " " + setting.origin;
+    }
+    return std::string();
+  };
+  for (const std::string name : {"GRU4Rec", "SASRec", "FDSA", "KDSR"}) {
+    EXPECT_EQ(rows(name, {protocol}), "prefix protocol=recbole-seq") << name;
+    EXPECT_EQ(rows(name, {protocol, {"rows", "chunk", "flag"}}), "chunk flag") << name;
+    EXPECT_EQ(rows(name, {{"protocol", "seq-none", "flag"}}), "user default") << name;
+  }
+  EXPECT_EQ(resolve_settings(find_model("KDSR"), {protocol}).train_settings.train_batch_size, 256);
+  EXPECT_EQ(rows("BERT4Rec", {protocol}), "user default");
+
+  Dataset data = categorised(20, {0, 1, 2, 3, 4, 5}, 2);
+  const std::vector<int32_t> users = {0, 1}, valid = {6, 7}, test = {8, 9};
+  data.valid = make_interactions(2, users, valid);
+  data.test = make_interactions(2, users, test);
+  const auto notes = [&](const std::string& name, const Settings& given) {
+    const auto model = make(name, data, given);
+    EvalOptions options;
+    options.metrics = {"hit@10"};
+    return evaluate(*model, data, find_protocol("recbole-seq"), Split::test, options)
+        .audit["notes"]
+        .dump();
+  };
+  const std::string words = "trains on every prefix";
+  EXPECT_EQ(notes("SASRec", {protocol}).find(words), std::string::npos);
+  EXPECT_EQ(notes("MC1", {protocol}).find(words), std::string::npos);
+  EXPECT_NE(notes("SASRec", {protocol, {"rows", "user", "flag"}}).find(words), std::string::npos);
+  EXPECT_NE(notes("BERT4Rec", {protocol}).find(words), std::string::npos);
 }
 
 /// Hit@1 of the test items, histories as they are or shuffled.
@@ -423,6 +623,39 @@ TEST(Learning, LazyItemRowsEqualTheWholeTable) {
         EXPECT_TRUE(torch::equal(scores[0], scores[1])) << loss << " " << share << " " << rows;
       }
     }
+  }
+}
+
+// Section 3, logq: c_j = log(k q_j), where k q_j is how often j is expected among a row's
+// negatives: k over the items that it draws from. With all scores 0 the loss of a position is
+// log(1 + k e^-c), whichever items are drawn.
+TEST(Losses, LogqCountsTheItemsThatARowDrawsFrom) {
+  const std::vector<int32_t> users = {0, 0, 0, 0, 1, 1, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3},
+                             items = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2, 3, 2, 3};
+  const Dataset data = make_dataset(4, 12, make_interactions(4, users, items));
+  for (const std::string share : {"position", "row"}) {
+    SequenceSettings settings;
+    settings.loss = "sampled_softmax";
+    settings.logq = settings.unseen_negatives = true;
+    settings.neg_share = share;
+    settings.n_negatives = 3;
+    Tiny model(settings, Context{data, Random(1), {}, {}}, false);
+    const torch::NoGradGuard no_grad;
+    const auto groups = model.parameter_groups();
+    for (const auto& [name, tensor] : groups[0].tensors) tensor->zero_();
+    AdamOptions rule;
+    rule.learning_rate = [](int64_t) { return 0.0; };
+    groups[0].tables[0].second->configure(rule);
+    const Batch batch = batch_of(data, model);
+    double wanted = 0, n = 0;
+    for (int64_t row = 0; row < 4; ++row) {
+      const int64_t user = batch.row_users[row].item<int64_t>();
+      const auto length = static_cast<double>(data.train.of(user).size()) - 1;
+      wanted +=
+          length * std::log(1 + 12. - static_cast<double>(data.train_distinct.of(user).size()));
+      n += length;
+    }
+    EXPECT_NEAR(model.loss(batch).total.item<double>(), wanted / n, 1e-5) << share;
   }
 }
 

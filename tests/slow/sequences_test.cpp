@@ -81,7 +81,7 @@ TEST(Shuffle, ToysSasRecLosesAThird) {
   options.split = "leave-one-out";
   import_dataset(options, {});
   const Dataset data = load_dataset(folder);
-  const Settings given = {{"protocol", "seq-none", "test"}, {"epochs", 12, "test"}};
+  const Settings given = {{"protocol", "seq-none", "test"}};  // to the protocol's patience
   const ModelInfo& info = find_model("SASRec");
   const RunSettings settings = resolve_settings(info, given);
   const auto model = info.make(given, Context{data, Random(999), settings.train_settings, {}});
@@ -97,7 +97,7 @@ TEST(Shuffle, ToysSasRecLosesAThird) {
       evaluate(*model, data, config.protocol, Split::test, asked).value("ndcg@10");
   std::printf("Toys SASRec ndcg@10 %.4f, histories shuffled %.4f (%+.0f %%)\n", plain, shuffled,
               100 * (shuffled / plain - 1));
-  EXPECT_GT(plain, .025);
+  EXPECT_GT(plain, .036);  // section 5.2: .0404, accepted within 10 %
   EXPECT_LT(shuffled, .7 * plain);
   fs::remove_all(folder);
 }

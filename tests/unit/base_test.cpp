@@ -78,6 +78,28 @@ TEST(Fields, PresetThenExplicitThenAlias) {
   EXPECT_EQ(applied({{"topk", "5,10", "flag"}}).topk, (std::vector<int64_t>{5, 10}));
 }
 
+// The training's protocol may decide a model's default.
+TEST(Fields, PresetOnASettingOfAnotherOwner) {
+  const auto rows = [](const Settings& settings) {
+    std::string value = "user";
+    int64_t size = 1;
+    Fields f("Sample");
+    f.choice("rows", value, "rows", {"user", "prefix"});
+    f.add("size", size, "size");
+    f.preset("protocol", "recbole-seq", {{"rows", "prefix"}});
+    f.preset("rows", "prefix", {{"size", 2}});
+    f.apply(settings);
+    EXPECT_EQ(size, value == "prefix" ? 2 : 1);
+    return value + " " + f.resolved()[0].origin;
+  };
+  EXPECT_EQ(rows({}), "user default");
+  EXPECT_EQ(rows({{"protocol", "strict", "flag"}}), "user default");
+  EXPECT_EQ(rows({{"protocol", "RecBole_Seq", "flag"}}), "prefix protocol=recbole-seq");
+  EXPECT_EQ(rows({{"rows", "user", "file"}, {"protocol", "recbole-seq", "flag"}}), "user file");
+  EXPECT_EQ(rows({{"protocol", "recbole-seq", "file"}, {"protocol", "strict", "flag"}}),
+            "user default");
+}
+
 TEST(Fields, ResolvedCarriesOrigins) {
   Sample sample;
   Fields f("Sample");

@@ -177,6 +177,7 @@ TEST(Evaluate, MmrecDropsColdUsersAndKeepsRepeats) {
   EXPECT_EQ(result.audit["users_without_held_out_items"], 1);
   EXPECT_EQ(result.audit["held_out_pairs"], 7);
   EXPECT_EQ(result.audit["pairs_dropped_as_repeats"], 0);
+  EXPECT_EQ(result.audit["pairs_masked_as_repeats"], 2);  // 2: 1, 4: 3
   ASSERT_EQ(result.per_user_users, (std::vector<int64_t>{0, 2, 4}));
   EXPECT_EQ(result.per_user_columns,
             (std::vector<std::string>{"n_test", "recall@1", "precision@1", "map@1"}));
@@ -373,6 +374,59 @@ TEST(Evaluate, EveryPositionIsAQueryOfItsOwn) {
   const Ragged& rows = model.asked.at(0).histories;
   EXPECT_TRUE(torch::equal(rows.items, torch::tensor({0, 0, 1, 3, 2}, torch::kInt32)));
   EXPECT_TRUE(torch::equal(rows.offsets, torch::tensor({0, 1, 3, 5}, torch::kInt64)));
+}
+
+// kdsr section 8: no valid set.
+TEST(Evaluate, EveryPositionRefusesValidRows) {
+  const MaskTest test;
+  FixedModel model(test.data, test.scores, true);
+  for (const Split split : {Split::valid, Split::test}) {
+    try {
+      evaluate(model, test.data, find_protocol("ratio20"), split, ask({"hit@1"}));
+      ADD_FAILURE() << "taken";
+    } catch (const InputError& error) {
+      EXPECT_EQ(error.code(), Exit::usage);
+      EXPECT_NE(std::string(error.what()).find("temporal-user --rounding floor"), std::string::npos)
+          << error.what();
+    }
+  }
+}
+
+// sequential section 2: under a mask a target that repeats an item of the history is a miss, and
+// counted; everyone with a target is averaged.
+TEST(Evaluate, RepeatedTargetsAreMissesOfSeqMask) {
+  // User 0 repeats a train item, user 1 its valid item, user 2 nothing.
+  const Dataset data =
+      make_dataset(3, 4, rows(3, {{0, 0}, {0, 1}, {1, 1}, {2, 2}}),
+                   rows(3, {{0, 2}, {1, 3}, {2, 0}}), rows(3, {{0, 1}, {1, 3}, {2, 3}}));
+  FixedModel model(
+      data, torch::tensor({{0.F, 9.F, 0.F, 0.F}, {0.F, 0.F, 0.F, 9.F}, {0.F, 0.F, 0.F, 9.F}}));
+  EvalOptions options = ask({"hit@1", "hit@4", "mrr"});
+  options.per_user = true;
+  const Evaluation masked = evaluate(model, data, find_protocol("seq-mask"), Split::test, options);
+  EXPECT_EQ(masked.n_users, 3);
+  EXPECT_NEAR(at(masked, "hit@4"), 1.0 / 3, 1e-12);
+  EXPECT_NEAR(at(masked, "mrr"), 1.0 / 3, 1e-12);
+  EXPECT_EQ(masked.audit["users_averaged"], 3);
+  EXPECT_EQ(masked.audit["held_out_pairs"], 3);
+  EXPECT_EQ(masked.audit["pairs_dropped_as_repeats"], 0);
+  EXPECT_EQ(masked.audit["pairs_masked_as_repeats"], 2);
+  EXPECT_EQ(masked.audit["seen"], "mask");
+  ASSERT_EQ(masked.per_user.size(), 3);
+  EXPECT_EQ(masked.per_user[0], (std::vector<double>{1, 0, 0, 0}));
+  // While validating only train rows are masked, and valid items do not repeat.
+  const Evaluation valid = evaluate(model, data, find_protocol("seq-mask"), Split::valid, options);
+  EXPECT_EQ(valid.audit["pairs_masked_as_repeats"], 0);
+  for (const char* name : {"seq-none", "recbole-seq"}) {
+    const Evaluation open = evaluate(model, data, find_protocol(name), Split::test, options);
+    EXPECT_EQ(open.n_users, 3);
+    EXPECT_DOUBLE_EQ(at(open, "hit@1"), 1);
+    EXPECT_EQ(open.audit["pairs_masked_as_repeats"], 0);
+  }
+  const Evaluation strict = evaluate(model, data, find_protocol("strict"), Split::test, options);
+  EXPECT_EQ(strict.n_users, 1);
+  EXPECT_EQ(strict.audit["pairs_dropped_as_repeats"], 2);
+  EXPECT_EQ(strict.audit["pairs_masked_as_repeats"], 0);
 }
 
 TEST(Evaluate, OnlySequentialModelsSeeValidRowsAtTest) {

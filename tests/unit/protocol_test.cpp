@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "tessera/base/error.h"
+#include "tessera/eval/protocol_words.h"
 
 namespace tessera {
 namespace {
@@ -135,6 +136,7 @@ TEST(Protocols, AreTheTable) {
     EXPECT_EQ(seq.mask_valid, masked ? Mask::train : Mask::none);
     EXPECT_EQ(seq.mask_test, masked ? Mask::train_valid : Mask::none);
     EXPECT_TRUE(seq.average_cold_users);
+    EXPECT_FALSE(seq.drop_repeats);
     EXPECT_TRUE(seq.sequential_sees_valid);
     EXPECT_EQ(seq.valid_metric, "ndcg@10");
     EXPECT_FALSE(seq.round4);
@@ -143,6 +145,32 @@ TEST(Protocols, AreTheTable) {
     EXPECT_EQ(seq.patience, 10);
     EXPECT_EQ(seq.epochs, 200);
     EXPECT_EQ(seq.topk, (std::vector<int64_t>{5, 10, 20}));
+  }
+}
+
+// sequential section 2: what becomes of seen items is printed with every result.
+TEST(Protocols, SayWhatBecomesOfSeenItems) {
+  EXPECT_EQ(protocol_words("recbole-seq"), "recbole-seq, seen none");
+  EXPECT_EQ(protocol_words("ratio20"), "ratio20, seen none");
+  EXPECT_EQ(protocol_words("strict"), "strict, seen mask");
+  EXPECT_EQ(protocol_words("mmrec"), "mmrec, seen mask (train only)");
+  EXPECT_EQ(protocol_words("seq-mask"), "seq-mask");  // the name says it
+  EXPECT_EQ(protocol_words("seq-none"), "seq-none");
+  EXPECT_EQ(protocol_words("somebody's"), "somebody's");
+  EXPECT_EQ(seen_words("seq-mask"), "mask");
+  EXPECT_EQ(seen_words("somebody's"), "");
+}
+
+// kdsr section 8: ratio20 never stands in a table.
+TEST(Protocols, OneIsRefusedInTables) {
+  for (const Protocol& protocol : protocols()) {
+    try {
+      refuse_in_tables(protocol, "compare");
+      EXPECT_NE(protocol.name, "ratio20");
+    } catch (const InputError& error) {
+      EXPECT_EQ(protocol.name, "ratio20");
+      EXPECT_EQ(error.code(), Exit::usage);
+    }
   }
 }
 
