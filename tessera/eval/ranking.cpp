@@ -34,16 +34,13 @@ BlockScores::BlockScores(Model& model, const Queries& queries) : model_(model), 
   if (auto* factors = dynamic_cast<FactorModel*>(&model)) {
     users_ = factors->user_vectors(queries);
     items_ = factors->item_vectors();
-    return;
-  } else if (auto* parts = dynamic_cast<PartRanked*>(&model)) {
-    parts_ = parts->part_factors(queries);
-  }
-  if (auto* sequence = dynamic_cast<SequenceModel*>(&model)) {
+  } else if (auto* sequence = dynamic_cast<SequenceModel*>(&model)) {
     const auto factors = sequence->factors(queries);
     users_ = factors.users;
     items_ = factors.items;
+  } else if (auto* parts = dynamic_cast<PartRanked*>(&model)) {
+    parts_ = parts->part_factors(queries);
   }
-  if (!items_.defined()) scores_ = model.score(queries);
 }
 
 const torch::Tensor& BlockScores::scores() const {
