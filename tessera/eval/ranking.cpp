@@ -3,8 +3,8 @@
 #include <algorithm>
 
 #include "tessera/base/error.h"
-#include "tessera/model/sequence_model.h"
 #include "tessera/model/part_ranked.h"
+#include "tessera/model/sequence_model.h"
 #include "tessera/ops/topk.h"
 
 namespace tessera {

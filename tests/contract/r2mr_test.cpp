@@ -236,7 +236,9 @@ TEST(R2mrReport, MarksRoundsAfterTheBestEpoch) {
       EXPECT_EQ(round["kept"], round["epoch"].get<int64_t>() <= trained.result.best_epoch)
           << round["round"] << " best epoch " << trained.result.best_epoch;
     }
-    if (rate == 1.0) EXPECT_LT(trained.result.best_epoch, 5);
+    if (rate == 1.0) {
+      EXPECT_LT(trained.result.best_epoch, 5);
+    }
   }
 }
 

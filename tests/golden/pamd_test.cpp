@@ -584,7 +584,9 @@ TEST(PamdModel, Preparation) {
     Pamd pamd(data, {{"prep", prep, "test"}});
     const auto x = pamd.rows()[0].index_select(0, present);
     const auto wide = x.to(torch::kDouble);
-    if (prep == "none") EXPECT_TRUE(torch::equal(x, raw));
+    if (prep == "none") {
+      EXPECT_TRUE(torch::equal(x, raw));
+    }
     if (prep == "l2") {
       expect_near(x.norm(2, {1}), std::vector<double>(static_cast<size_t>(x.size(0)), 1), 1e-5);
       EXPECT_TRUE(torch::allclose(x * raw.norm(2, {1}, true), raw, 1e-4, 1e-5));
@@ -986,7 +988,9 @@ TEST(PamdModel, ExportNormOfACatalogueAndOfAFewItems) {
     for (const auto& part : all) {
       const auto rows = part.rows.to(torch::kDouble);
       EXPECT_EQ(part.card["norm"], norm);
-      if (norm == "l2") EXPECT_LT((rows.norm(2, {1}) - 1).abs().max().item<double>(), 1e-5);
+      if (norm == "l2") {
+        EXPECT_LT((rows.norm(2, {1}) - 1).abs().max().item<double>(), 1e-5);
+      }
       if (norm == "zscore") {
         EXPECT_LT(rows.mean(0).abs().max().item<double>(), 1e-4) << part.modality;
         EXPECT_LT((rows.std(0, false) - 1).abs().max().item<double>(), 1e-3) << part.modality;
