@@ -279,7 +279,7 @@ TEST(R2mrRounds, NoReviewerRewritesAsManyAsTheReviewerWould) {
     EXPECT_EQ(drawn["areas"], asked["areas"]);
     for (const auto& [modality, n] : drawn["refused"].items()) EXPECT_EQ(n, 0) << modality;
     EXPECT_EQ(found["rewritten"]["n"], wanted["rewritten"]["n"]);
-    EXPECT_GT(found["rewritten"]["n"].get<int64_t>(), 20);
+    EXPECT_GT(found["rewritten"]["n"].get<int64_t>(), 10);
     const auto a = own->weights().at("round_of"), b = any->weights().at("round_of");
     EXPECT_FALSE(torch::equal(a, b));
   }
