@@ -244,14 +244,14 @@ sys.stdout.buffer.write(b"\\x93NUMPY\\x01\\x00" + struct.pack("<H", len(head)) +
         self.shop_with_texts([f"a thing {i}" for i in range(self.n_items)])
         wanted = {"vectors with entries that are no finite numbers": 2}
         ids = self.read("texts", "items.tsv").splitlines()
-        self.write("npy.py", self.NPY_ENCODER)
-        self.write("json.py", '''import json, sys
+        self.write("answer_npy.py", self.NPY_ENCODER)
+        self.write("answer_json.py", '''import json, sys
 for n, line in enumerate(sys.stdin):
     first = None if n == 2 else 1e39 if n == 4 else n
     print(json.dumps({"id": json.loads(line)["id"], "vector": [first, 1.5]}))
 ''')
         for name in ("npy", "json"):
-            entry = self.made("texts", "--encoder", f"exec:python3 {name}.py", "--modality", name)
+            entry = self.made("texts", "--encoder", f"exec:python3 answer_{name}.py", "--modality", name)
             source = entry["features"][name]["source"]
             self.assertEqual((source["failed"], source["failures"]), (2, wanted))
             self.assertEqual(entry["features"][name]["rows"], len(ids) - 3)

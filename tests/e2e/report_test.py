@@ -189,7 +189,7 @@ class Report(CommandLine):
         self.succeeds("train", "-m", "PAMD", "-d", "titled", "--epochs", "1", "--pre_epochs", "2", "-q", "-j",
                       "1", "--eval_mask", "common", "-o", "masked")
         self.assertEqual(self.read_json("masked", "results.json")["audit"]["notes"].count(own), 1)
-        self.assertIn(own, self.read("masked", "model", "README.md"))
+        self.assertIn(own, self.read("masked", "model", "MODEL_CARD.md"))
         out = json.loads(self.succeeds("evaluate", "masked", "--json", "-q").stdout)
         self.assertEqual(out["audit"]["notes"].count(own), 1)
         # The flag takes the place of the setting.
