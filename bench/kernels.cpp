@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "tessera/ops/block_product.h"
 #include "tessera/ops/sequence_kernels.h"
 
 namespace {
@@ -58,16 +59,18 @@ void spmm(int64_t times) {
 
 /// Six users against 1,600 items of 64 columns, and the threshold test that follows.
 void ranking(int64_t times) {
-  constexpr int64_t depth = 64, tiles = 100, columns = kernels::kTileColumns * tiles;
-  const auto a = values(kernels::kTileRows * depth), b = values(depth * columns);
-  std::vector<float> out(kernels::kTileRows * columns);
+  constexpr int64_t kRows = 6, kColumns = kernels::kBlockColumns<float>;
+  constexpr int64_t depth = 64, tiles = 100, columns = kColumns * tiles;
+  const auto a = values(kRows * depth), b = values(depth * columns);
+  std::vector<float> out(kRows * columns);
   int64_t above = 0;
   for (int64_t t = 0; t < times; ++t) {
     for (int64_t tile = 0; tile < tiles; ++tile) {
-      kernels::product_tile(a.data(), b.data() + tile * depth * kernels::kTileColumns, depth,
-                            out.data() + tile * kernels::kTileColumns, columns);
+      kernels::block_product(kernels::BlockProduct<float>{
+          a.data(), depth, 1, b.data() + tile * depth * kColumns, kColumns, depth,
+          out.data() + tile * kColumns, columns, kRows, kColumns, false});
     }
-    for (int64_t row = 0; row < kernels::kTileRows; ++row) {
+    for (int64_t row = 0; row < kRows; ++row) {
       above += kernels::any_above(out.data() + row * columns, columns, 1e9F) ? 1 : 0;
     }
   }

@@ -804,7 +804,8 @@ std::vector<NamedRows> Pamd::parts_of(const std::vector<Feature>& features, int6
   Json overlaps = Json::object(), unused = Json::object();
   std::vector<NamedRows> out = raw_parts(features, n_items, overlaps), catalogue;
   if (config_.export_norm == "zscore") {
-    catalogue = raw_parts(data_.features, data_.n_items, unused);
+    catalogue =
+        &features == &data_.features ? out : raw_parts(data_.features, data_.n_items, unused);
   }
   const Json last = checks_.empty() ? Json::object() : checks_.back();
   for (auto& part : out) {

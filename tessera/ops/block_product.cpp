@@ -7,13 +7,23 @@ namespace {
 
 constexpr int64_t kDepth = 128;  // rows of b that stay in the first cache
 
-/// One tile of `kRows` rows and kBlockColumns columns, its sums in kVectors registers a row.
+/// One tile of `kRows` rows and kBlockColumns columns, its sums in kVectors registers a row; go_on:
+/// they begin with what `out` holds.
 template <typename T, int64_t kBytes, int64_t kRows>
 [[gnu::always_inline]] inline void tile(const BlockProduct<T>& p, const T* a, const T* b,
-                                        int64_t depth, T* out, bool add) {
+                                        int64_t depth, T* out, bool go_on) {
   using Vector [[gnu::vector_size(kBytes), gnu::aligned(alignof(T)), gnu::may_alias]] = T;
   constexpr int64_t kVectors = 64 / kBytes, kLanes = kBytes / static_cast<int64_t>(sizeof(T));
   Vector sum[kRows][kVectors] = {};
+  if (go_on) {
+#pragma GCC unroll 12
+    for (int64_t r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+      for (int64_t v = 0; v < kVectors; ++v) {
+        sum[r][v] = *reinterpret_cast<const Vector*>(out + r * p.out_row + v * kLanes);
+      }
+    }
+  }
   for (int64_t k = 0; k < depth; ++k) {
     Vector row[kVectors];
 #pragma GCC unroll 4
@@ -32,7 +42,7 @@ template <typename T, int64_t kBytes, int64_t kRows>
 #pragma GCC unroll 4
     for (int64_t v = 0; v < kVectors; ++v) {
       auto* to = reinterpret_cast<Vector*>(out + r * p.out_row + v * kLanes);
-      *to = add ? *to + sum[r][v] : sum[r][v];
+      *to = p.add ? *to + sum[r][v] : sum[r][v];
     }
   }
 }
@@ -41,16 +51,16 @@ template <typename T, int64_t kBytes, int64_t kRows>
 [[gnu::always_inline]] inline void product_any(const BlockProduct<T>& p) {
   for (int64_t k = 0; k < p.depth; k += kDepth) {
     const int64_t depth = std::min(kDepth, p.depth - k);
-    const bool add = p.add || k > 0;
+    const bool go_on = k > 0 && !p.add;
     for (int64_t c = 0; c < p.cols; c += kBlockColumns<T>) {
       const T* a = p.a + k * p.a_depth;
       const T* b = p.b + k * p.b_depth + c;
       int64_t r = 0;
       for (; r + kRows <= p.rows; r += kRows) {
-        tile<T, kBytes, kRows>(p, a + r * p.a_row, b, depth, p.out + r * p.out_row + c, add);
+        tile<T, kBytes, kRows>(p, a + r * p.a_row, b, depth, p.out + r * p.out_row + c, go_on);
       }
       for (; r < p.rows; ++r) {
-        tile<T, kBytes, 1>(p, a + r * p.a_row, b, depth, p.out + r * p.out_row + c, add);
+        tile<T, kBytes, 1>(p, a + r * p.a_row, b, depth, p.out + r * p.out_row + c, go_on);
       }
     }
   }

@@ -1,9 +1,5 @@
 #include "tessera/ops/kernels.h"
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 #include <cmath>
 
 #include "tessera/ops/spmm.h"
@@ -136,21 +132,6 @@ template <typename T>
   return lane[0] + rest;
 }
 
-// One tile of the product in any instruction set.
-void product_tile_plain(const float* a, const float* b, int64_t depth, float* out, int64_t stride) {
-  float sum[kTileRows][kTileColumns] = {};
-  for (int64_t k = 0; k < depth; ++k) {
-    for (int64_t r = 0; r < kTileRows; ++r) {
-      for (int64_t c = 0; c < kTileColumns; ++c) {
-        sum[r][c] += a[r * depth + k] * b[k * kTileColumns + c];
-      }
-    }
-  }
-  for (int64_t r = 0; r < kTileRows; ++r) {
-    for (int64_t c = 0; c < kTileColumns; ++c) out[r * stride + c] = sum[r][c];
-  }
-}
-
 }  // namespace
 
 #if defined(__x86_64__)
@@ -176,33 +157,8 @@ template <typename T, typename Weights, typename Matrix>
                                        int64_t begin, int64_t end) {
   spmm_any<T, 32, Weights>(s, x, base, out, begin, end);
 }
-// The sums of the tile stay in twelve registers.
-[[gnu::target("avx2,fma")]] void product_tile_fma(const float* a, const float* b, int64_t depth,
-                                                  float* out, int64_t stride) {
-  static_assert(kTileColumns == 16);
-  __m256 sum[kTileRows][2] = {};
-  for (int64_t k = 0; k < depth; ++k) {
-    const __m256 left_half = _mm256_loadu_ps(b + k * 16),
-                 right_half = _mm256_loadu_ps(b + k * 16 + 8);
-#pragma GCC unroll 6
-    for (int64_t r = 0; r < kTileRows; ++r) {
-      const __m256 x = _mm256_set1_ps(a[r * depth + k]);
-      sum[r][0] = _mm256_fmadd_ps(x, left_half, sum[r][0]);
-      sum[r][1] = _mm256_fmadd_ps(x, right_half, sum[r][1]);
-    }
-  }
-#pragma GCC unroll 6
-  for (int64_t r = 0; r < kTileRows; ++r) {
-    _mm256_storeu_ps(out + r * stride, sum[r][0]);
-    _mm256_storeu_ps(out + r * stride + 8, sum[r][1]);
-  }
-}
 bool has_avx2() {
   static const bool has = __builtin_cpu_supports("avx2");
-  return has;
-}
-bool has_fma() {
-  static const bool has = has_avx2() && __builtin_cpu_supports("fma");
   return has;
 }
 }  // namespace
@@ -229,13 +185,6 @@ void spmm(const WeightedSpmm& s, const float* x, float* out, int64_t begin, int6
 }
 void spmm(const WeightedSpmm& s, const double* x, double* out, int64_t begin, int64_t end) {
   spmm_best<double, GivenWeights<double>>(s, x, nullptr, out, begin, end);
-}
-
-void product_tile(const float* a, const float* b, int64_t depth, float* out, int64_t stride) {
-#if defined(__x86_64__)
-  if (has_fma()) return product_tile_fma(a, b, depth, out, stride);
-#endif
-  product_tile_plain(a, b, depth, out, stride);
 }
 
 #if defined(__x86_64__)

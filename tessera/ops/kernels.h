@@ -36,12 +36,6 @@ void spmm(const Spmm& s, const float* x, const float* base, float* out, int64_t 
 void spmm(const Spmm& s, const double* x, const double* base, double* out, int64_t begin,
           int64_t end);
 
-constexpr int64_t kTileRows = 6, kTileColumns = 16;
-/// out[r, c] = sum over k, in rising order, of a[r, k] b[k, c] for one tile: a [kTileRows, depth]
-/// with a stride of `depth`, b packed [depth, kTileColumns], out with a stride of `stride`.
-/// An entry is the same number wherever it lies in the tile.
-void product_tile(const float* a, const float* b, int64_t depth, float* out, int64_t stride);
-
 /// Inner product of n values, summed in an order that depends on n alone.
 float dot(const float* a, const float* b, int64_t n);
 double dot(const double* a, const double* b, int64_t n);

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "tessera/ops/block_product.h"
+
 namespace tessera::kernels {
 namespace {
 
@@ -25,14 +27,11 @@ namespace {
   return p * power;
 }
 
-}  // namespace
+constexpr float kNone = -3e38F;
 
-#if defined(__x86_64__)
-[[gnu::target_clones("avx512f", "avx2", "default")]]
-#endif
-void part_softmax(const float* a, int64_t stride, const float* open, int64_t n_parts, float* y) {
-  constexpr float kNone = -3e38F;
-  float top[kPartLanes], sum[kPartLanes] = {}, weighted[kPartLanes] = {};
+/// The highest open a_k of every item, kNone where none is open.
+[[gnu::always_inline]] inline void highest(const float* a, int64_t stride, const float* open,
+                                           int64_t n_parts, float* top) {
   for (int64_t j = 0; j < kPartLanes; ++j) top[j] = kNone;
   for (int64_t k = 0; k < n_parts; ++k) {
     const float* row = a + (k + 1) * stride;
@@ -42,6 +41,16 @@ void part_softmax(const float* a, int64_t stride, const float* open, int64_t n_p
       top[j] = value > top[j] ? value : top[j];
     }
   }
+}
+
+}  // namespace
+
+#if defined(__x86_64__)
+[[gnu::target_clones("avx512f", "avx2", "default")]]
+#endif
+void part_softmax(const float* a, int64_t stride, const float* open, int64_t n_parts, float* y) {
+  float top[kPartLanes], sum[kPartLanes] = {}, weighted[kPartLanes] = {};
+  highest(a, stride, open, n_parts, top);
   for (int64_t k = 0; k < n_parts; ++k) {
     const float* row = a + (k + 1) * stride;
     const float* gate = open ? open + k * kPartLanes : nullptr;
@@ -61,22 +70,12 @@ void part_softmax(const float* a, int64_t stride, const float* open, int64_t n_p
 [[gnu::target_clones("avx512f", "avx2", "default")]]
 #endif
 bool part_below(const float* a, int64_t stride, const float* open, int64_t n_parts, float limit) {
-  constexpr float kNone = -3e38F;
   // part_softmax() errs by (n_parts + 2) units at most, this sum by a few; size also carries NaN.
   const float slack = static_cast<float>(n_parts + 8) * 0x1p-23F;
-  float top[kPartLanes], size[kPartLanes];
-  for (int64_t j = 0; j < kPartLanes; ++j) {
-    top[j] = kNone;
-    size[j] = std::fabs(a[j]);
-  }
-  for (int64_t k = 0; k < n_parts; ++k) {
-    const float* row = a + (k + 1) * stride;
-    const float* gate = open ? open + k * kPartLanes : nullptr;
-    for (int64_t j = 0; j < kPartLanes; ++j) {
-      const float value = gate && gate[j] == 0 ? kNone : row[j];
-      top[j] = value > top[j] ? value : top[j];
-      size[j] += std::fabs(row[j]);
-    }
+  float top[kPartLanes], size[kPartLanes] = {};
+  highest(a, stride, open, n_parts, top);
+  for (int64_t k = 0; k <= n_parts; ++k) {
+    for (int64_t j = 0; j < kPartLanes; ++j) size[j] += std::fabs(a[k * stride + j]);
   }
   int32_t reach = 0;
   for (int64_t j = 0; j < kPartLanes; ++j) {
@@ -92,12 +91,10 @@ void pack_part_tile(const float* ids, const float* parts, const bool* open, int6
   std::fill(panel, panel + (n_parts + 1) * d * kPartLanes, 0.0F);
   if (gates != nullptr) std::fill(gates, gates + n_parts * kPartLanes, 0.0F);
   for (int64_t j = 0; j < n; ++j) {
-    const float* e = ids + (first + j) * d;
-    for (int64_t i = 0; i < d; ++i) panel[i * kPartLanes + j] = e[i];
+    pack_column(ids + (first + j) * d, d, panel + j);
     for (int64_t k = 0; k < n_parts; ++k) {
       const float* r = parts + ((first + j) * n_parts + k) * d;
-      float* lane = panel + (k + 1) * d * kPartLanes + j;
-      for (int64_t i = 0; i < d; ++i) lane[i * kPartLanes] = r[i];
+      pack_column(r, d, panel + (k + 1) * d * kPartLanes + j);
       if (gates != nullptr) {
         gates[k * kPartLanes + j] = open[(first + j) * n_parts + k] ? 1.0F : 0.0F;
       }

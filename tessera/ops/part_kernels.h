@@ -15,7 +15,7 @@ void part_softmax(const float* a, int64_t stride, const float* open, int64_t n_p
 /// for the rounding of part_softmax(). False wherever an a is NaN.
 bool part_below(const float* a, int64_t stride, const float* open, int64_t n_parts, float limit);
 
-/// The items [first, first + kPartLanes) as panels for product_tile(): ids [n_items, d] and parts
+/// The items [first, first + kPartLanes) as panels for block_product(): ids [n_items, d] and parts
 /// [n_items, n_parts, d] into panel [n_parts + 1, d, kPartLanes], zeros past the last item; open
 /// bool [n_items, n_parts] into gates [n_parts, kPartLanes] of 0 and 1 (both null: all open).
 void pack_part_tile(const float* ids, const float* parts, const bool* open, int64_t n_items,

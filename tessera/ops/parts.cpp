@@ -10,6 +10,7 @@
 #include <limits>
 #include <vector>
 
+#include "tessera/ops/block_product.h"
 #include "tessera/ops/by_type.h"
 #include "tessera/ops/kernels.h"
 #include "tessera/ops/parallel.h"
@@ -497,8 +498,8 @@ torch::Tensor part_scores(const torch::Tensor& users_in, const torch::Tensor& id
                           const torch::Tensor& parts_in, const torch::Tensor& open_in) {
   check_attention(users_in, ids_in, parts_in, open_in);
   const torch::NoGradGuard no_grad;
-  constexpr int64_t kRows = kernels::kTileRows, kLanes = kernels::kPartLanes;
-  static_assert(kLanes == kernels::kTileColumns);
+  constexpr int64_t kRows = kernels::kBlockRows, kLanes = kernels::kPartLanes;
+  static_assert(kLanes == kernels::kBlockColumns<float>);
   const auto users = users_in.to(torch::kFloat).contiguous();
   const auto ids = ids_in.to(torch::kFloat).contiguous();
   const auto parts = parts_in.to(torch::kFloat).contiguous();
@@ -514,7 +515,7 @@ torch::Tensor part_scores(const torch::Tensor& users_in, const torch::Tensor& id
   const int64_t n_tiles = (n_items + kLanes - 1) / kLanes;
   parallel_for(0, n_tiles, 1, [&](int64_t begin, int64_t end) {
     const auto size = [](int64_t n) { return static_cast<size_t>(n); };
-    std::vector<float> packed(size((n_parts + 1) * d * kLanes)), left(size(kRows * d));
+    std::vector<float> packed(size((n_parts + 1) * d * kLanes));
     std::vector<float> tile(size((n_parts + 1) * kRows * kLanes)), open_lanes;
     if (gates) open_lanes.resize(size(n_parts * kLanes));
     std::array<float, kLanes> y{};
@@ -524,14 +525,10 @@ torch::Tensor part_scores(const torch::Tensor& users_in, const torch::Tensor& id
                               gates ? open_lanes.data() : nullptr);
       for (int64_t u = 0; u < n_users; u += kRows) {
         const int64_t rows = std::min(kRows, n_users - u);
-        const float* a = ps + u * d;
-        if (rows < kRows) {
-          std::copy(a, a + rows * d, left.begin());
-          a = left.data();
-        }
         for (int64_t k = 0; k <= n_parts; ++k) {
-          kernels::product_tile(a, packed.data() + k * d * kLanes, d,
-                                tile.data() + k * kRows * kLanes, kLanes);
+          kernels::block_product(kernels::BlockProduct<float>{
+              ps + u * d, d, 1, packed.data() + k * d * kLanes, kLanes, d,
+              tile.data() + k * kRows * kLanes, kLanes, rows, kLanes, false});
         }
         for (int64_t row = 0; row < rows; ++row) {
           kernels::part_softmax(tile.data() + row * kLanes, kRows * kLanes,

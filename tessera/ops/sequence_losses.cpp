@@ -136,9 +136,8 @@ class SoftmaxTiles {
     parallel_for(0, n_tiles_, grain_of(cols_ * d_), [&](int64_t begin, int64_t end) {
       for (int64_t tile = begin; tile < end; ++tile) {
         for (int64_t j = 0; j < cols_of(tile); ++j) {
-          const T* row = from + (tile * cols_ + j) * wide_;
-          T* to = panel(tile, j / kColumns) + j % kColumns;
-          for (int64_t i = 0; i < d_; ++i) to[i * kColumns] = row[i];
+          kernels::pack_column(from + (tile * cols_ + j) * wide_, d_,
+                               panel(tile, j / kColumns) + j % kColumns);
         }
       }
     });

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "tessera/base/error.h"
+#include "tessera/ops/block_product.h"
 #include "tessera/ops/kernels.h"
 #include "tessera/ops/parallel.h"
 #include "tessera/ops/part_kernels.h"
@@ -18,8 +19,7 @@
 namespace tessera {
 namespace {
 
-using kernels::kTileColumns;
-using kernels::kTileRows;
+constexpr int64_t kTileColumns = kernels::kBlockColumns<float>, kTileRows = kernels::kBlockRows;
 
 constexpr int64_t kItemBlock = 512;
 constexpr int64_t kStride = kItemBlock + kTileColumns;  // not a power of two, for the caches' sake
@@ -59,9 +59,9 @@ class ProductSource {
   class Block {
    public:
     Block(const ProductSource& source, int64_t begin, int64_t end)
-        : source_(source), n_tiles_(rounded_up(end - begin, kTileRows) / kTileRows) {
+        : source_(source), n_rows_(rounded_up(end - begin, kTileRows)) {
       const int64_t d = source.depth();
-      rows_.assign(static_cast<size_t>(n_tiles_ * kTileRows * d), 0);
+      rows_.assign(static_cast<size_t>(n_rows_ * d), 0);
       std::copy_n(source.users_.const_data_ptr<float>() + begin * d, (end - begin) * d,
                   rows_.begin());
       panel_.resize(static_cast<size_t>(d * kTileColumns));
@@ -71,30 +71,30 @@ class ProductSource {
       const int64_t d = source_.depth();
       const float* panels = source_.packed_.const_data_ptr<float>();
       for (int64_t c = 0; c < n; c += kTileColumns) {
-        for (int64_t t = 0; t < n_tiles_; ++t) {
-          kernels::product_tile(rows_.data() + t * kTileRows * d, panels + (first + c) * d, d,
-                                out + t * kTileRows * kStride + c, kStride);
-        }
+        kernels::block_product(
+            kernels::BlockProduct<float>{rows_.data(), d, 1, panels + (first + c) * d, kTileColumns,
+                                         d, out + c, kStride, n_rows_, kTileColumns, false});
       }
     }
     // Scores of chosen items of one user, the same numbers as fill's.
     void some(int64_t user, const int32_t* items, int64_t n, float* out) {
       const int64_t d = source_.depth();
-      float tile[kTileRows * kTileColumns];
+      float scores[kTileColumns];
       for (int64_t begin = 0; begin < n; begin += kTileColumns) {
         const int64_t size = std::min(kTileColumns, n - begin);
         for (int64_t c = 0; c < kTileColumns; ++c) {
           source_.pack(items[begin + std::min(c, size - 1)], panel_.data() + c);
         }
-        kernels::product_tile(rows_.data() + user / kTileRows * kTileRows * d, panel_.data(), d,
-                              tile, kTileColumns);
-        std::copy_n(tile + user % kTileRows * kTileColumns, size, out + begin);
+        kernels::block_product(kernels::BlockProduct<float>{rows_.data() + user * d, d, 1,
+                                                            panel_.data(), kTileColumns, d, scores,
+                                                            kTileColumns, 1, kTileColumns, false});
+        std::copy_n(scores, size, out + begin);
       }
     }
 
    private:
     const ProductSource& source_;
-    int64_t n_tiles_;
+    int64_t n_rows_;
     std::vector<float> rows_, panel_;
   };
 
@@ -102,9 +102,11 @@ class ProductSource {
   int64_t depth() const { return users_.size(1); }
   void pack(int64_t item, float* to) const {  // zeros past the last item
     const int64_t d = depth();
-    const float* from = items_.const_data_ptr<float>() + item * d;
-    const bool real = item < n_items();
-    for (int64_t k = 0; k < d; ++k) to[k * kTileColumns] = real ? from[k] : 0;
+    if (item < n_items()) {
+      kernels::pack_column(items_.const_data_ptr<float>() + item * d, d, to);
+    } else {
+      for (int64_t k = 0; k < d; ++k) to[k * kTileColumns] = 0;
+    }
   }
   torch::Tensor users_, items_, packed_;
 };
@@ -192,8 +194,9 @@ class PartSource {
             source_.gates_.empty() ? nullptr : source_.gates_.data() + tile * source_.gate_size();
         for (int64_t u = 0; u < n_users_; u += kTileRows) {
           for (int64_t k = 0; k <= n_parts; ++k) {
-            kernels::product_tile(rows_.data() + u * d, panel + k * d * kTileColumns, d,
-                                  a_.data() + k * kStep, kTileColumns);
+            kernels::block_product(kernels::BlockProduct<float>{
+                rows_.data() + u * d, d, 1, panel + k * d * kTileColumns, kTileColumns, d,
+                a_.data() + k * kStep, kTileColumns, kTileRows, kTileColumns, false});
           }
           for (int64_t r = 0; r < std::min(kTileRows, n_users_ - u); ++r) {
             const float* a = a_.data() + r * kTileColumns;

@@ -9,12 +9,12 @@
 #include <array>
 #include <cmath>
 #include <cstdio>
-#include <set>
 #include <vector>
 
 #include "tessera/nn/review.h"
 #include "tessera/ops/edge_scores.h"
 #include "tessera/ops/fill.h"
+#include "tests/random_graph.h"
 
 namespace tessera {
 namespace {
@@ -27,26 +27,8 @@ int64_t peak_mb() {
   return usage.ru_maxrss / 1024;
 }
 
-BipartiteGraph ten_edges_a_user() {
-  const Random random(7, "edges");
-  std::vector<int64_t> offsets = {0};
-  std::vector<int32_t> items;
-  for (int64_t u = 0; u < kNodes; ++u) {
-    std::set<int32_t> row;
-    uint32_t draw = 0;
-    while (row.size() < 10) {
-      row.insert(static_cast<int32_t>(
-          random.below(static_cast<uint32_t>(kNodes), 0, static_cast<uint64_t>(u), draw)));
-    }
-    items.insert(items.end(), row.begin(), row.end());
-    offsets.push_back(static_cast<int64_t>(items.size()));
-  }
-  return BipartiteGraph(torch::tensor(offsets, torch::kInt64), torch::tensor(items, torch::kInt32),
-                        kNodes);
-}
-
 TEST(R2mrMemory, ScoringAndReviewingWalkEdgesOnly) {
-  const BipartiteGraph graph = ten_edges_a_user();
+  const BipartiteGraph graph = planted::random_graph(kNodes, kNodes, [](int64_t) { return 10; });
   const auto y = normal(kNodes, 32, 0, 1, Random(8)).requires_grad_();
   const auto p = normal(kNodes, 32, 0, 1, Random(9)).requires_grad_();
   const int64_t start = peak_mb();

@@ -263,7 +263,7 @@ TEST(R2mrReport, ThePublishedReviewerIsAskedAnew) {
 // reviewer accepts, but others. The neighbours' mean learns nothing from what is called high.
 TEST(R2mrRounds, NoReviewerRewritesAsManyAsTheReviewerWould) {
   Dataset data = planted_pairs({.n_modalities = 3, .missing = .1});
-  corrupt(data, "image", "swap", .2);
+  corrupt(data, "image", "swap", .3);
   const auto fitted = [&](const char* reviewer, const Settings& more) {
     auto made = make_r2mr(data, with(with(kTiny, more), {{"rewriter", "neighbours", "test"},
                                                          {"reviewer", reviewer, "test"}}));
@@ -279,7 +279,7 @@ TEST(R2mrRounds, NoReviewerRewritesAsManyAsTheReviewerWould) {
     EXPECT_EQ(drawn["areas"], asked["areas"]);
     for (const auto& [modality, n] : drawn["refused"].items()) EXPECT_EQ(n, 0) << modality;
     EXPECT_EQ(found["rewritten"]["n"], wanted["rewritten"]["n"]);
-    EXPECT_GT(found["rewritten"]["n"].get<int64_t>(), 10);
+    EXPECT_GT(found["rewritten"]["n"].get<int64_t>(), 20);
     const auto a = own->weights().at("round_of"), b = any->weights().at("round_of");
     EXPECT_FALSE(torch::equal(a, b));
   }

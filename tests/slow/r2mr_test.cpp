@@ -12,6 +12,7 @@
 #include "tessera/ops/fill.h"
 #include "tests/contract/training.h"
 #include "tests/r2mr_experiment.h"
+#include "tests/random_graph.h"
 #include "tests/unit/real_data.h"
 
 namespace tessera {
@@ -354,21 +355,8 @@ double thread_seconds() {
 // twice that; both are printed.
 TEST(Speed, EdgeScoresAtClothingSize) {
   const int64_t n_users = 39'387, n_items = 23'033, d = 384;
-  const Random random(7, "edges");
-  std::vector<int64_t> offsets = {0};
-  std::vector<int32_t> items;
-  for (int64_t u = 0; u < n_users; ++u) {
-    std::set<int32_t> row;
-    uint32_t draw = 0;
-    while (row.size() < (u % 13 == 0 ? 8u : 7u)) {
-      row.insert(static_cast<int32_t>(
-          random.below(static_cast<uint32_t>(n_items), 0, static_cast<uint64_t>(u), draw)));
-    }
-    items.insert(items.end(), row.begin(), row.end());
-    offsets.push_back(static_cast<int64_t>(items.size()));
-  }
-  const BipartiteGraph graph(torch::tensor(offsets, torch::kInt64),
-                             torch::tensor(items, torch::kInt32), n_items);
+  const BipartiteGraph graph =
+      planted::random_graph(n_users, n_items, [](int64_t u) { return u % 13 == 0 ? 8 : 7; });
   const auto y = normal(n_items, d, 0, 1, Random(8)), p = normal(n_users, d, 0, 1, Random(9));
   const auto pass = [&] { edge_sums(graph, y, p, 1, std::sqrt(static_cast<double>(d))); };
   double wall = 1e9, own = 1e9;
