@@ -16,6 +16,7 @@ struct Flags {
   std::vector<std::string> eval_mask;
   std::string ndcg_ideal = "capped";
   int64_t sampled = 0;
+  uint64_t sampled_seed = SampledOptions{}.seed;
   bool slices = false, per_user = false, shuffle = false;
 };
 
@@ -280,15 +281,16 @@ void run_evaluate(const Common& common, const Flags& flags) {
     SampledOptions wanted;
     wanted.total = flags.sampled;
     wanted.ideal_all = flags.ndcg_ideal == "all";
-    wanted.seed = static_cast<uint64_t>(subject.settings.seed);
-    sampled = evaluate_sampled(*subject.model, data, split, wanted);
+    wanted.seed = flags.sampled_seed;
+    sampled = evaluate_sampled(*subject.model, data, protocol, split, wanted);
   }
   Json shuffled;
   if (flags.shuffle) {
     if (subject.model == nullptr) throw usage_error("--shuffle-histories wants a run or bundle");
     EvalOptions plain = options;
     plain.slices = plain.per_user = false;
-    plain.shuffle_histories = static_cast<uint64_t>(subject.settings.seed);
+    plain.shuffle_histories =
+        subject.seed.is_number_integer() ? subject.seed.get<uint64_t>() : uint64_t{999};
     const Evaluation after = evaluate(*subject.model, data, protocol, split, plain);
     for (const auto& [name, value] : after.metrics) {
       const double before = result.value(name);
@@ -363,6 +365,8 @@ void add_evaluate(CLI::App& app, Common& common) {
       ->allow_extra_args(false);
   verb->add_option("--sampled", flags->sampled,
                    "also rank held-out items among so many drawn candidates, like 1000");
+  verb->add_option("--sampled-seed", flags->sampled_seed,
+                   "of --sampled: draws the candidates, the same for every run (999)");
   verb->add_option("--ndcg-ideal", flags->ndcg_ideal, "of --sampled: capped or all");
   verb->add_flag("--shuffle-histories", flags->shuffle,
                  "also rank with each user's history in random order");

@@ -9,6 +9,7 @@
 #include "tessera/base/error.h"
 #include "tessera/eval/protocol_words.h"
 #include "tessera/eval/ranking.h"
+#include "tessera/model/part_ranked.h"
 #include "tessera/ops/parallel.h"
 
 namespace tessera {
@@ -501,41 +502,6 @@ bool is_sequential(const Model& model) {
          model.batch_spec().unit == BatchSpec::Unit::sequence_row;
 }
 
-/// What the model is asked about some users at the evaluation of a split. `held_before`, where it
-/// is not empty, is how many of a user's held-out rows also belong to the history.
-Queries make_queries(const Model& model, const Dataset& data, const Protocol& protocol, Split split,
-                     std::span<const int64_t> users, std::span<const int64_t> held_before = {},
-                     std::optional<uint64_t> shuffle = std::nullopt) {
-  Queries queries;
-  queries.users = torch::tensor(std::vector<int64_t>(users.begin(), users.end()), torch::kInt64);
-  const bool sequential = is_sequential(model);
-  if (!sequential && data.history.n_rows() == 0) return queries;
-  const bool with_valid = sequential && split == Split::test && protocol.sequential_sees_valid;
-  std::vector<int32_t> items;
-  std::vector<int64_t> offsets = {0};
-  for (size_t index = 0; index < users.size(); ++index) {
-    const int64_t user = users[index];
-    for (const Interactions* rows : {&data.history, &data.train, &data.valid}) {
-      if (rows == &data.valid && !with_valid) continue;
-      const std::span<const int32_t> row = row_of(*rows, user);
-      items.insert(items.end(), row.begin(), row.end());
-    }
-    if (sequential && !held_before.empty()) {
-      const auto held = row_of(rows_of(data, split), user);
-      items.insert(items.end(), held.begin(), held.begin() + held_before[index]);
-    }
-    if (sequential && shuffle) {
-      const auto begin = items.begin() + offsets.back();
-      std::vector<int32_t> history(begin, items.end());
-      Random(*shuffle, "evaluate/shuffle").shuffle(history, 0, static_cast<uint64_t>(user));
-      std::copy(history.begin(), history.end(), begin);
-    }
-    offsets.push_back(static_cast<int64_t>(items.size()));
-  }
-  queries.histories = packed(items, offsets);
-  return queries;
-}
-
 /// The averaged users [first, last) of a plan, ready to be ranked.
 struct Block {
   Block(const Plan& plan, int64_t first, int64_t last);
@@ -582,6 +548,17 @@ void Block::rank(const BlockScores& scores, const torch::Tensor& hidden, const W
   take(answers);
 }
 
+/// A model that ranks by parts has nothing personal for users without a train row (pamd section 7).
+void note_popularity(Evaluation& result, const Plan& plan, Model& model) {
+  if (dynamic_cast<PartRanked*>(&model) == nullptr) return;
+  const auto n = std::count_if(plan.users.begin(), plan.users.end(),
+                               [&](int64_t user) { return row_of(plan.data.train, user).empty(); });
+  if (n == 0) return;
+  result.audit["users_answered_by_popularity"] = n;
+  result.audit["notes"].push_back(
+      fmt::format("{} users without a train row are answered by popularity", n));
+}
+
 void note_item_means(Evaluation& result, const Plan& plan, Model& model) {
   if (model.abilities().takes_histories || dynamic_cast<FactorModel*>(&model) == nullptr) return;
   int64_t n = 0;
@@ -607,6 +584,39 @@ void note_rows(Evaluation& result, const Plan& plan, Model& model) {
 }
 
 }  // namespace
+
+Queries make_queries(const Model& model, const Dataset& data, const Protocol& protocol, Split split,
+                     std::span<const int64_t> users, std::span<const int64_t> held_before,
+                     std::optional<uint64_t> shuffle) {
+  Queries queries;
+  queries.users = torch::tensor(std::vector<int64_t>(users.begin(), users.end()), torch::kInt64);
+  const bool sequential = is_sequential(model);
+  if (!sequential && data.history.n_rows() == 0) return queries;
+  const bool with_valid = sequential && split == Split::test && protocol.sequential_sees_valid;
+  std::vector<int32_t> items;
+  std::vector<int64_t> offsets = {0};
+  for (size_t index = 0; index < users.size(); ++index) {
+    const int64_t user = users[index];
+    for (const Interactions* rows : {&data.history, &data.train, &data.valid}) {
+      if (rows == &data.valid && !with_valid) continue;
+      const std::span<const int32_t> row = row_of(*rows, user);
+      items.insert(items.end(), row.begin(), row.end());
+    }
+    if (sequential && !held_before.empty()) {
+      const auto held = row_of(rows_of(data, split), user);
+      items.insert(items.end(), held.begin(), held.begin() + held_before[index]);
+    }
+    if (sequential && shuffle) {
+      const auto begin = items.begin() + offsets.back();
+      std::vector<int32_t> history(begin, items.end());
+      Random(*shuffle, "evaluate/shuffle").shuffle(history, 0, static_cast<uint64_t>(user));
+      std::copy(history.begin(), history.end(), begin);
+    }
+    offsets.push_back(static_cast<int64_t>(items.size()));
+  }
+  queries.histories = packed(items, offsets);
+  return queries;
+}
 
 double Evaluation::value(const std::string& metric) const {
   Metric wanted = parse_metric(metric);
@@ -701,6 +711,7 @@ Evaluation evaluate(Model& model, const Dataset& data, const Protocol& protocol,
   }
   Evaluation result = report.finish();
   note_item_means(result, plan, model);
+  note_popularity(result, plan, model);
   note_rows(result, plan, model);
   result.time_s = seconds_since(start);
   return result;

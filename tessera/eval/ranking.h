@@ -20,6 +20,13 @@ struct Places {
   std::vector<int64_t> n_candidates;  ///< by row
 };
 
+/// What the model is asked about some users at the evaluation of a split: a sequence model always
+/// gets histories. `held_before`, where it is not empty, is how many of a user's held-out rows also
+/// belong to the history; `shuffle` is the seed of a random order of histories.
+Queries make_queries(const Model& model, const Dataset& data, const Protocol& protocol, Split split,
+                     std::span<const int64_t> users, std::span<const int64_t> held_before = {},
+                     std::optional<uint64_t> shuffle = std::nullopt);
+
 /// Users that are ranked at once: at most `wanted`, and 256 MB of scores for a model that gives
 /// them whole.
 int64_t ranking_block(Model& model, int64_t wanted);

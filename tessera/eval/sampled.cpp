@@ -58,7 +58,7 @@ std::vector<int32_t> sampled_candidates(const Dataset& data, Split split, int64_
   return out;
 }
 
-Json evaluate_sampled(Model& model, const Dataset& data, Split split,
+Json evaluate_sampled(Model& model, const Dataset& data, const Protocol& protocol, Split split,
                       const SampledOptions& options) {
   std::vector<int64_t> users;
   for (int64_t user = 0; user < data.n_users; ++user) {
@@ -73,8 +73,9 @@ Json evaluate_sampled(Model& model, const Dataset& data, Split split,
     const size_t end = std::min(users.size(), begin + block);
     const std::vector<int64_t> part(users.begin() + static_cast<std::ptrdiff_t>(begin),
                                     users.begin() + static_cast<std::ptrdiff_t>(end));
-    const auto scores =
-        model.score({torch::tensor(part, torch::kInt64), {}}).to(torch::kFloat).contiguous();
+    const auto scores = model.score(make_queries(model, data, protocol, split, part))
+                            .to(torch::kFloat)
+                            .contiguous();
     for (size_t row = 0; row < part.size(); ++row) {
       const float* score =
           scores.const_data_ptr<float>() + static_cast<int64_t>(row) * data.n_items;

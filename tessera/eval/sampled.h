@@ -15,7 +15,7 @@ struct SampledOptions {
   int64_t total = 1000;
   int64_t k = 10;
   bool ideal_all = false;  ///< ndcg's ideal over all held-out items; else over at most k
-  uint64_t seed = 999;     ///< candidates are a function of seed and user
+  uint64_t seed = 999;     ///< of the candidates, with the user; not that of a training
 };
 
 /// precision, recall and ndcg of one list: `hits` are ranks from 1, at most k each.
@@ -32,7 +32,7 @@ std::vector<int32_t> sampled_candidates(const Dataset& data, Split split, int64_
 
 /// {"name": "sampled-1000", "split", "k", "ndcg_ideal", "seed", "n_users", "metrics"}: means over
 /// the users with held-out items. Ties to the lower item index.
-Json evaluate_sampled(Model& model, const Dataset& data, Split split,
+Json evaluate_sampled(Model& model, const Dataset& data, const Protocol& protocol, Split split,
                       const SampledOptions& options);
 
 }  // namespace tessera

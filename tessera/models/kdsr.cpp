@@ -3,9 +3,11 @@
 #include <chrono>
 #include <cmath>
 #include <limits>
+#include <set>
 
 #include "tessera/base/error.h"
 #include "tessera/model/registry.h"
+#include "tessera/model/sampler.h"
 #include "tessera/model/sequence_model.h"
 #include "tessera/nn/correlation.h"
 #include "tessera/ops/fill.h"
@@ -492,15 +494,7 @@ class Kdsr : public SequenceModel {
           teacher.spread);
     }
     if (config_.skd_form == "paper" && m.skd_weight > 0) {
-      double rows = 0, distinct = 0;
-      for (int64_t user = 0; user < data_.n_users; ++user) {
-        const auto n = std::min<int64_t>(static_cast<int64_t>(data_.train.of(user).size()) - 1,
-                                         std::min(sequence_.max_length, config_.pair_nodes));
-        if (n < 1) continue;
-        rows += 1;
-        distinct += static_cast<double>(n);
-      }
-      const double nbar = rows > 0 ? distinct / rows : 0;
+      const double nbar = mean_pair_nodes(m);
       const double s = 1 / (1 + std::exp(-teacher.mean / config_.tau));
       const double g = s * (1 - s) / config_.tau;
       const double spread = std::max(teacher.spread, 1e-9);
@@ -666,6 +660,30 @@ class Kdsr : public SequenceModel {
                       *m.code_out.bias}));
       }
     }
+  }
+
+  /// Mean number of a training row's distinct items that have the modality, at most pair_nodes.
+  double mean_pair_nodes(const Modality& m) const {
+    Sampler sampler(data_, batch_spec(), train_.train_batch_size, random_.stream("pair_nodes"));
+    sampler.begin_epoch(0);
+    const auto* present = m.present.const_data_ptr<bool>();
+    double n_rows = 0, n_items = 0;
+    for (int64_t index = 0; index < sampler.n_batches(); ++index) {
+      const Batch batch = sampler.batch(index, 1);
+      const auto items = batch.rows.items.to(torch::kInt64);
+      const auto* item = items.const_data_ptr<int64_t>();
+      const auto* offset = batch.rows.offsets.const_data_ptr<int64_t>();
+      for (int64_t row = 0; row < batch.rows.n_rows(); ++row) {
+        std::set<int64_t> distinct;
+        for (int64_t at = offset[row]; at < offset[row + 1]; ++at) {
+          if (present[item[at]]) distinct.insert(item[at]);
+        }
+        n_items += static_cast<double>(
+            std::min<int64_t>(static_cast<int64_t>(distinct.size()), config_.pair_nodes));
+        n_rows += 1;
+      }
+    }
+    return n_items / n_rows;
   }
 
   /// The distinct items of each row as places in current_.nodes, at most pair_nodes of them, drawn

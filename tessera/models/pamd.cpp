@@ -1011,13 +1011,26 @@ Json Pamd::cosine_view() {
     if (pre_epoch_ > 0) add("after pretraining", checks_.back());
   }
   if (held.size(0) >= 2) add("now", check(held, {}));
-  return {{"title", "Do the common parts agree?"},
+  const std::string title = "Do the common parts agree?";
+  if (rows.empty()) {
+    return {{"title", title},
+            {"note", "No two items have two modalities: nothing to compare."},
+            {"blocks", Json::array()}};
+  }
+  const bool apart = held.size(0) >= 2;
+  const int64_t n =
+      apart ? held.size(0) : std::max<int64_t>(1, checks_.back()["n_held_out"].get<int64_t>());
+  return {{"title", title},
           {"note",
            fmt::format("Cosine between the common parts of one item (matched) and of different "
-                       "items (unmatched), on {} items that were not trained on; the share whose "
-                       "partner is the nearest, or among the ten nearest (chance: {:.3f}, {:.3f}).",
-                       held.size(0), 1.0 / static_cast<double>(std::max<int64_t>(1, held.size(0))),
-                       10.0 / static_cast<double>(std::max<int64_t>(10, held.size(0))))},
+                       "items (unmatched), on {} items {}; the share whose partner is the nearest, "
+                       "or among the ten nearest (chance: {:.3f}, {:.3f}).",
+                       n,
+                       apart ? "that were not trained on"
+                             : "of the training, too few to hold "
+                               "any out",
+                       1.0 / static_cast<double>(n),
+                       10.0 / static_cast<double>(std::max<int64_t>(10, n)))},
           {"blocks", Json::array({Json{{"kind", "table"},
                                        {"title", "Common parts of held-out items"},
                                        {"columns",
@@ -1062,9 +1075,12 @@ Json Pamd::picture_view(const torch::Tensor& tokens) const {
     }
     series.push_back({{"name", token_names_[static_cast<size_t>(k)]}, {"points", of}});
   }
-  for (int64_t i = 0; i < std::min<int64_t>(50, n); ++i) {
-    const double *a = at + i * 2, *b = at + (n + i) * 2;
-    joins.push_back({rounded(a[0]), rounded(a[1]), rounded(b[0]), rounded(b[1])});
+  // The common parts come first, one a modality.
+  for (int64_t m = 0; m + 1 < static_cast<int64_t>(present_.size()); ++m) {
+    for (int64_t i = 0; i < std::min<int64_t>(50, n); ++i) {
+      const double *a = at + (m * n + i) * 2, *b = a + n * 2;
+      joins.push_back({rounded(a[0]), rounded(a[1]), rounded(b[0]), rounded(b[1])});
+    }
   }
   view["note"] = fmt::format(
       "Principal axes of all parts of {} items together, one colour a part; lines join the common "

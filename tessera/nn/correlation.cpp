@@ -243,14 +243,13 @@ Correlation::Signal Correlation::signal(const torch::Tensor& i_in,
   Signal out{torch::empty({n}), torch::empty({n}, torch::kInt64)};
   const int64_t *is = i.const_data_ptr<int64_t>(), *js = j.const_data_ptr<int64_t>();
   const float* columns = columns_.const_data_ptr<float>();
-  const float* squares = squares_.const_data_ptr<float>();
   float* rs = out.r.mutable_data_ptr<float>();
   int64_t* codes = out.codes.mutable_data_ptr<int64_t>();
   parallel_for(0, n, grain_of(units_.size(1)), [&](int64_t begin, int64_t end) {
     std::vector<float> rho(static_cast<size_t>(n_parts_)), scratch(static_cast<size_t>(n_codes));
     for (int64_t p = begin; p < end; ++p) {
       pair(is[p], js[p], rho.data(), rs + p);
-      codes[p] = kernels::nearest(rho.data(), n_parts_, columns, squares, n_codes, scratch.data());
+      codes[p] = kernels::nearest(rho.data(), n_parts_, columns, n_codes, scratch.data());
     }
   });
   return out;
@@ -261,12 +260,11 @@ std::vector<int64_t> Correlation::nearest(const torch::Tensor& rho) const {
   std::vector<int64_t> out(static_cast<size_t>(n));
   const float* from = rho.const_data_ptr<float>();
   const float* columns = columns_.const_data_ptr<float>();
-  const float* squares = squares_.const_data_ptr<float>();
   parallel_for(0, n, 512, [&](int64_t begin, int64_t end) {
     std::vector<float> scratch(static_cast<size_t>(n_codes));
     for (int64_t p = begin; p < end; ++p) {
-      out[static_cast<size_t>(p)] = kernels::nearest(from + p * n_parts_, n_parts_, columns,
-                                                     squares, n_codes, scratch.data());
+      out[static_cast<size_t>(p)] =
+          kernels::nearest(from + p * n_parts_, n_parts_, columns, n_codes, scratch.data());
     }
   });
   return out;
@@ -277,7 +275,6 @@ void Correlation::set_centroids(const torch::Tensor& centroids) {
               n_parts_, "]");
   centroids_ = centroids.to(torch::kFloat).contiguous();
   columns_ = centroids_.t().contiguous();
-  squares_ = centroids_.square().sum(1).contiguous();
   const int64_t n = units_.size(0);
   const auto all = torch::arange(n, torch::kInt64);
   diagonal_ = signal(all, all).codes;
@@ -351,7 +348,6 @@ void Correlation::fit(int64_t n_codes, int64_t n_samples, const Random& random) 
   for (int round = 0; round < 100; ++round) {
     centroids_ = points;
     columns_ = points.t().contiguous();
-    squares_ = points.square().sum(1).contiguous();
     code = nearest(sample);
     std::vector<double> sums(static_cast<size_t>(n_codes * d));
     std::vector<int64_t> counts(static_cast<size_t>(n_codes));
@@ -431,6 +427,8 @@ torch::Tensor skd_loss(const torch::Tensor& z, const ItemPairs& pairs, const tor
   }
   const auto squares = (student - r).square();
   if (pairs.in_batch) {
+    // Where fewer than one item a row has the modality, a row has no pair.
+    if (mean_size <= 1) return torch::zeros({}, z.options());
     return torch::sqrt(mean_size * (mean_size - 1) * squares.mean() / tau2 +
                        kEps * mean_size * mean_size);
   }

@@ -54,11 +54,11 @@ class Correlation {
   std::vector<int64_t> nearest(const torch::Tensor& rho) const;
 
   int64_t n_parts_ = 0;
-  torch::Tensor units_;              // [N, d]
-  torch::Tensor shares_;             // [N, D]
-  torch::Tensor present_;            // bool [N]
-  torch::Tensor centroids_;          // [K, D]
-  torch::Tensor columns_, squares_;  // [D, K], [K]
+  torch::Tensor units_;      // [N, d]
+  torch::Tensor shares_;     // [N, D]
+  torch::Tensor present_;    // bool [N]
+  torch::Tensor centroids_;  // [K, D]
+  torch::Tensor columns_;    // [D, K]
   torch::Tensor diagonal_;
 };
 

@@ -214,12 +214,14 @@ void masked(const double* x, const uint8_t* kept, double scale, double* to, int6
 #if defined(__x86_64__)
 [[gnu::target_clones("avx512f", "avx2", "default")]]
 #endif
-int64_t nearest(const float* x, int64_t n, const float* __restrict columns,
-                const float* __restrict squares, int64_t k, float* __restrict scratch) {
-  for (int64_t j = 0; j < k; ++j) scratch[j] = squares[j];
+int64_t nearest(const float* x, int64_t n, const float* __restrict columns, int64_t k,
+                float* __restrict scratch) {
+  for (int64_t j = 0; j < k; ++j) scratch[j] = 0;
   for (int64_t s = 0; s < n; ++s) {
-    const float factor = -2 * x[s];
-    for (int64_t j = 0; j < k; ++j) scratch[j] += factor * columns[s * k + j];
+    for (int64_t j = 0; j < k; ++j) {
+      const float difference = x[s] - columns[s * k + j];
+      scratch[j] += difference * difference;
+    }
   }
   int64_t best = 0;
   for (int64_t j = 1; j < k; ++j) best = scratch[j] < scratch[best] ? j : best;

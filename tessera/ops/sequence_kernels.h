@@ -51,9 +51,8 @@ void keep_row(std::array<uint32_t, 2> key, uint64_t row, uint32_t limit, uint8_t
 void masked(const float* x, const uint8_t* kept, float scale, float* to, int64_t n);
 void masked(const double* x, const uint8_t* kept, double scale, double* to, int64_t n);
 
-/// The nearest of k points: argmin of squares[j] - 2 sum_s x[s] columns[s, j], ties to the smaller
-/// index; columns [n, k], squares [k] hold the points and |point|^2; scratch [k].
-int64_t nearest(const float* x, int64_t n, const float* columns, const float* squares, int64_t k,
-                float* scratch);
+/// The nearest of the k points in columns [n, k] by squared distance, ties to the smaller index;
+/// scratch [k]. Differences are squared, not expanded: points may lie 1e-3 apart far from 0.
+int64_t nearest(const float* x, int64_t n, const float* columns, int64_t k, float* scratch);
 
 }  // namespace tessera::kernels

@@ -6,6 +6,7 @@
 #include "tessera/base/error.h"
 #include "tessera/base/files.h"
 #include "tessera/base/version.h"
+#include "tessera/data/manifest.h"
 #include "tessera/encode/content.h"
 #include "tessera/encode/features.h"
 #include "tessera/model/bundle.h"
@@ -119,6 +120,7 @@ Json supplied(const FeaturesRequest& request, Model& model, FeatureSupplier& sup
 Json encode_with(const FeaturesRequest& request, Model& model, const std::string& name,
                  const Json& settings) {
   const ModelInfo& info = find_model(name);
+  resolve_settings(info, request.settings);  // refuses unknown names and bad values
   const Json card = card_of(request, info, settings);
   auto* encoder = dynamic_cast<RowEncoder*>(&model);
   if (auto* supplier = dynamic_cast<FeatureSupplier*>(&model); supplier && encoder == nullptr) {
@@ -128,8 +130,22 @@ Json encode_with(const FeaturesRequest& request, Model& model, const std::string
     throw usage_error("{} encodes no items: '{}' is a model that makes no features for others",
                       request.encoder, name);
   }
+  Fields own(info.name);
+  info.describe(own);
+  for (const auto& setting : request.settings) {
+    if (!own.knows(setting.name)) continue;
+    throw usage_error("{} keeps the {} that it was trained with: leave the flag out",
+                      request.encoder, printable(setting.name));
+  }
   DatasetView view;
-  for (const auto& feature : model.data().features) view.modalities.push_back(feature.name);
+  const Json there = read_manifest(request.dataset);
+  for (const auto& feature : model.data().features) {
+    if (there.contains(feature.name)) view.modalities.push_back(feature.name);
+  }
+  if (view.modalities.empty()) {
+    throw data_error("{} has none of the modalities that {} encodes", request.dataset.string(),
+                     request.encoder);
+  }
   const Dataset data = load_dataset(request.dataset, view);
   const auto made = encoder->encode(data.features, data.n_items);
   const Dataset& before = model.data();

@@ -81,6 +81,7 @@ class Training {
 
   TrainResult run() {
     if (config_.resume) resume();
+    spent_before_ = train_s_ + eval_s_;
     has_valid_ = has_rows(data_, Split::valid);
     if (!prepared_) {
       const auto start = Clock::now();
@@ -323,7 +324,6 @@ class Training {
     if (sampler.n_left_out() > 0) {
       config_.log.warn("{} train rows left out: their user has no negative", sampler.n_left_out());
     }
-    spent_before_ = train_s_ + eval_s_;
     while (epoch_ < max_epochs_ && !(has_valid_ && stopping_.stop()) && !timed_out_) {
       one_epoch(sampler);
     }
@@ -574,7 +574,7 @@ class Training {
   std::string stopped_by_;
   int64_t max_epochs_ = 0, epoch_ = 0, step_ = 0, prepared_ = 0, test_looks_ = 0;
   int64_t metrics_lines_ = 0, curve_lines_ = 0;
-  double train_s_ = 0, eval_s_ = 0, spent_before_ = 0;
+  double train_s_ = 0, eval_s_ = 0, spent_before_ = 0;  // the last: by runs that this one resumes
   Json epoch_done_;  ///< sums of the epoch's steps while end_epoch has not ended, else null
   bool has_valid_ = false, has_checkpoint_ = false, timed_out_ = false, hook_checkpoint_ = false;
   const Clock::time_point started_ = Clock::now();

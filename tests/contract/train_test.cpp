@@ -5,7 +5,9 @@
 #include <torch/types.h>
 #include <torch/utils.h>
 
+#include <chrono>
 #include <cmath>
+#include <thread>
 
 #include "tessera/base/error.h"
 #include "tests/contract/training.h"
@@ -18,9 +20,10 @@ namespace {
 class Staged : public FactorModel {
  public:
   struct Config {
-    double poison_step = 0;
+    double poison_step = 0, prepare_s = 0;
     void describe(Fields& f) {
       f.add("poison_step", poison_step, "step whose loss is NaN; 0: none", at_least(0));
+      f.add("prepare_s", prepare_s, "seconds that prepare() takes at least", at_least(0));
       f.global_default("learning_rate", 0.01);
     }
   };
@@ -45,6 +48,7 @@ class Staged : public FactorModel {
     return {.unit = BatchSpec::Unit::pair, .n_negatives = 1};
   }
   void prepare(const Watch& watch) override {
+    std::this_thread::sleep_for(std::chrono::duration<double>(config_.prepare_s));
     while (round_ < 10) {
       fitted_ += static_cast<double>(round_ + 1);
       ++round_;
@@ -218,6 +222,14 @@ TEST(Training, TimeLimitEndsInGoodOrder) {
                    {"stopping_step", 100000, "test"}});
   EXPECT_EQ(trained.result.stopped_by, "time_limit");
   EXPECT_GE(trained.result.best_epoch, 0);
+}
+
+// Seconds of prepare() count once: 1 of 1.8 leaves time for two epochs.
+TEST(Training, TimeLimitCountsPretrainingOnce) {
+  const Dataset data = small_data(1);
+  const Settings settings = {
+      {"epochs", 2, "test"}, {"time_limit", 0.03, "test"}, {"prepare_s", 1.0, "test"}};
+  EXPECT_EQ(Trained(staged(), data, settings).result.stopped_by, "epochs");
 }
 
 TEST(Training, ClippedGradientsAndWeightDecayTrain) {

@@ -1,6 +1,7 @@
 """Features made from features, from texts and by other programs, and what binds them to a split."""
 import json
 import math
+import os
 import random
 import struct
 
@@ -108,6 +109,22 @@ class Features(CommandLine):
         self.assertIsNone(made["features"]["common"]["valid_for"])
         card = made["features"]["common"]["encoder"]
         self.assertEqual((card["seed"], card["settings"]["export_norm"]), (7, "zscore"))
+        # What was chosen in its training cannot be chosen again.
+        self.fails(2, r"frozen keeps the export_norm that it was trained with",
+                   "features", "other", "--encoder", "frozen", "--export_norm", "l2", "-q")
+        self.fails(2, r"PAMD has no setting 'export_nrm' \(did you mean 'export_norm'",
+                   "features", "other", "--encoder", "frozen/model", "--export_nrm", "l2", "-q")
+        # Items of one modality are encoded by it.
+        for name in ("image_feat.npy", "image_feat.ids"):
+            os.remove(self.path(f"raw/{name}"))
+        self.succeeds("import", "raw", "-o", "worded", "-q")
+        made = self.made("worded", "--encoder", "frozen")
+        self.assertEqual(sorted(made["features"]), ["common", "text_specific"])
+        for name in ("text_feat.npy", "text_feat.ids"):
+            os.remove(self.path(f"raw/{name}"))
+        self.succeeds("import", "raw", "-o", "bare", "-q")
+        self.fails(3, r"bare has none of the modalities that frozen encodes",
+                   "features", "bare", "--encoder", "frozen", "-q")
 
     def test_r2mr_cleans_for_every_model(self):
         self.fails(2, r"R2MR has no setting 'export_spice' \(did you mean 'export_space'\?\)",

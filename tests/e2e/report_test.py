@@ -180,6 +180,13 @@ class Report(CommandLine):
         out = json.loads(self.succeeds("evaluate", "runs/PAMD", "--sampled", "30", "--json", "-q").stdout)
         self.assertEqual(out["sampled"]["name"], "sampled-30")
         self.assertNotIn("sampled", json.dumps(out["test"]))
+        # The candidates are the same for every run, and for its bundle, until another seed is asked for.
+        ask = ("--sampled", "30", "--json", "-q")
+        bundle = json.loads(self.succeeds("evaluate", "runs/PAMD/model", "-d", "titled", *ask).stdout)
+        self.assertEqual(bundle["sampled"], out["sampled"])
+        other = json.loads(self.succeeds("evaluate", "runs/PAMD", *ask, "--sampled-seed", "5").stdout)
+        self.assertEqual(other["sampled"]["seed"], 5)
+        self.assertNotEqual(other["sampled"]["metrics"], out["sampled"]["metrics"])
         self.fails(2, r"no part 'image_comon' \(did you mean 'image_common'", "evaluate", "runs/PAMD",
                    "--eval-mask", "image_comon", "-q")
         self.fails(2, r"has no parts", "evaluate", "runs/VBPR", "--eval-mask", "common", "-q")

@@ -11,6 +11,7 @@
 #include "tessera/nn/correlation.h"
 #include "tessera/nn/sequence_encoder.h"
 #include "tessera/ops/gather.h"
+#include "tessera/ops/sequence_kernels.h"
 #include "tessera/ops/sequence_losses.h"
 #include "tessera/train/test_curve.h"
 #include "tests/gradient/numeric.h"
@@ -339,6 +340,45 @@ TEST(Pairs, MemoryDoesNotGrowWithPairsTimesWidth) {
     loss.backward();
   });
   EXPECT_LT(peak, 64) << "MB";
+}
+
+// A modality that few items have: fewer than one item a row makes no pair, and no root of less
+// than nothing.
+TEST(Skd, HardlyAnyItemHasTheModality) {
+  ItemPairs pairs;
+  pairs.i = ids({0});
+  pairs.j = ids({1});
+  pairs.in_batch = true;
+  pairs.sizes = torch::tensor({1., 0., 0., 1.}, torch::kFloat64);
+  auto e = matrix(2, 2, {.2, -.5, .5, .1}).requires_grad_();
+  const auto r = torch::tensor({.3}, torch::kFloat64);
+  EXPECT_EQ(skd_loss(e, pairs, r, {}).item<double>(), 0);
+  pairs.sizes = torch::tensor({1., 2., 1., 1.}, torch::kFloat64);
+  const auto loss = skd_loss(e, pairs, r, {});
+  EXPECT_GT(loss.item<double>(), 0);
+  EXPECT_TRUE(torch::autograd::grad({loss}, {e})[0].isfinite().all().item<bool>());
+}
+
+// Shares near .99 whose squared distances differ by a few 1e-6: as in double precision.
+TEST(Codes, NearestOfCloseCentroids) {
+  torch::manual_seed(6);
+  constexpr int64_t kParts = 8, kCodes = 64;
+  const auto points = .99 + .002 * torch::randn({500, kParts}, torch::kFloat64);
+  const auto centroids = .99 + .002 * torch::randn({kCodes, kParts}, torch::kFloat64);
+  const auto x = points.to(torch::kFloat), columns = centroids.to(torch::kFloat).t().contiguous();
+  const auto wanted =
+      (x.to(torch::kFloat64).unsqueeze(1) - columns.t().to(torch::kFloat64).unsqueeze(0))
+          .square()
+          .sum(2)
+          .argmin(1);
+  std::vector<float> scratch(kCodes);
+  int64_t n_right = 0;
+  for (int64_t p = 0; p < 500; ++p) {
+    n_right += kernels::nearest(x.const_data_ptr<float>() + p * kParts, kParts,
+                                columns.const_data_ptr<float>(), kCodes,
+                                scratch.data()) == wanted[p].item<int64_t>();
+  }
+  EXPECT_EQ(n_right, 500);
 }
 
 TEST(Skd, CentralDifferences) {

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <map>
 
+#include "tessera/eval/sampled.h"
 #include "tessera/model/registry.h"
 #include "tessera/model/sampler.h"
 #include "tessera/model/sequence_model.h"
@@ -518,6 +519,42 @@ TEST(Models, RecboleSeqTrainsOnPrefixes) {
   EXPECT_EQ(notes("MC1", {protocol}).find(words), std::string::npos);
   EXPECT_NE(notes("SASRec", {protocol, {"rows", "user", "flag"}}).find(words), std::string::npos);
   EXPECT_NE(notes("BERT4Rec", {protocol}).find(words), std::string::npos);
+}
+
+// Candidates of the valid split are scored from the train rows alone, not from the answer.
+TEST(Evaluation, SampledReadsTheHistoryOfItsSplit) {
+  PlantedSequenceOptions planted;
+  planted.n_users = 60;
+  planted.n_items = planted.n_groups = 40;
+  planted.n_modalities = 0;
+  const Dataset data = planted_sequences(planted);
+  const auto model = make("MC1", data, {});
+  SampledOptions options;
+  options.total = 20;
+  options.k = 3;
+  const auto recall_after = [&](bool with_valid) {
+    double n_hits = 0;
+    for (int64_t user = 0; user < data.n_users; ++user) {
+      const auto train = data.train.of(user), valid = data.valid.of(user);
+      std::vector<int32_t> row(train.begin(), train.end());
+      if (with_valid) row.insert(row.end(), valid.begin(), valid.end());
+      const auto scores = model->score(
+          {{},
+           {torch::tensor(row, torch::kInt32),
+            torch::tensor({int64_t{0}, static_cast<int64_t>(row.size())}, torch::kInt64)}});
+      const float* score = scores.const_data_ptr<float>();
+      int64_t above = 0;
+      for (const int32_t item : sampled_candidates(data, Split::valid, user, options)) {
+        above +=
+            score[item] > score[valid[0]] || (score[item] == score[valid[0]] && item < valid[0]);
+      }
+      n_hits += above < options.k;
+    }
+    return n_hits / static_cast<double>(data.n_users);
+  };
+  const Json out = evaluate_sampled(*model, data, find_protocol("seq-none"), Split::valid, options);
+  EXPECT_DOUBLE_EQ(out["metrics"]["recall@3"].get<double>(), recall_after(false));
+  EXPECT_NE(recall_after(false), recall_after(true));
 }
 
 /// Hit@1 of the test items, histories as they are or shuffled.
