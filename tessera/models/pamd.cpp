@@ -1084,8 +1084,8 @@ Json Pamd::picture_view(const torch::Tensor& tokens) const {
   }
   view["note"] = fmt::format(
       "Principal axes of all parts of {} items together, one colour a part; lines join the common "
-      "parts of 50 items.",
-      n);
+      "parts of {} items.",
+      n, std::min<int64_t>(50, n));
   const auto axis = [&](int k) {
     return fmt::format("axis {} ({:.0f} % of the variance)", k + 1,
                        100 * pca.explained[k].item<double>());
