@@ -48,6 +48,11 @@ TEST(Golden, Attention) {
   expect_near(attention(q, k, v, 1, true, 0, pass, ""), {1, 2, 2, .5, 1.248255, 1.751745}, 1e-6);
   expect_near(attention(q, k, v, 1, false, 0, pass, ""),
               {.704083, 2.731863, 1.942591, .600466, 1.248255, 1.751745}, 1e-6);
+  // Values that are columns of an identity give the weights of the last query.
+  const auto first = attention(q, k, matrix(3, 2, {1, 0, 0, 1, 0, 0}), 1, true, 0, pass, "");
+  expect_near(first[2], {.503490, .248255}, 1e-6);
+  const auto third = attention(q, k, matrix(3, 2, {0, 0, 0, 0, 1, 0}), 1, true, 0, pass, "");
+  expect_near(third[2], {.248255, 0}, 1e-6);
 }
 
 /// The block of golden B.
@@ -160,6 +165,13 @@ TEST(Golden, Losses) {
     const auto to = torch::autograd::grad({softmax_loss(h, e, target(1), {}, blocks)}, {h, e});
     expect_near(to[0], {.435621, -.774339, -.459063}, 1e-6);
     expect_near(to[1][1], {-.361598, .723196, -1.446393}, 1e-6);
+    // With items of an identity the scores are the state: the slopes of the scores, and lse.
+    auto scores = matrix(1, 4, {1.5, 1, .7, -.5}).requires_grad_();
+    const auto eye = torch::eye(4, torch::kFloat64);
+    const auto loss = softmax_loss(scores, eye, target(1), {}, blocks);
+    EXPECT_NEAR(loss.item<double>() + 1, 2.28444701, 1e-8);
+    expect_near(torch::autograd::grad({loss}, {scores})[0], {.456372, -.723196, .205061, .061763},
+                1e-6);
   }
   const auto group = torch::zeros({1}, torch::kInt64);
   const auto value = [&](const std::vector<int64_t>& negatives, const SampledLoss& loss) {
