@@ -293,7 +293,9 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
   }
 
   Abilities abilities() const override {
-    return {.uses_features = true, .ranks_cold_items = config_.floor > 0};
+    return {.uses_features = true,
+            .score_reads_features = config_.item_graph,
+            .ranks_cold_items = config_.floor > 0};
   }
   BatchSpec batch_spec() const override {
     return {.unit = BatchSpec::Unit::pair, .n_negatives = 1};
@@ -302,7 +304,7 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
   std::vector<ParameterGroup> parameter_groups() override {
     auto groups = GraphModel::parameter_groups();
     auto& tensors = groups[0].tensors;
-    if (n_rounds_ > 0) {
+    if ((round_of_ > 0).any().item<bool>()) {
       std::erase_if(tensors,
                     [&](const auto& entry) { return trained_rows_.contains(entry.first); });
     }
@@ -725,9 +727,9 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
   /// False when asked to stop.
   bool train_rewriter(const Watch& watch, Json& entry) {
     const auto rows = tables();
-    const int64_t limit = rewriter_->epochs_of(n_rounds_);
+    const int64_t limit = rewriter_->epochs_of_round();
     const Progress bar = watch.progress(fmt::format("rewriter, round {}", n_rounds_ + 1), limit);
-    const bool done = rewriter_->train(rows, n_rounds_, [&](int64_t epoch) {
+    const bool done = rewriter_->train(rows, [&](int64_t epoch) {
       bar.advance(1);
       return !pause(watch, epoch % kSaveEvery == 0);
     });
@@ -982,6 +984,8 @@ std::vector<NamedRows> R2mr::export_features(const Json& options) {
   if ((round_of_ < 0).any().item<bool>()) {
     throw usage_error("R2MR: no rows to export before fit or a training");
   }
+  // That reviewer has learned on since the last round.
+  if (!cross_ && asked.export_weight == "score") review(kReportDraws);
   std::vector<NamedRows> out;
   const Json card = {
       {"name", "R2MR"},

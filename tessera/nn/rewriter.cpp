@@ -31,8 +31,9 @@ void Rewriter::begin_round() {
   progress_.epochs_ever = ever;
 }
 
-int64_t Rewriter::epochs_of(int64_t round) const {
-  return round == 0 ? options_.first_epochs : options_.later_epochs;
+int64_t Rewriter::epochs_of_round() const {
+  const bool fresh = progress_.epochs_ever == progress_.epochs;
+  return fresh ? options_.first_epochs : options_.later_epochs;
 }
 
 int64_t Rewriter::choose(const torch::Tensor& high, const std::vector<bool>& takes_part,
@@ -98,11 +99,11 @@ std::pair<int64_t, double> Rewriter::codes_in_use(const std::vector<torch::Tenso
   return {n, perplexity(codes, gan_->n_codes())};
 }
 
-bool Rewriter::train(const std::vector<torch::Tensor>& rows, int64_t round,
+bool Rewriter::train(const std::vector<torch::Tensor>& rows,
                      const std::function<bool(int64_t)>& after_epoch) {
   if (!gan_) return true;
   const Random orders = random_.stream("rewrite.order");
-  while (progress_.epochs < epochs_of(round) && progress_.misses < kPatience) {
+  while (progress_.epochs < epochs_of_round() && progress_.misses < kPatience) {
     std::vector<Pair> order = learned_;
     orders.shuffle(order, static_cast<uint64_t>(progress_.epochs_ever));
     for (size_t begin = 0; begin < order.size(); begin += kBatch) {

@@ -40,9 +40,10 @@ class Rewriter {
   /// Trains on the chosen pairs from wherever it stands to the end of the round's epochs, or until
   /// the held-out distance stops falling; then the best state is restored. `after_epoch(epoch)`
   /// says whether to go on; false when it did not.
-  bool train(const std::vector<torch::Tensor>& rows, int64_t round,
+  bool train(const std::vector<torch::Tensor>& rows,
              const std::function<bool(int64_t)>& after_epoch);
-  int64_t epochs_of(int64_t round) const;
+  /// At most so many in this round: more in the first that trains at all.
+  int64_t epochs_of_round() const;
   /// Rows of modality `to` for the items (int64 [n]), from their rows of `from`. [n, d]
   torch::Tensor candidates(const std::vector<torch::Tensor>& rows, int64_t from, int64_t to,
                            const torch::Tensor& items, const torch::Tensor& high) const;
