@@ -16,7 +16,7 @@ struct Flags {
   std::vector<std::string> eval_mask;
   std::string ndcg_ideal = "capped";
   int64_t sampled = 0;
-  uint64_t sampled_seed = SampledOptions{}.seed;
+  int64_t sampled_seed = SampledOptions{}.seed;
   bool slices = false, per_user = false, shuffle = false;
 };
 
@@ -136,6 +136,7 @@ Subject open_subject(const Common& common, const Flags& flags, const Log& log) {
     check_same_rows(*subject.bundle, *subject.data, common.dataset());
     subject.name = about.value("model", std::string("?"));
     if (own.is_object() && own.contains("seed")) subject.seed = own["seed"];
+    if (subject.seed.is_number_integer()) subject.settings.seed = subject.seed;
     Settings all;
     if (own.is_object()) {
       for (const auto& [name, value] : own.items()) all.push_back({name, value, flags.target});
@@ -260,6 +261,7 @@ void run_evaluate(const Common& common, const Flags& flags) {
   if (flags.sampled < 0 || (flags.sampled > 0 && subject.model == nullptr)) {
     throw usage_error("--sampled wants a run or bundle and a number of candidates, like 1000");
   }
+  if (flags.sampled_seed < 0) throw usage_error("--sampled-seed: must be at least 0");
   if (flags.ndcg_ideal != "capped" && flags.ndcg_ideal != "all") {
     throw usage_error("--ndcg-ideal '{}': wanted capped or all", printable(flags.ndcg_ideal));
   }
@@ -281,7 +283,7 @@ void run_evaluate(const Common& common, const Flags& flags) {
     SampledOptions wanted;
     wanted.total = flags.sampled;
     wanted.ideal_all = flags.ndcg_ideal == "all";
-    wanted.seed = flags.sampled_seed;
+    wanted.seed = static_cast<uint64_t>(flags.sampled_seed);
     sampled = evaluate_sampled(*subject.model, data, protocol, split, wanted);
   }
   Json shuffled;
@@ -289,8 +291,7 @@ void run_evaluate(const Common& common, const Flags& flags) {
     if (subject.model == nullptr) throw usage_error("--shuffle-histories wants a run or bundle");
     EvalOptions plain = options;
     plain.slices = plain.per_user = false;
-    plain.shuffle_histories =
-        subject.seed.is_number_integer() ? subject.seed.get<uint64_t>() : uint64_t{999};
+    plain.shuffle_histories = static_cast<uint64_t>(subject.settings.seed);
     const Evaluation after = evaluate(*subject.model, data, protocol, split, plain);
     for (const auto& [name, value] : after.metrics) {
       const double before = result.value(name);

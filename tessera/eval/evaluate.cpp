@@ -17,16 +17,6 @@ namespace {
 
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
-const Interactions& rows_of(const Dataset& data, Split split) {
-  if (split == Split::valid) return data.valid;
-  if (split == Split::test) return data.test;
-  throw usage_error("split '{}' holds nothing out: choose valid or test", split_name(split));
-}
-
-std::span<const int32_t> row_of(const Interactions& rows, int64_t user) {
-  return rows.n_rows() > 0 ? rows.of(user) : std::span<const int32_t>();
-}
-
 /// Rows that may be absent, sorted and distinct.
 Interactions distinct_or_none(const Interactions& rows) {
   return rows.n_rows() > 0 ? sorted_distinct(rows) : Interactions{};
@@ -493,15 +483,6 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-Ragged packed(const std::vector<int32_t>& items, const std::vector<int64_t>& offsets) {
-  return {torch::tensor(items, torch::kInt32), torch::tensor(offsets, torch::kInt64)};
-}
-
-bool is_sequential(const Model& model) {
-  return model.abilities().takes_histories &&
-         model.batch_spec().unit == BatchSpec::Unit::sequence_row;
-}
-
 /// The averaged users [first, last) of a plan, ready to be ranked.
 struct Block {
   Block(const Plan& plan, int64_t first, int64_t last);
@@ -584,39 +565,6 @@ void note_rows(Evaluation& result, const Plan& plan, Model& model) {
 }
 
 }  // namespace
-
-Queries make_queries(const Model& model, const Dataset& data, const Protocol& protocol, Split split,
-                     std::span<const int64_t> users, std::span<const int64_t> held_before,
-                     std::optional<uint64_t> shuffle) {
-  Queries queries;
-  queries.users = torch::tensor(std::vector<int64_t>(users.begin(), users.end()), torch::kInt64);
-  const bool sequential = is_sequential(model);
-  if (!sequential && data.history.n_rows() == 0) return queries;
-  const bool with_valid = sequential && split == Split::test && protocol.sequential_sees_valid;
-  std::vector<int32_t> items;
-  std::vector<int64_t> offsets = {0};
-  for (size_t index = 0; index < users.size(); ++index) {
-    const int64_t user = users[index];
-    for (const Interactions* rows : {&data.history, &data.train, &data.valid}) {
-      if (rows == &data.valid && !with_valid) continue;
-      const std::span<const int32_t> row = row_of(*rows, user);
-      items.insert(items.end(), row.begin(), row.end());
-    }
-    if (sequential && !held_before.empty()) {
-      const auto held = row_of(rows_of(data, split), user);
-      items.insert(items.end(), held.begin(), held.begin() + held_before[index]);
-    }
-    if (sequential && shuffle) {
-      const auto begin = items.begin() + offsets.back();
-      std::vector<int32_t> history(begin, items.end());
-      Random(*shuffle, "evaluate/shuffle").shuffle(history, 0, static_cast<uint64_t>(user));
-      std::copy(history.begin(), history.end(), begin);
-    }
-    offsets.push_back(static_cast<int64_t>(items.size()));
-  }
-  queries.histories = packed(items, offsets);
-  return queries;
-}
 
 double Evaluation::value(const std::string& metric) const {
   Metric wanted = parse_metric(metric);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "tessera/eval/evaluate.h"
@@ -19,6 +20,14 @@ struct Places {
   std::vector<Place> items;           ///< parallel to the held-out items
   std::vector<int64_t> n_candidates;  ///< by row
 };
+
+/// The held-out rows of a split; usage_error for the train split.
+const Interactions& rows_of(const Dataset& data, Split split);
+/// A user's items; none where the rows are absent.
+std::span<const int32_t> row_of(const Interactions& rows, int64_t user);
+Ragged packed(const std::vector<int32_t>& items, const std::vector<int64_t>& offsets);
+/// A model that scores from the order of a history and was trained on rows of such.
+bool is_sequential(const Model& model);
 
 /// What the model is asked about some users at the evaluation of a split: a sequence model always
 /// gets histories. `held_before`, where it is not empty, is how many of a user's held-out rows also

@@ -10,7 +10,7 @@ namespace tessera {
 namespace {
 
 std::vector<int32_t> held_out(const Dataset& data, Split split, int64_t user) {
-  const auto row = (split == Split::test ? data.test : data.valid).of(user);
+  const auto row = rows_of(data, split).of(user);
   std::vector<int32_t> out(row.begin(), row.end());
   std::sort(out.begin(), out.end());
   out.erase(std::unique(out.begin(), out.end()), out.end());

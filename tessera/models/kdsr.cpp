@@ -662,7 +662,8 @@ class Kdsr : public SequenceModel {
     }
   }
 
-  /// Mean number of a training row's distinct items that have the modality, at most pair_nodes.
+  /// Mean number of a training row's pair nodes that have the modality: of its distinct items, of
+  /// which at most pair_nodes are drawn.
   double mean_pair_nodes(const Modality& m) const {
     Sampler sampler(data_, batch_spec(), train_.train_batch_size, random_.stream("pair_nodes"));
     sampler.begin_epoch(0);
@@ -674,12 +675,11 @@ class Kdsr : public SequenceModel {
       const auto* item = items.const_data_ptr<int64_t>();
       const auto* offset = batch.rows.offsets.const_data_ptr<int64_t>();
       for (int64_t row = 0; row < batch.rows.n_rows(); ++row) {
-        std::set<int64_t> distinct;
-        for (int64_t at = offset[row]; at < offset[row + 1]; ++at) {
-          if (present[item[at]]) distinct.insert(item[at]);
-        }
-        n_items += static_cast<double>(
-            std::min<int64_t>(static_cast<int64_t>(distinct.size()), config_.pair_nodes));
+        const std::set<int64_t> distinct(item + offset[row], item + offset[row + 1]);
+        const auto n_present = static_cast<double>(
+            std::count_if(distinct.begin(), distinct.end(), [&](int64_t i) { return present[i]; }));
+        const auto n = static_cast<double>(distinct.size());
+        n_items += n_present * std::min(1.0, static_cast<double>(config_.pair_nodes) / n);
         n_rows += 1;
       }
     }

@@ -1075,9 +1075,10 @@ Json Pamd::picture_view(const torch::Tensor& tokens) const {
     }
     series.push_back({{"name", token_names_[static_cast<size_t>(k)]}, {"points", of}});
   }
+  const int64_t n_joined = std::min<int64_t>(50, n);
   // The common parts come first, one a modality.
   for (int64_t m = 0; m + 1 < static_cast<int64_t>(present_.size()); ++m) {
-    for (int64_t i = 0; i < std::min<int64_t>(50, n); ++i) {
+    for (int64_t i = 0; i < n_joined; ++i) {
       const double *a = at + (m * n + i) * 2, *b = a + n * 2;
       joins.push_back({rounded(a[0]), rounded(a[1]), rounded(b[0]), rounded(b[1])});
     }
@@ -1085,7 +1086,7 @@ Json Pamd::picture_view(const torch::Tensor& tokens) const {
   view["note"] = fmt::format(
       "Principal axes of all parts of {} items together, one colour a part; lines join the common "
       "parts of {} items.",
-      n, std::min<int64_t>(50, n));
+      n, n_joined);
   const auto axis = [&](int k) {
     return fmt::format("axis {} ({:.0f} % of the variance)", k + 1,
                        100 * pca.explained[k].item<double>());

@@ -427,7 +427,7 @@ torch::Tensor skd_loss(const torch::Tensor& z, const ItemPairs& pairs, const tor
   }
   const auto squares = (student - r).square();
   if (pairs.in_batch) {
-    // Where fewer than one item a row has the modality, a row has no pair.
+    // Rows that have at most one item of the modality on average are taken to have no pair.
     if (mean_size <= 1) return torch::zeros({}, z.options());
     return torch::sqrt(mean_size * (mean_size - 1) * squares.mean() / tau2 +
                        kEps * mean_size * mean_size);

@@ -74,11 +74,16 @@ Json put(const FeaturesRequest& request, const std::vector<NewFeature>& features
   return out;
 }
 
+Fields own_settings(const ModelInfo& info) {
+  Fields own(info.name);
+  info.describe(own);
+  return own;
+}
+
 /// How the features of a trained model came about: its own settings and seed, from all those of its
 /// training by name.
 Json card_of(const FeaturesRequest& request, const ModelInfo& info, const Json& settings) {
-  Fields own(info.name);
-  info.describe(own);
+  const Fields own = own_settings(info);
   Json options = Json::object();
   for (const auto& [name, value] : settings.items()) {
     if (own.knows(name)) options[name] = value;
@@ -106,8 +111,7 @@ Json supplied(const FeaturesRequest& request, Model& model, FeatureSupplier& sup
         "own items only; use --encoder {}",
         request.encoder, request.dataset.string(), info.name, squeezed(info.name));
   }
-  Fields own(info.name);
-  info.describe(own);
+  const Fields own = own_settings(info);
   Json options = Json::object();
   for (const auto& setting : request.settings) {
     if (own.knows(setting.name)) options[setting.name] = setting.value;
@@ -130,8 +134,7 @@ Json encode_with(const FeaturesRequest& request, Model& model, const std::string
     throw usage_error("{} encodes no items: '{}' is a model that makes no features for others",
                       request.encoder, name);
   }
-  Fields own(info.name);
-  info.describe(own);
+  const Fields own = own_settings(info);
   for (const auto& setting : request.settings) {
     if (!own.knows(setting.name)) continue;
     throw usage_error("{} keeps the {} that it was trained with: leave the flag out",

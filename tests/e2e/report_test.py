@@ -186,6 +186,8 @@ class Report(CommandLine):
         self.assertEqual(bundle["sampled"], out["sampled"])
         other = json.loads(self.succeeds("evaluate", "runs/PAMD", *ask, "--sampled-seed", "5").stdout)
         self.assertEqual(other["sampled"]["seed"], 5)
+        self.fails(2, r"--sampled-seed: must be at least 0", "evaluate", "runs/PAMD", *ask,
+                   "--sampled-seed", "-1")
         self.assertNotEqual(other["sampled"]["metrics"], out["sampled"]["metrics"])
         self.fails(2, r"no part 'image_comon' \(did you mean 'image_common'", "evaluate", "runs/PAMD",
                    "--eval-mask", "image_comon", "-q")

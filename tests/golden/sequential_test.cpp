@@ -533,14 +533,19 @@ TEST(Models, RecboleSeqTrainsOnPrefixes) {
   EXPECT_NE(notes("BERT4Rec", {protocol}).find(words), std::string::npos);
 }
 
+/// Items in a cycle, each followed by its successor with probability .9.
+Dataset planted_cycle(int64_t n_users, int64_t n_items) {
+  PlantedSequenceOptions options;
+  options.n_users = n_users;
+  options.n_items = options.n_groups = n_items;
+  options.follow = 0.9;
+  options.n_modalities = 0;
+  return planted_sequences(options);
+}
+
 // Candidates of the valid split are scored from the train rows alone, not from the answer.
 TEST(Evaluation, SampledReadsTheHistoryOfItsSplit) {
-  PlantedSequenceOptions planted;
-  planted.n_users = 60;
-  planted.n_items = planted.n_groups = 40;
-  planted.follow = 0.9;
-  planted.n_modalities = 0;
-  const Dataset data = planted_sequences(planted);
+  const Dataset data = planted_cycle(60, 40);
   const auto model = make("MC1", data, {});
   model->prepare({});
   SampledOptions options;
@@ -552,10 +557,7 @@ TEST(Evaluation, SampledReadsTheHistoryOfItsSplit) {
       const auto train = data.train.of(user), valid = data.valid.of(user);
       std::vector<int32_t> row(train.begin(), train.end());
       if (with_valid) row.insert(row.end(), valid.begin(), valid.end());
-      const auto scores = model->score(
-          {{},
-           {torch::tensor(row, torch::kInt32),
-            torch::tensor({int64_t{0}, static_cast<int64_t>(row.size())}, torch::kInt64)}});
+      const auto scores = model->score(histories({row}));
       const float* score = scores.const_data_ptr<float>();
       int64_t above = 0;
       for (const int32_t item : sampled_candidates(data, Split::valid, user, options)) {
@@ -590,14 +592,9 @@ double hit_at_one(Model& model, const Dataset& data, bool shuffled) {
   return static_cast<double>(hits) / static_cast<double>(data.n_users);
 }
 
-// Section 5.4: 50 items in a cycle, successor with probability .9.
+// Section 5.4.
 TEST(Learning, OrderIsLearnedAndLostWhenShuffled) {
-  PlantedSequenceOptions options;
-  options.n_users = 600;
-  options.n_items = options.n_groups = 50;
-  options.follow = 0.9;
-  options.n_modalities = 0;
-  const Dataset data = planted_sequences(options);
+  const Dataset data = planted_cycle(600, 50);
   for (const std::string name : {"SASRec", "GRU4Rec"}) {
     Settings given = {{"embedding_size", 32, "test"},
                       {"epochs", 20, "test"},
