@@ -2,7 +2,7 @@
 // first 50 steps, so that another program can repeat it: weights after prepare() under "init.",
 // users, positives, negatives and dropout masks of step k under "k.", the losses under "loss".
 // Of sequence models step k has the rows (items, offsets), the targets and the epoch, and no masks:
-// give their dropouts as 0. Of a model that is pretrained on items also the weights before that
+// give their dropouts as 0. Of MMSSL also the weights of the interpolates under "k.alpha". Of a model that is pretrained on items also the weights before that
 // under "start.", the items of its first 50 steps under "pre.k.items" from k = 0, the losses under
 // "pre.loss", and rows of a modality under "x." where they are not as wide as the dataset's.
 #include <torch/types.h>
@@ -47,6 +47,7 @@ class Spy : public Recorder {
     keep("offsets", batch.rows.offsets);
     keep("targets", batch.targets);
     if (batch.rows.defined()) keep("epoch", torch::tensor(batch.epoch));
+    if (batch_spec().unit == BatchSpec::Unit::distinct_user) seen[k + "alpha"] = alpha(batch);
     if (dropout_ > 0 && batch.users.defined()) {
       const auto mask = [&](const std::string& name, const torch::Tensor& rows, int64_t width) {
         seen[k + "kept." + name.substr(name.find('.') + 1)] =
@@ -63,6 +64,16 @@ class Spy : public Recorder {
   }
 
  private:
+  /// MMSSL's, with one step of the discriminator. float32 [n_modalities * B]
+  torch::Tensor alpha(const Batch& batch) const {
+    std::vector<float> out;
+    const Random random = random_.stream("alpha");
+    for (size_t j = 0; j < data_.features.size() * static_cast<size_t>(batch.size()); ++j) {
+      out.push_back(static_cast<float>(random.uniform(static_cast<uint64_t>(batch.step), j, 0)));
+    }
+    return torch::tensor(out);
+  }
+
   const double dropout_;
 };
 

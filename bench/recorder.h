@@ -46,6 +46,8 @@ class Recorder : public Model {
   std::vector<ParameterGroup> parameter_groups() override { return inner_.parameter_groups(); }
   void state(State& state) override { inner_.state(state); }
   void begin_epoch(int64_t epoch, const Watch& watch) override { inner_.begin_epoch(epoch, watch); }
+  void before_step(const Batch& batch) override { inner_.before_step(batch); }
+  void end_epoch(int64_t epoch, const Watch& watch) override { inner_.end_epoch(epoch, watch); }
   void prepare(const Watch& watch) override {
     inner_.prepare(watch);
     keep_weights("init.");

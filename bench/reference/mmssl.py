@@ -1,17 +1,20 @@
 #!/usr/bin/env python3
 """MMSSL (variant = paper) in plain PyTorch: what Tessera's step is timed against.
 
-    .venv/bin/python bench/reference/mmssl.py DATASET_FOLDER [--steps 5] [--threads 2]
-                                              [--modalities image,audio] [--d_hidden 64,32]
+    .venv/bin/python bench/reference/mmssl.py DATASET_FOLDER [--check START] [--steps 5]
+                        [--threads 2] [--modalities image,audio] [--d_hidden 64,32]
 
 Dense rows in the discriminator, double backward by autograd, torch.sparse.mm for propagation, stock
-optimisers. Reads a folder made by `tessera import`; prints seconds a step and peak memory. The
-formulas are those of tessera/models/mmssl.cpp; random numbers are torch's.
+optimisers. Reads a folder made by `tessera import`; prints seconds a step, of one building of the
+generated graphs, and peak memory. --check repeats the steps that bench_dump recorded without dropout
+and Gumbel noise, with the adversary at weight 1, and exits with 1 where a loss differs by more than
+1e-4. The formulas are those of tessera/models/mmssl.cpp; random numbers are torch's.
 """
 import argparse
 import csv
 import json
 import resource
+import sys
 import time
 from pathlib import Path
 
@@ -19,13 +22,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from data import read_safetensors
+
 D, HEADS, LAYERS, BATCH = 64, 4, 2, 1024
 ETA, OMEGA, TAU, CL_RATE, G_RATE, LAMBDA, ZETA, TOPK = 0.36, 0.55, 0.5, 0.003, 1e-4, 0.3, 1.0, 10
+CHECK_G_RATE = 1.0
 
 
 def read(folder, modalities):
-    """Train pairs as indices, and by modality float32 rows [n_items, width], z-scored by column over the
-    items that have one, and which have [n_items, 1]; rows of the others are 0."""
+    """Counts, train pairs as indices, by modality float32 rows [n_items, width], z-scored by column over the
+    items that have one, and which have [n_items, 1] (rows of the others are 0), and their names."""
     def ids(name):
         with open(folder / name) as lines:
             rows = [line.rstrip("\n").split("\t") for line in lines]
@@ -37,7 +43,8 @@ def read(folder, modalities):
                  for r in csv.DictReader(lines, delimiter="\t") if r["split"] == "train"]
     manifest = json.loads((folder / "features.json").read_text())
     features = []
-    for name in modalities or manifest:
+    names = modalities or sorted(manifest)
+    for name in names:
         rows = np.load(folder / manifest[name]["file"]).astype(np.float32)
         named = folder / (manifest[name]["ids"] or "-")
         raw = named.read_text().split("\n") if named.exists() else map(str, range(len(rows)))
@@ -48,7 +55,7 @@ def read(folder, modalities):
         full[list(at)] = (own - own.mean(0)) / (own.std(0) + 1e-8)
         has[list(at)] = 1
         features.append((torch.from_numpy(full), torch.from_numpy(has)))
-    return len(users), len(items), torch.tensor(sorted(set(pairs))).t(), features
+    return len(users), len(items), torch.tensor(sorted(set(pairs))).t(), features, names
 
 
 def unit(x):
@@ -84,9 +91,9 @@ class Discriminator(torch.nn.Module):
 
 
 class Mmssl(torch.nn.Module):
-    def __init__(self, n_users, n_items, pairs, features):
+    def __init__(self, n_users, n_items, pairs, features, names):
         super().__init__()
-        self.shape, self.features = (n_users, n_items), features
+        self.shape, self.features, self.names = (n_users, n_items), features, names
         u, i = pairs
         self.p_u, self.p_i = left(u, i, (n_users, n_items)), left(i, u, (n_items, n_users))
         du = torch.bincount(u, minlength=n_users).float().clamp_min(1)
@@ -129,8 +136,8 @@ class Mmssl(torch.nn.Module):
         w = torch.softmax(q @ k.transpose(2, 3) / (D // HEADS) ** 0.5, 3)
         return (w @ v).mean(2).reshape(n, D)
 
-    def forward(self):
-        content = [self.content(m, 0.2) for m in range(len(self.features))]
+    def forward(self, dropout):
+        content = [self.content(m, dropout) for m in range(len(self.features))]
         e = [(torch.sparse.mm(pu, self.items), torch.sparse.mm(pi, self.users))
              for pu, pi in self.graphs]
         u = self.users + ETA * unit(self.attend([x for x, _ in e]))
@@ -152,35 +159,44 @@ def contrast(h, e):
     return F.cross_entropy(logits, torch.arange(len(h)))
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--modalities", default="")
-    parser.add_argument("--d_hidden", default="")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(2022)
-    n_users, n_items, pairs, features = read(args.folder, [m for m in args.modalities.split(",") if m])
-    widths = [int(w) for w in args.d_hidden.split(",")] if args.d_hidden \
-        else [n_items // 4, n_items // 8]
-    model, critic = Mmssl(n_users, n_items, pairs, features), Discriminator(n_items, *widths)
-    adam = torch.optim.AdamW(model.parameters(), lr=5e-4, weight_decay=0.01)
-    critic_adam = torch.optim.Adam(critic.parameters(), lr=3e-4, betas=(0.5, 0.9))
-    observed = torch.zeros(n_users, n_items, dtype=torch.bool)
-    observed[pairs[0], pairs[1]] = True
-    active = observed.any(1).nonzero()[:, 0]
-    batch = min(BATCH, len(active))
-    model.refresh()
-    times = []
-    for _ in range(args.steps):
-        start = (time.perf_counter(), time.process_time())
-        s = active[torch.randperm(len(active))[:batch]]
-        mask = observed[s]
-        positive = torch.multinomial(mask.float(), 1)[:, 0]
-        negative = torch.multinomial((~mask).float(), 1)[:, 0]
-        content, e, h_u, h_i = model()
+def load(model, critic, start):
+    """The weights that Tessera started from."""
+    with torch.no_grad():
+        for tensor, name in [(model.users, "user_embedding"), (model.items, "item_embedding"),
+                             (model.query, "attention.query"), (model.key, "attention.key")]:
+            tensor.copy_(start[f"init.{name}"])
+        for linear, name in zip(model.linear, model.names):
+            linear.weight.copy_(start[f"init.{name}.weight"])
+            linear.bias.copy_(start[f"init.{name}.bias"])
+        for layer, k in ((critic.net[0], "1"), (critic.net[4], "2"), (critic.net[8], "")):
+            weight = start[f"init.discriminator.weight{k}"]
+            layer.weight.copy_(weight.t() if k == "1" else weight.view_as(layer.weight))
+            layer.bias.copy_(start[f"init.discriminator.bias{k}"])
+
+
+class Trainer:
+    """Both optimisers, and a step of each. `exact`: no Gumbel noise and no dropout."""
+
+    def __init__(self, model, critic, pairs, g_rate, exact):
+        self.model, self.critic, self.g_rate, self.exact = model, critic, g_rate, exact
+        self.adam = torch.optim.AdamW(model.parameters(), lr=5e-4, weight_decay=0.01)
+        self.critic_adam = torch.optim.Adam(critic.parameters(), lr=3e-4, betas=(0.5, 0.9))
+        self.observed = torch.zeros(model.shape, dtype=torch.bool)
+        self.observed[pairs[0], pairs[1]] = True
+        self.active = self.observed.any(1).nonzero()[:, 0]
+        self.batch = min(BATCH, len(self.active))
+        if exact:
+            critic.eval()  # batch statistics all the same: none are tracked
+
+    def draw(self):
+        s = self.active[torch.randperm(len(self.active))[:self.batch]]
+        mask = self.observed[s]
+        return (s, torch.multinomial(mask.float(), 1)[:, 0],
+                torch.multinomial((~mask).float(), 1)[:, 0], None)
+
+    def step(self, s, positive, negative, alpha):
+        mask, critic = self.observed[s], self.critic
+        content, e, h_u, h_i = self.model(0.0 if self.exact else 0.2)
 
         def fake(detach):
             rows = [unit((u[s].detach() if detach else u[s]) @
@@ -188,40 +204,85 @@ def main():
             return torch.cat(rows)
 
         generated = fake(True)
-        noise = -torch.log(-torch.log(torch.rand(mask.shape).clamp(1e-12, 1 - 1e-7)))
+        noise = torch.zeros(mask.shape) if self.exact else \
+            -torch.log(-torch.log(torch.rand(mask.shape).clamp(1e-12, 1 - 1e-7)))
         p = torch.softmax(noise.masked_fill(~mask, -torch.inf), 1)
         score = unit(h_u[s].detach()) @ unit(h_i.detach()).t()
         real = unit(p + ZETA * unit(score))
-        alpha = torch.rand(len(generated), 1)
+        alpha = torch.rand(len(generated), 1) if alpha is None else alpha[:, None]
         mixed = (alpha * real.repeat(len(content), 1) + (1 - alpha) * generated).requires_grad_()
         slope = torch.autograd.grad(critic(mixed).sum(), mixed, create_graph=True)[0]
         loss = critic(generated).mean() - critic(real).mean() \
             + LAMBDA * (slope.norm(dim=1) - 1).square().mean()
-        critic_adam.zero_grad()
+        self.critic_adam.zero_grad()
         loss.backward()
-        critic_adam.step()
+        self.critic_adam.step()
 
         u, hp, hn = h_u[s], h_i[positive], h_i[negative]
         total = -F.logsigmoid((u * (hp - hn)).sum(1)).mean()
-        total = total + 1e-5 * 0.5 * sum(x.square().sum() for x in (u, hp, hn)) / batch
-        total = total + 1e-5 * 0.5 * sum(x.square().sum() for c in content for x in c) / n_items
+        total = total + 1e-5 * 0.5 * sum(x.square().sum() for x in (u, hp, hn)) / self.batch
+        total = total + 1e-5 * 0.5 * sum(x.square().sum() for c in content for x in c) \
+            / self.model.shape[1]
         total = total + CL_RATE * sum(contrast(u, x[s]) for x, _ in e)
         for parameter in critic.parameters():
             parameter.requires_grad_(False)
-        total = total - G_RATE * critic(fake(False)).mean()
-        adam.zero_grad()
+        total = total - self.g_rate * critic(fake(False)).mean()
+        self.adam.zero_grad()
         total.backward()
-        adam.step()
+        self.adam.step()
         for parameter in critic.parameters():
             parameter.requires_grad_(True)
+        return total.item()
+
+
+def check(trainer, start):
+    """Repeats Tessera's steps; the largest difference of a loss."""
+    worst = 0.0
+    for k, wanted in enumerate(start["loss"].tolist(), start=1):
+        loss = trainer.step(start[f"{k}.users"], start[f"{k}.positives"],
+                            start[f"{k}.negatives"].flatten(), start[f"{k}.alpha"])
+        worst = max(worst, abs(loss - wanted) / max(1.0, abs(wanted)))
+    print(json.dumps({"steps": len(start["loss"]), "largest_loss_difference": worst}))
+    return worst <= 1e-4
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--check", metavar="START")
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--modalities", default="")
+    parser.add_argument("--d_hidden", default="")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.manual_seed(2022)
+    names = [m for m in args.modalities.split(",") if m]
+    n_users, n_items, pairs, features, names = read(args.folder, names)
+    widths = [int(w) for w in args.d_hidden.split(",")] if args.d_hidden \
+        else [n_items // 4, n_items // 8]
+    model, critic = Mmssl(n_users, n_items, pairs, features, names), Discriminator(n_items, *widths)
+    trainer = Trainer(model, critic, pairs, CHECK_G_RATE if args.check else G_RATE, bool(args.check))
+    if args.check:
+        start = read_safetensors(args.check)
+        load(model, critic, start)
+        sys.exit(0 if check(trainer, start) else 1)
+    model.refresh()
+    times = []
+    for _ in range(args.steps):
+        start = (time.perf_counter(), time.process_time())
+        trainer.step(*trainer.draw())
         times.append((time.perf_counter() - start[0], time.process_time() - start[1]))
-        print(f"step {len(times)}: {times[-1][0]:.2f} s, {times[-1][1]:.2f} s of CPU, "
-              f"loss {total.item():.4f}, slope {slope.norm(dim=1).mean().item():.3f}", flush=True)
-    rest = times[1:] or times
-    print(json.dumps({"hidden": widths, "modalities": len(features), "batch": batch,
-                      "seconds_a_step": min(t for t, _ in rest),
-                      "cpu_seconds_a_step": min(c for _, c in rest),
-                      "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}))
+    seconds, cpu = zip(*(times[1:] or times))
+    begin = time.perf_counter()
+    model.refresh()
+    print(json.dumps({"hidden": widths, "modalities": len(features), "batch": trainer.batch,
+                      "step_s": float(np.median(seconds)), "step_cpu_s": float(np.median(cpu)),
+                      "refresh_s": time.perf_counter() - begin,
+                      "steps_an_epoch": pairs.shape[1] // trainer.batch + 1,
+                      "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
 
 
 if __name__ == "__main__":

@@ -266,7 +266,7 @@ Wanted wanted_metrics(const Dataset& data, const Protocol& protocol, const EvalO
     if (std::find(wanted.metrics.begin(), wanted.metrics.end(), metric) == wanted.metrics.end()) {
       wanted.metrics.push_back(metric);
     }
-    wanted.longest = std::max(wanted.longest, metric.k);
+    wanted.longest = std::max(wanted.longest, std::min(metric.depth(), n_items));
     wanted.places = wanted.places || metric.whole_list();
   }
   return wanted;

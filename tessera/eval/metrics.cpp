@@ -16,6 +16,7 @@ namespace {
 using Kind = Metric::Kind;
 
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+constexpr int64_t kRetrieved = 50;  // places whose hits make the ideal of ndcg_retrieved
 constexpr const char* kIldPrefix = "ild_";
 
 struct Name {
@@ -32,6 +33,7 @@ const std::vector<Name>& names() {
       {Kind::mrr, "mrr", {"rr"}},
       {Kind::map, "map", {}},
       {Kind::ndcg, "ndcg", {}},
+      {Kind::ndcg_retrieved, "ndcg_retrieved", {"ndcg_retrieved_ideal"}},
       {Kind::f1, "f1", {"FMeasure"}},
       {Kind::recall_pooled, "recall_pooled", {"micro_recall", "Recall2"}},
       {Kind::auc, "auc", {"GAUC"}},
@@ -99,6 +101,8 @@ bool Metric::per_user() const { return kind <= Kind::f1 || kind == Kind::auc; }
 bool Metric::higher_is_better() const {
   return kind != Kind::gini && kind != Kind::average_popularity;
 }
+
+int64_t Metric::depth() const { return kind == Kind::ndcg_retrieved ? std::max(k, kRetrieved) : k; }
 
 bool Metric::whole_list() const { return kind == Kind::auc || (per_user() && k == 0); }
 
@@ -187,10 +191,14 @@ double accuracy(const Metric& metric, std::span<const int64_t> hits, int64_t m, 
       }
       return sum / static_cast<double>(map_relevant ? m : std::min(m, k));
     }
-    case Kind::ndcg: {
+    case Kind::ndcg:
+    case Kind::ndcg_retrieved: {
+      if (n == 0) return 0;
       double sum = 0;
       for (const int64_t rank : within) sum += discount(rank);
-      return sum / ideal(std::min(m, k));
+      const int64_t retrieved =
+          std::upper_bound(hits.begin(), hits.end(), kRetrieved) - hits.begin();
+      return sum / ideal(std::min(metric.kind == Kind::ndcg ? m : std::max(n, retrieved), k));
     }
     case Kind::f1: {
       const double p = static_cast<double>(n) / static_cast<double>(k);

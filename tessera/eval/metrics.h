@@ -23,6 +23,7 @@ struct Metric {
     mrr,
     map,
     ndcg,
+    ndcg_retrieved,
     f1,
     recall_pooled,
     auc,
@@ -49,6 +50,8 @@ struct Metric {
   bool per_user() const;
   /// False for gini and average_popularity, of which nobody wants the most.
   bool higher_is_better() const;
+  /// Places of the list that it reads: K, but at least 50 for ndcg_retrieved.
+  int64_t depth() const;
   /// Needs the rank of every held-out item, not only of those in the list.
   bool whole_list() const;
 };
@@ -65,8 +68,10 @@ const std::vector<std::string>& default_metrics();
 std::vector<Metric> expand_metrics(const std::vector<std::string>& names,
                                    const std::vector<int64_t>& topk);
 
-/// recall, precision, hit, mrr, map, ndcg or f1 of one user. `hits`: ranks of the hits from 1,
-/// ascending, any depth; `m` held-out items, at least 1. `map_relevant`: map divides by m.
+/// recall, precision, hit, mrr, map, ndcg, ndcg_retrieved or f1 of one user. `hits`: ranks of the
+/// hits from 1, ascending, to metric.depth() or deeper; `m` held-out items, at least 1.
+/// `map_relevant`: map divides by m. ndcg_retrieved divides by the ideal of min(K, hits among the
+/// first max(50, K)), as the published MMSSL program does for its K (mmssl section 6).
 double accuracy(const Metric& metric, std::span<const int64_t> hits, int64_t m,
                 bool map_relevant = false);
 

@@ -255,6 +255,10 @@ class Mmssl : public GraphModel, public DrawsFromAllItems {
     state.add("discriminator.adam", critic_adam_, Role::inner);
   }
 
+  void prepare(const Watch&) override {
+    if (config_.use_asl) make_critic();
+  }
+
   void before_step(const Batch& batch) override {
     const int64_t period = config_.graph_refresh;
     if (period > 0 && batch.step > 1 && (batch.step - 1) % period == 0) refresh();

@@ -4,7 +4,13 @@
 #include <torch/utils.h>
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
+#include <vector>
+
+#include "tessera/ops/by_type.h"
+#include "tessera/ops/parallel.h"
+#include "tessera/ops/sequence_kernels.h"
 
 namespace tessera {
 namespace {
@@ -26,6 +32,25 @@ torch::Tensor logits_of(const torch::Tensor& anchors, const torch::Tensor& keys,
       torch::full({}, -std::numeric_limits<double>::infinity(), logits.options()));
 }
 
+/// -log(p + eps) of the positive, p the softmax of the products z / tau; z becomes `weight` times
+/// the gradient by z / tau, which is p_positive / (p_positive + eps) (p - one-hot).
+template <typename T>
+double term(T* z, int64_t n, int64_t positive, int64_t excluded, double tau, double eps,
+            double weight) {
+  const T by = static_cast<T>(1 / tau);
+  for (int64_t j = 0; j < n; ++j) z[j] *= by;
+  if (excluded >= 0) z[excluded] = -std::numeric_limits<T>::infinity();
+  const double own = static_cast<double>(z[positive]);
+  const auto [max, sum] = kernels::exp_row(z, n);
+  if (excluded >= 0) z[excluded] = 0;
+  const double log_p = own - static_cast<double>(max) - std::log(static_cast<double>(sum));
+  const double p = std::exp(log_p), share = eps > 0 ? p / (p + eps) : 1;
+  const T scale = static_cast<T>(weight * share / static_cast<double>(sum));
+  for (int64_t j = 0; j < n; ++j) z[j] *= scale;
+  z[positive] -= static_cast<T>(weight * share);
+  return -(eps > 0 ? std::log(p + eps) : log_p);
+}
+
 class InfoNce : public torch::autograd::Function<InfoNce> {
  public:
   static torch::Tensor forward(AutogradContext* context, const torch::Tensor& anchors,
@@ -35,24 +60,30 @@ class InfoNce : public torch::autograd::Function<InfoNce> {
     const int64_t block = std::max<int64_t>(1, kBlockEntries / std::max<int64_t>(1, keys.size(0)));
     const auto d_anchors = torch::empty_like(anchors), d_keys = torch::zeros_like(keys);
     double value = 0;
+    const double weight = 1 / (tau * static_cast<double>(n));
+    const int64_t n_keys = keys.size(0);
+    const int64_t* at = positive.const_data_ptr<int64_t>();
+    const int64_t* without = excluded.const_data_ptr<int64_t>();
+    std::vector<double> terms(static_cast<size_t>(n));
     for (int64_t begin = 0; begin < n; begin += block) {
       const int64_t size = std::min(block, n - begin);
       const auto rows = anchors.narrow(0, begin, size);
-      const auto at = positive.narrow(0, begin, size).unsqueeze(1);
-      auto p = logits_of(rows, keys, excluded.narrow(0, begin, size), tau);
-      const auto sum = p.logsumexp(1, true);
-      p.sub_(sum);
-      const auto log_p = p.gather(1, at);
-      p.exp_();
-      const auto p_positive = log_p.exp();
-      value -= (eps > 0 ? (p_positive + eps).log() : log_p).sum(torch::kFloat64).item<double>();
-      // d/d logit of -log(p + eps) is p_positive / (p_positive + eps) (p - one-hot).
-      p.scatter_add_(1, at, torch::full_like(p_positive, -1));
-      if (eps > 0) p.mul_(p_positive / (p_positive + eps));
-      p.mul_(1 / (tau * static_cast<double>(n)));
+      const auto p = rows.mm(keys.t());
+      by_type(p, [&](auto type) {
+        using T = decltype(type);
+        T* z = p.mutable_data_ptr<T>();
+        parallel_for(0, size, 16, [&](int64_t first, int64_t last) {
+          for (int64_t r = first; r < last; ++r) {
+            const int64_t row = begin + r;
+            terms[static_cast<size_t>(row)] =
+                term(z + r * n_keys, n_keys, at[row], without[row], tau, eps, weight);
+          }
+        });
+      });
       d_anchors.narrow(0, begin, size).copy_(p.mm(keys));
       d_keys.addmm_(p.t(), rows);
     }
+    for (const double t : terms) value += t;
     context->save_for_backward({d_anchors, d_keys});
     return torch::full({}, n > 0 ? value / static_cast<double>(n) : 0, anchors.options());
   }

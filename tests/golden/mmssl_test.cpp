@@ -63,11 +63,17 @@ TEST(MmsslGolden, G1Graphs) {
   const auto [mean_u, mean_i] = layer_mean(graph, users, items, 2);
   expect_near(mean_u, {.819036, .721405, .034518, .784518, .264298, .617851});
   expect_near(mean_i, {.735702, 1.117851, .201184, .902369, -.347631, .485702, .166667, .166667});
-  // The published code's order: items from new users; its means are in G1Model.
+  // The published code's order: items from new users.
   const auto u1 = to_users(graph, items, EdgeWeight::receiver);
   expect_near(u1, {.707107, 2.121320, -.707107, .707107, -1, 0});
   const auto i1 = to_items(graph, u1, EdgeWeight::receiver);
   expect_near(i1, {.707107, 2.121320, 0, 2, -1.207107, .5, 0, 0});
+  const auto u2 = torch::softmax(to_users(graph, i1, EdgeWeight::receiver), 1);
+  expect_near(u2, {.082095, .917905, .067779, .932221, .153539, .846461});
+  const auto i2 = torch::softmax(to_items(graph, u2, EdgeWeight::receiver), 1);
+  expect_near((users + u1 + u2) / 3, {.596401, 1.013075, -.213109, .879776, .051180, .615487});
+  expect_near((items + i1 + i2) / 3,
+              {.669842, 1.606301, .077024, 1.256309, -.652532, .416830, .333333, .333333});
 }
 
 TEST(MmsslGolden, G2Contrast) {
@@ -79,6 +85,18 @@ TEST(MmsslGolden, G2Contrast) {
         .item<double>();
   };
   const auto e1 = matrix(3, 2, {1, 1, 0, 2, 1, 0}), e2 = matrix(3, 2, {2, 1, 1, -1, 0, 1});
+  const auto terms = [&](const torch::Tensor& e) {
+    const auto unit = unit_rows(e);
+    std::vector<double> out;
+    for (int64_t j = 0; j < 3; ++j) {
+      out.push_back(info_nce(unit.narrow(0, j, 1), torch::cat({h, unit}), own.narrow(0, j, 1),
+                             own.narrow(0, j, 1) + 3, .5)
+                        .item<double>());
+    }
+    return torch::tensor(out, torch::kFloat64);
+  };
+  expect_near(terms(e1), {1.757238, .868782, 1.454569});
+  expect_near(terms(e2), {1.177707, 3.426675, 1.306513});
   EXPECT_NEAR(value(e1, false), 1.360196, 1e-6);
   EXPECT_NEAR(value(e2, false), 1.970298, 1e-6);
   EXPECT_NEAR(value(e1, false) + value(e2, false), 3.330495, 1e-6);
@@ -143,11 +161,14 @@ TEST(MmsslGolden, G4GradientPenalty) {
                            {}});
   critic.weight = torch::tensor({.9, -1.1}, torch::kFloat64);
   critic.bias = torch::tensor({.05}, torch::kFloat64);
-  const auto run = [&](const std::vector<double>& d, const std::vector<double>& rho, double value,
-                       const std::vector<double>& w1, const std::vector<double>& b1,
-                       const std::vector<double>& w, double b) {
+  const auto& w1 = critic.layers[0].weight;
+  expect_near(w1.t().mm(w1), {.99, -.05, -.05, 1.05});
+  const auto run = [&](const std::vector<double>& d, const std::vector<double>& v,
+                       const std::vector<double>& rho, double value, const std::vector<double>& w1,
+                       const std::vector<double>& b1, const std::vector<double>& w, double b) {
     const auto pass = critic_pass(critic, rows.mm(critic.layers[0].weight), {});
     expect_near(pass.score, d);
+    expect_near(critic_backward(critic, pass, torch::ones_like(pass.score), nullptr), v);
     Critic to = critic.zeros_like();
     const auto found = gradient_penalty(critic, pass, .3, to);
     expect_near(found.slopes, rho);
@@ -159,14 +180,16 @@ TEST(MmsslGolden, G4GradientPenalty) {
     expect_near(to.bias, {b});
     return to;
   };
-  run({.725518, .271901, .536684}, {.186016, .227656, .073282}, .211789,
+  run({.725518, .271901, .536684}, {.179227, -.043811, .035635, -.217768, .044758, -.054704},
+      {.186016, .227656, .073282}, .211789,
       {-.008304, .020245, -.013934, -.012779, .014336, -.016960, -.003190, .017646},
       {.009584, .014423}, {-.024102, .025495}, -.001387);
   critic.form.batch_norm = true;
   critic.layers[0].gamma = torch::tensor({1.2, .8}, torch::kFloat64);
   critic.layers[0].beta = torch::tensor({0., .1}, torch::kFloat64);
   const Critic to =
-      run({.874743, .118803, .470098}, {.026442, .034773, .037551}, .280579,
+      run({.874743, .118803, .470098}, {.006981, .025233, -.030735, -.017682, .029339, -.021697},
+          {.026442, .034773, .037551}, .280579,
           {.002904, .001645, -.001719, -.002922, .000034, .002574, -.003476, -.000529},
           {.007077, .007237}, {-.023271, .017508}, -.003256);
   expect_near(to.layers[0].gamma, {-.017453, -.024522});
@@ -177,7 +200,17 @@ TEST(MmsslGolden, G5Attention) {
   const auto e1 = matrix(1, 4, {1, 0, 2, -1}), e2 = matrix(1, 4, {0, 1, 1, 1});
   const auto query = matrix(4, 4, {1, 0, 0, 1, 0, 1, 1, 0, 1, 0, 0, 0, 0, 0, 0, 1});
   const auto key = matrix(4, 4, {0, 1, 1, 0, 1, 0, 0, 0, 0, 0, 1, 1, 0, 1, 0, 0});
+  // The definition, which gives what the op keeps to itself: weights by head, and both modalities.
+  const auto e = torch::cat({e1, e2});
+  const auto heads = [](const torch::Tensor& x) { return x.view({2, 2, 2}).transpose(0, 1); };
+  const auto w =
+      torch::softmax(heads(e.mm(query)).bmm(heads(e.mm(key)).transpose(1, 2)) / std::sqrt(2.0), 2);
+  expect_near(w[0], {.107042, .892958, .195570, .804430});
+  expect_near(w[1], {.5, .5, .892958, .107042});
+  const auto each = w.bmm(heads(e)).transpose(0, 1).reshape({2, 4});
+  expect_near(each, {.107042, .892958, 1.5, 0, .195570, .804430, 1.892958, -.785916});
   const auto mean = modal_attention({e1, e2}, query, key, 2);
+  expect_near(mean - each.mean(0), {0, 0, 0, 0}, 1e-12);
   expect_near(mean, {.151306, .848694, 1.696479, -.392958});
   expect_near(unit_rows(mean), {.077868, .436773, .873079, -.202233});
   EXPECT_TRUE(torch::equal(modal_attention({e1}, query, key, 2), e1));
@@ -595,6 +628,21 @@ TEST(MmsslModel, GraphsHoldExactlyKItemsAUser) {
   EXPECT_EQ(one.saved().weights.at("image.edges").size(1), 1);
   Instance many(small_data(1), {{"graph_topk", 1000, "test"}});
   EXPECT_EQ(many.saved().weights.at("image.edges").size(1), many.data.n_items / 4);
+}
+
+// A cosine with nothing is no likeness: user 2 has item 2 alone, which lacks the modality.
+TEST(MmsslModel, UsersWithoutContentGetNoEdges) {
+  const auto x = matrix(4, 2, {1, 0, 0, 1, 1, 1, 2, -1});
+  Instance instance(g1_data(feature_of("image", x, {0, 1, -1, 3})),
+                    {{"embedding_size", 4, "test"}, {"use_asl", false, "test"}}, 3);
+  instance.model->train(true);
+  instance.model->end_epoch(0, {});
+  const auto edges = instance.saved().weights.at("image.edges");
+  EXPECT_GE(edges[0][0].item<int32_t>(), 0);
+  EXPECT_GE(edges[1][0].item<int32_t>(), 0);
+  EXPECT_EQ(edges[2][0].item<int32_t>(), -1);
+  EXPECT_TRUE(std::isfinite(instance.step().total.item<double>()));
+  EXPECT_TRUE(instance.vectors().users.isfinite().all().item<bool>());
 }
 
 TEST(MmsslModel, ZeroRowsHaveFiniteGradients) {

@@ -278,6 +278,10 @@ TEST(ModalAttention, HasItsGradientByDifferences) {
           return (modal_attention(e, x[x.size() - 2], x[x.size() - 1], 2) * weights).sum();
         },
         inputs, 1e-6);
+    const std::vector<torch::Tensor> e(inputs.begin(), inputs.end() - 2);
+    const auto &query = inputs[inputs.size() - 2], &key = inputs.back();
+    EXPECT_TRUE(torch::allclose(modal_attention(e, query, key, 2),
+                                modal_attention_composed(e, query, key, 2), 1e-12, 1e-13));
   }
 }
 
