@@ -68,7 +68,7 @@ Json view(const Modality& m, const Quality& quality, int64_t n_items, int64_t n_
   const auto index = m.exists.logical_and(quality.scored).nonzero().flatten();
   const auto s = m.scores.index_select(0, index).to(torch::kFloat64);
   const auto null =
-      m.null_scores.index_select(0, m.has_null.nonzero().flatten()).to(torch::kFloat64);
+      m.null_scores.index_select(0, m.has_null.nonzero().flatten()).to(torch::kFloat64).flatten();
   Json out = {{"modality", m.name},
               {"eta", m.eta},
               {"consensus", m.consensus},
@@ -93,10 +93,12 @@ Json view(const Modality& m, const Quality& quality, int64_t n_items, int64_t n_
   }
   const auto both = torch::cat({s, null});
   const double low = both.min().item<double>(), high = both.max().item<double>();
-  out["histogram"] = {{"low", low},
-                      {"high", high},
-                      {"scores", histogram(s, low, high)},
-                      {"null", histogram(null, low, high)}};
+  Json null_bars = Json::array();
+  for (const int64_t n : histogram(null, low, high)) {
+    null_bars.push_back(static_cast<double>(n) / static_cast<double>(m.null_scores.size(1)));
+  }
+  out["histogram"] = {
+      {"low", low}, {"high", high}, {"scores", histogram(s, low, high)}, {"null", null_bars}};
   out["by_users"] = Json::array();
   const auto users = quality.n_users.index_select(0, index);
   const std::vector<std::pair<int64_t, int64_t>> bands = {
@@ -166,7 +168,7 @@ Json worst(const Modality& m, const Quality& quality, const Dataset& data) {
   for (const auto& [score, item] : low) {
     Json entry = item_json(data, item);
     entry["score"] = score;
-    entry["null_score"] = m.null_scores[item].item<float>();
+    entry["null_score"] = m.null_scores[item].mean().item<float>();
     entry["users"] = quality.n_users[item].item<int64_t>();
     list.push_back(std::move(entry));
   }
@@ -187,12 +189,12 @@ std::string quality_tsv(const Quality& quality, const Dataset& data) {
       const auto found = by_row.find({i, static_cast<int64_t>(m)});
       const bool present = of.present[i].item<bool>();
       const bool has_score = quality.scored[i].item<bool>() && of.exists[i].item<bool>();
-      const auto number = [&](const torch::Tensor& x, bool there) {
-        return there ? fmt::format("{:.6f}", x[i].item<float>()) : std::string();
+      const auto number = [](const torch::Tensor& x, bool there) {
+        return there ? fmt::format("{:.6f}", x.mean().item<float>()) : std::string();
       };
       out += fmt::format("{}\t{}\t{}\t{}\t{}\t{}\t{}", data.item_ids[i], of.name, present ? 1 : 0,
-                         number(of.scores, has_score),
-                         number(of.null_scores, of.has_null[i].item<bool>()), kAreas.at(area),
+                         number(of.scores[i], has_score),
+                         number(of.null_scores[i], of.has_null[i].item<bool>()), kAreas.at(area),
                          found != by_row.end() ? "rewritten"
                          : present             ? "original"
                                                : "missing");

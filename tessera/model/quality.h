@@ -22,7 +22,7 @@ struct Quality {
     torch::Tensor present;      ///< bool [n_items], as given
     torch::Tensor exists;       ///< bool [n_items], as given or filled
     torch::Tensor scores;       ///< [n_items]
-    torch::Tensor null_scores;  ///< [n_items], with the rows permuted
+    torch::Tensor null_scores;  ///< [n_items, n_draws], with the rows permuted
     torch::Tensor has_null;     ///< bool [n_items]; a row filled in since the last review has none
     torch::Tensor high;         ///< bool [n_items]
     torch::Tensor round;        ///< int64 [n_items], 0: never rewritten
@@ -44,7 +44,7 @@ struct Quality {
 /// nothing to say.
 std::string quality_tsv(const Quality& quality, const Dataset& data);
 
-/// Areas, counts and shares; by modality the same, a histogram over that of the null, deciles and
+/// Areas, counts and shares; by modality the same, a histogram over that of the null (the mean of its draws), deciles and
 /// scores against the number of users; rewritten rows with their neighbours before and after; the
 /// 100 lowest unrepaired items of each modality.
 Json quality_report(const Quality& quality, const Dataset& data, const Random& random);

@@ -281,7 +281,7 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
       rewriter_.emplace(options, n_modalities, graph_, random_);
     }
     scores_ = torch::zeros({n, n_modalities});
-    null_scores_ = torch::zeros({n, n_modalities});
+    null_scores_ = torch::zeros({n, n_modalities, kNullDraws});
     eta_ = torch::zeros({n_modalities}, torch::kFloat64);
     // Before prepare() no row is anything yet.
     round_of_ = torch::full({n, n_modalities}, -1, torch::kInt64);
@@ -359,6 +359,7 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
     state.add("rounds", n_rounds_, Role::inner);
     state.add("last_step", last_step_, Role::inner);
     state.add("round_records", round_records_, Role::inner);
+    state.add("rounds_kept", rounds_kept_, Role::scoring);
   }
 
   // --- schedule ------------------------------------------------------------------------------
@@ -599,7 +600,6 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
     for (int64_t m = 0; m < n_modalities(); ++m) {
       Modality& of = at(m);
       const auto index = scored_items.logical_and(exists(m)).nonzero().flatten();
-      null_scores_.select(1, m).index_fill_(0, index, 0);
       std::vector<double> means;
       for (int64_t draw = 0; draw < kNullDraws && index.numel() > 0; ++draw) {
         std::vector<int64_t> order(index.const_data_ptr<int64_t>(),
@@ -607,7 +607,7 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
         random_.stream("review.null." + of.name).shuffle(order, draws, static_cast<uint64_t>(draw));
         const auto s =
             scores_of(m, of.rows->index_select(0, torch::tensor(order, torch::kInt64)), index);
-        null_scores_.select(1, m).index_add_(0, index, s / static_cast<double>(kNullDraws));
+        null_scores_.select(1, m).select(1, draw).index_copy_(0, index, s);
         means.push_back(s.mean(torch::kFloat64).item<double>());
       }
       const auto own = scores_.select(1, m).index_select(0, index);
@@ -631,7 +631,8 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
 
   /// Scored rows that were there at the last review; bool [n_items].
   torch::Tensor has_null(int64_t m) {
-    return scored().logical_and(exists(m)).logical_and(null_scores_.select(1, m) != kNoNull);
+    return scored().logical_and(exists(m)).logical_and(null_scores_.select(1, m).select(1, 0) !=
+                                                       kNoNull);
   }
 
   /// bool [n_items, M]
@@ -886,6 +887,7 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
     }
     watch.text.info("{}", text);
     round_records_.push_back(entry);
+    rounds_kept_ = round_records_;
     Json line = {{"event", "round"}, {"model", "R2MR"}};
     line.update(entry);
     watch.log(line);
@@ -911,8 +913,9 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
   std::optional<CrossReviewer> cross_;
   std::optional<Rewriter> rewriter_;
   ItemGraph similar_;
-  torch::Tensor scores_, null_scores_;  // [n_items, M]
-  torch::Tensor eta_;                   // float64 [M]
+  torch::Tensor scores_;       // [n_items, M]
+  torch::Tensor null_scores_;  // [n_items, M, kNullDraws]
+  torch::Tensor eta_;          // float64 [M]
   // The record of a row's last rewriting, [n_items, M]; it goes wherever the rows go.
   torch::Tensor round_of_;                    // int64, 0: as given
   torch::Tensor source_;                      // int64, modality
@@ -921,7 +924,8 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
   std::array<int64_t, 2> steps_left_ = {0, 0};
   int64_t epoch_ = 0, phase_ = kUnprepared, phase_epochs_ = 0, n_rounds_ = 0;
   int64_t last_step_ = 0;
-  Json round_records_ = Json::array();
+  Json round_records_ = Json::array();  // of the whole run
+  Json rounds_kept_ = Json::array();    // up to the rows that stand; all that a bundle has
   std::chrono::steady_clock::time_point saved_ = std::chrono::steady_clock::now();
 };
 
@@ -1083,7 +1087,7 @@ Json R2mr::report_of(const Quality& found) const {
   Json out = {{"model", "R2MR"}, {"dataset", data_.name}, {"seed", random_.seed()}};
   out.update(quality_report(found, data_, random_));
   out["rounds"] = Json::array();
-  for (Json entry : round_records_) {
+  for (Json entry : round_records_.empty() ? rounds_kept_ : round_records_) {
     // A run goes on after its best epoch, to whose rows it returns.
     if (entry.is_object() && entry.value("round", Json()).is_number_integer()) {
       entry["kept"] = entry["round"].get<int64_t>() <= rounds_done_.item<int64_t>();

@@ -7,6 +7,7 @@
 #include "tessera/model/report_files.h"
 #include "tessera/nn/review.h"
 #include "tessera/ops/fill.h"
+#include "tessera/ops/unit_rows.h"
 #include "tests/contract/training.h"
 #include "tests/r2mr_experiment.h"
 
@@ -166,13 +167,23 @@ TEST(R2mrReport, NullScoresLeaveOutWhatWasFilledSince) {
                            .logical_not()
                            .logical_and(data.features[static_cast<size_t>(m)].present())
                            .logical_and(scores.select(1, m) > 0);
-    const auto values = null.select(1, m).masked_select(known);
+    const auto values = null.select(1, m).index_select(0, known.nonzero().flatten());
+    ASSERT_EQ(values.size(1), 4);
     EXPECT_GT(values.min().item<double>(), 0);
     EXPECT_NEAR(view["null_mean"].get<double>(), values.to(torch::kFloat64).mean().item<double>(),
                 1e-12);
-    int64_t n = 0;
-    for (const auto& bar : view["histogram"]["null"]) n += bar.get<int64_t>();
-    EXPECT_EQ(n, values.numel());
+    // Each draw is a null of its own; their mean would be narrower than the scores can be.
+    const auto& bars = view["histogram"]["null"];
+    const double low = view["histogram"]["low"], high = view["histogram"]["high"];
+    std::vector<double> wanted(bars.size(), 0.0);
+    const auto all = values.flatten().to(torch::kFloat64);
+    for (int64_t j = 0; j < all.numel(); ++j) {
+      const auto n_bars = static_cast<int64_t>(bars.size());
+      const auto bar = static_cast<int64_t>((all[j].item<double>() - low) / (high - low) * n_bars);
+      wanted[static_cast<size_t>(std::min(n_bars - 1, bar))] += .25;
+    }
+    EXPECT_EQ(bars.get<std::vector<double>>(), wanted);
+    const auto n = values.size(0);
     EXPECT_EQ(n, view["scored"].get<int64_t>() - view["filled"].get<int64_t>());
     EXPECT_GT(view["histogram"]["low"].get<double>(), 0);
   }
@@ -438,6 +449,12 @@ TEST(R2mrBundle, KeepsTheRecordsOfWhatWasRewritten) {
   EXPECT_GT(before["rewritten"]["n"], 0);
   EXPECT_EQ(before["rewritten"], after["rewritten"]);
   EXPECT_EQ(before["worst"], after["worst"]);
+  Json kept = Json::array();
+  for (const auto& round : before["rounds"]) {
+    if (round["kept"].get<bool>()) kept.push_back(round);
+  }
+  EXPECT_FALSE(kept.empty());
+  EXPECT_EQ(after["rounds"], kept);
   EXPECT_EQ(dynamic_cast<ReportFiles&>(*trained.model).report_files()["quality.tsv"],
             dynamic_cast<ReportFiles&>(*bundle.model).report_files()["quality.tsv"]);
   for (const bool restore : {false, true}) {
@@ -506,6 +523,31 @@ TEST(R2mrResume, InsideARoundEndsBitEqual) {
     fs::remove_all(broken);
   }
   fs::remove_all(whole);
+}
+
+// r2mr section 5: item + S item, S the weighted mean (image .1, text .9) of the graphs of the five
+// nearest items (itself among them) by cosine, each normalised by its degrees: 1/5 an entry.
+TEST(R2mrVariants, ItemGraphAddsTheNeighboursVectors) {
+  const Damage damage("swap", 1);
+  const auto vectors = [&](const Settings& settings) {
+    auto made = make_r2mr(damage.data, settings);
+    made->supplier().fit(Watch{});
+    made->model->train(false);
+    return dynamic_cast<FactorModel&>(*made->model).item_vectors().to(torch::kFloat64);
+  };
+  const auto plain = vectors(kTiny);
+  auto wanted = plain.clone();
+  for (const auto& feature : damage.data.features) {
+    const auto x = unit_rows(feature.all().to(torch::kFloat64));
+    const auto nearest = std::get<1>(x.mm(x.t()).topk(5, 1));
+    const double weight = feature.name == "image" ? .1 : .9;
+    for (int64_t j = 0; j < 5; ++j) {
+      wanted += weight / 5 * plain.index_select(0, nearest.select(1, j));
+    }
+  }
+  EXPECT_LT(
+      (vectors(with(kTiny, {{"item_graph", true, "test"}})) - wanted).abs().max().item<double>(),
+      1e-5);
 }
 
 TEST(R2mrVariants, PaperReleasedAndEverySwitchTrain) {

@@ -79,8 +79,10 @@ struct ToTheEnd {
 };
 
 // Ten rounds with a recommender: harm to clean rows after the tenth, and the recall of the best
-// epoch beside that without rewriting.
+// epoch beside that without rewriting. The recall is that of three seeds together: one of them
+// alone has a standard error of about .015, the bound itself.
 TEST_P(Planted, TenRoundsDoLittleHarm) {
+  double gain = 0;
   for (const uint64_t seed : {1, 2, 3}) {
     const Damage damage(GetParam(), seed);
     const ToTheEnd full(damage.data, kTiny);
@@ -103,8 +105,11 @@ TEST_P(Planted, TenRoundsDoLittleHarm) {
         static_cast<int>(full.result.best_epoch), recall, without);
     EXPECT_LE(harm, .15);
     EXPECT_GE(cosine, .93);
-    EXPECT_GE(recall, without - .015);
+    gain += (recall - without) / 3;
   }
+  std::printf("%s: recall@20 less that without rewriting, mean of the seeds: %+.4f\n",
+              GetParam().c_str(), gain);
+  EXPECT_GE(gain, -.015);
 }
 
 INSTANTIATE_TEST_SUITE_P(Damage, Planted, testing::Values("swap", "noise"),
@@ -165,7 +170,7 @@ TEST(Ablations, InOneTable) {
       rewrites = rewrites && name != "rewrite_every";
       if (name == "reviewer") reviewer = value.get<std::string>();
     }
-    int n_repaired = 0;
+    int n_repaired = 0, n_proposed = 0;
     for (const uint64_t seed : {1, 2, 3}) {
       const Damage damage("swap", seed);
       Trained trained(find_model("R2MR"), damage.data, settings);
@@ -176,6 +181,7 @@ TEST(Ablations, InOneTable) {
       } else {
         const Repair r = repaired(damage, settings);
         found = {reviewer == "random" ? .5 : r.auc_before, r.cosine};
+        n_proposed += r.accepted + r.refused > 0 ? 1 : 0;
       }
       line += fmt::format("; seed {}: recall@20 {}, AUC {}, cosine {}", seed, cell(recall, 3),
                           cell(found.auc, 3), cell(found.cosine, 2));
@@ -183,9 +189,10 @@ TEST(Ablations, InOneTable) {
       EXPECT_TRUE(std::isfinite(found.auc)) << line;
       n_repaired += std::isfinite(found.cosine) ? 1 : 0;
     }
-    // The published reviewer may find no modality that carries a consensus.
-    EXPECT_GE(n_repaired, !rewrites ? 0 : reviewer == "bpr" ? 1 : 3) << line;
-    EXPECT_LE(n_repaired, rewrites ? 3 : 0) << line;
+    // The published reviewer finds no modality that carries a consensus. The mean of the rows that
+    // passed is everybody's picture and nobody's taste: the gate refuses it for every item.
+    EXPECT_EQ(n_proposed, rewrites && reviewer != "bpr" ? 3 : 0) << line;
+    EXPECT_EQ(n_repaired, ablation.label == "mean of high rows" ? 0 : n_proposed) << line;
     std::printf("%s\n", line.c_str());
   }
 }
@@ -325,6 +332,8 @@ TEST(RealFeatures, FindsSwappedTextsAndPosters) {
 }
 
 // Does repair pay for others on ML-1M? One seed, ten minutes a run at most; printed.
+constexpr double kRealMinutes = 4;  // of each of the nine trainings
+
 TEST(RealRepairs, ForOtherModels) {
   if (!fs::exists(real_data("ml-1m"))) GTEST_SKIP() << why_without("ml-1m");
   const fs::path folder = scratch("r2mr_ml1m_repairs");
@@ -334,7 +343,7 @@ TEST(RealRepairs, ForOtherModels) {
     std::vector<double> recall;
     for (const Dataset* data :
          std::vector<const Dataset*>{&movies.clean, &movies.data, &repaired}) {
-      Trained trained(find_model(name), *data, {{"time_limit", 10.0, "test"}});
+      Trained trained(find_model(name), *data, {{"time_limit", kRealMinutes, "test"}});
       recall.push_back(trained.result.test->value("recall@20"));
     }
     std::printf("ml-1m %s: recall@20 clean %.4f, damaged %.4f, repaired %.4f\n", name.c_str(),
