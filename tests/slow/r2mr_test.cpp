@@ -332,7 +332,7 @@ TEST(RealFeatures, FindsSwappedTextsAndPosters) {
 }
 
 // Does repair pay for others on ML-1M? One seed, ten minutes a run at most; printed.
-constexpr double kRealMinutes = 4;  // of each of the nine trainings
+constexpr double kRealMinutes = 2;  // of each of the nine trainings
 
 TEST(RealRepairs, ForOtherModels) {
   if (!fs::exists(real_data("ml-1m"))) GTEST_SKIP() << why_without("ml-1m");
