@@ -43,7 +43,7 @@ def main():
         trained = Counter(row["user_id"] for row in csv.DictReader(file, delimiter="\t")
                           if row["split"] == "train")
     rows = {label: values_of(runs.split(","), options.metric)
-            for label, runs in (row.rsplit("=", 1) for row in options.rows)}
+            for label, runs in (row.split("=", 1) for row in options.rows)}
     first = next(iter(rows.values()))
     groups = {"1": lambda n: n == 1, "2": lambda n: n == 2, "3": lambda n: n == 3, "more": lambda n: n > 3}
     groups = {name: [u for u in first if inside(trained[u])] for name, inside in groups.items()}
