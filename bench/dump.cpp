@@ -2,9 +2,11 @@
 // first 50 steps, so that another program can repeat it: weights after prepare() under "init.",
 // users, positives, negatives and dropout masks of step k under "k.", the losses under "loss".
 // Of sequence models step k has the rows (items, offsets), the targets and the epoch, and no masks:
-// give their dropouts as 0. Of MMSSL also the weights of the interpolates under "k.alpha". Of a model that is pretrained on items also the weights before that
-// under "start.", the items of its first 50 steps under "pre.k.items" from k = 0, the losses under
-// "pre.loss", and rows of a modality under "x." where they are not as wide as the dataset's.
+// give their dropouts as 0. Of MMSSL also the weights of the interpolates under "k.alpha" and
+// its generated graphs, "k.edges.NAME", at steps that see new ones. Of a model that is pretrained
+// on items also the weights before that under "start.", the items of its first 50 steps under
+// "pre.k.items" from k = 0, the losses under "pre.loss", and rows of a modality under "x." where
+// they are not as wide as the dataset's.
 #include <torch/types.h>
 
 #include <cstdio>
@@ -47,7 +49,10 @@ class Spy : public Recorder {
     keep("offsets", batch.rows.offsets);
     keep("targets", batch.targets);
     if (batch.rows.defined()) keep("epoch", torch::tensor(batch.epoch));
-    if (batch_spec().unit == BatchSpec::Unit::distinct_user) seen[k + "alpha"] = alpha(batch);
+    if (batch_spec().unit == BatchSpec::Unit::distinct_user) {
+      seen[k + "alpha"] = alpha(batch);
+      keep_edges(k);
+    }
     if (dropout_ > 0 && batch.users.defined()) {
       const auto mask = [&](const std::string& name, const torch::Tensor& rows, int64_t width) {
         seen[k + "kept." + name.substr(name.find('.') + 1)] =
@@ -74,7 +79,21 @@ class Spy : public Recorder {
     return torch::tensor(out);
   }
 
+  /// Those that differ from what was kept last; -2 before the first: the train graph.
+  void keep_edges(const std::string& k) {
+    State state;
+    inner_.state(state);
+    for (const auto& [name, edges] : state.save(true).weights) {
+      if (!name.ends_with(".edges") || (edges == -2).any().item<bool>()) continue;
+      auto& last = edges_[name];
+      if (last.defined() && torch::equal(last, edges)) continue;
+      last = edges.clone();
+      seen[k + "edges." + name.substr(0, name.rfind('.'))] = last;
+    }
+  }
+
   const double dropout_;
+  std::map<std::string, torch::Tensor> edges_;
 };
 
 /// The first steps of a pretraining on items; it ends with its first epoch.

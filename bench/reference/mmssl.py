@@ -109,7 +109,7 @@ class Mmssl(torch.nn.Module):
         self.linear = torch.nn.ModuleList(torch.nn.Linear(f.shape[1], D) for f, _ in features)
         for linear in self.linear:  # the biases start as torch's own do
             torch.nn.init.xavier_uniform_(linear.weight)
-        self.graphs = [(self.p_u, self.p_i)] * len(features)
+        self.graphs = [(self.p_u, self.p_i) for _ in features]
 
     def content(self, m, rate):
         rows, has = self.features[m]
@@ -124,9 +124,14 @@ class Mmssl(torch.nn.Module):
             users, items = (unit(x) for x in self.content(m, 0.0))
             top = torch.cat([(users[b:b + BATCH] @ items.t()).topk(TOPK)[1]
                              for b in range(0, len(users), BATCH)])
-            own = (users.norm(dim=1) > 0).nonzero()[:, 0]
-            u, i = own.repeat_interleave(TOPK), top[own].flatten()
-            self.graphs.append((left(u, i, self.shape), left(i, u, self.shape[::-1])))
+            top[users.norm(dim=1) == 0] = -1
+            self.graphs.append(self.graph_of(top))
+
+    def graph_of(self, edges):
+        """Both directions of a table [n_users, k] of items, -1: none."""
+        u, at = (edges >= 0).nonzero().t()
+        i = edges[u, at].long()
+        return left(u, i, self.shape), left(i, u, self.shape[::-1])
 
     def attend(self, e):
         e = torch.stack(e, 1)
@@ -239,6 +244,9 @@ def check(trainer, start):
     """Repeats Tessera's steps; the largest difference of a loss."""
     worst = 0.0
     for k, wanted in enumerate(start["loss"].tolist(), start=1):
+        for m, name in enumerate(trainer.model.names):
+            if f"{k}.edges.{name}" in start:
+                trainer.model.graphs[m] = trainer.model.graph_of(start[f"{k}.edges.{name}"])
         loss = trainer.step(start[f"{k}.users"], start[f"{k}.positives"],
                             start[f"{k}.negatives"].flatten(), start[f"{k}.alpha"])
         worst = max(worst, abs(loss - wanted) / max(1.0, abs(wanted)))

@@ -67,10 +67,11 @@ class Mmssl : public GraphModel, public DrawsFromAllItems {
       f.add("omega", omega, "weight of the propagated content in the vectors", at_least(0));
       f.add("eta", eta, "weight of the generated graphs' vectors beside the IDs (Allrecipes 0.34)",
             at_least(0));
-      f.add("reg_weight", reg_weight,
-            "L2 penalty on the batch's final vectors; weight_decay is that on all parameters: "
-            "search 0.01, 0.012, 0.014, 0.016",
-            at_least(0));
+      f.add(
+          "reg_weight", reg_weight,
+          "L2 penalty on the batch's final vectors; weight_decay, decoupled here (AdamW), is that "
+          "on all parameters: search 0.01, 0.012, 0.014, 0.016",
+          at_least(0));
       f.add("feat_reg_weight", feat_reg_weight, "L2 penalty on the propagated content",
             at_least(0));
       f.add("use_asl", use_asl, "the adversarial task; false: no discriminator");
@@ -122,10 +123,12 @@ class Mmssl : public GraphModel, public DrawsFromAllItems {
       f.add("tau", tau, "temperature of the contrast (Allrecipes 0.3)", above(0));
       f.add("cl_eps", cl_eps, "added inside the contrast's logarithm (published code 1e-8)",
             at_least(0));
-      f.choice("generated_graph", generated_graph,
-               "topk: nearest items by content; observed: train items; empty: none after two steps "
-               "(published code)",
-               {"topk", "observed", "empty"});
+      f.choice(
+          "generated_graph", generated_graph,
+          "topk: nearest items by content; observed: train items; empty: none after two steps "
+          "(published code; for Sports and Allrecipes give graph_refresh 2 as well, and results "
+          "say that this is approximate)",
+          {"topk", "observed", "empty"});
       f.add("graph_topk", graph_topk,
             "items a user gets per modality, at most n_items / 4; search 1, 5, 10, 20, 50",
             at_least(1));
@@ -172,6 +175,7 @@ class Mmssl : public GraphModel, public DrawsFromAllItems {
                 {"cl_rate", 0.03},
                 {"cl_eps", 1e-8},
                 {"feat_norm", "none"}});
+      f.preset("real", "softmax_all", {{"tau_r", 0.005}});
       f.global_default("learning_rate", 5e-4);
       f.global_default("train_batch_size", 1024);
       f.global_default("weight_decay", 0.01);
@@ -449,15 +453,14 @@ class Mmssl : public GraphModel, public DrawsFromAllItems {
       std::vector<int32_t> own;
       for (int64_t c = 0; c < width && feature.has(item); ++c) {
         const float id = value[item * width + c];
+        if (id == static_cast<float>(config_.bag_padding)) continue;
         if (!(id >= 0 && id < 1 << 24) || id != std::floor(id)) {
           throw data_error(
               "feature '{}', item {}, column {}: {} is no id; MMSSL.bag_modalities wants whole "
               "numbers from 0",
               feature.name, item, c, id);
         }
-        if (static_cast<int64_t>(id) != config_.bag_padding) {
-          own.push_back(static_cast<int32_t>(id));
-        }
+        own.push_back(static_cast<int32_t>(id));
       }
       std::sort(own.begin(), own.end());
       own.erase(std::unique(own.begin(), own.end()), own.end());
@@ -814,7 +817,8 @@ class Mmssl : public GraphModel, public DrawsFromAllItems {
                                                       : critic_loss_reference(batch, f, key);
     double squares = 0;
     for (auto& [name, gradient] : loss.gradients.tensors()) {
-      squares += gradient->square().sum(torch::kFloat64).item<double>();
+      const double norm = gradient->norm().item<double>();
+      squares += norm * norm;
     }
     const std::vector<std::pair<std::string, double>> parts = {{"d_fake", loss.fake},
                                                                {"d_real", loss.real},

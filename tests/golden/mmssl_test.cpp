@@ -476,6 +476,16 @@ TEST(MmsslModel, LowrankEqualsReference) {
   }
 }
 
+// Hidden layers wide enough for the float32 route through W1 W1^T to round.
+TEST(MmsslModel, LowrankEqualsReferenceInWideLayers) {
+  PlantedOptions options;
+  options.n_users = 400;
+  options.n_items = 2000;
+  options.n_modalities = 2;
+  const Dataset data = planted_pairs(options);
+  expect_engines_equal(data, {}, {}, 64, "wide");
+}
+
 TEST(MmsslModel, LowrankEqualsReferenceWithEmptyRows) {
   ASSERT_GE(n_empty_rows(Instance(sparse_data(2), {}, 60)), 1);
   expect_engines_equal(sparse_data(2), {}, {}, 60, "paper");
@@ -630,6 +640,46 @@ TEST(MmsslModel, GraphsHoldExactlyKItemsAUser) {
   EXPECT_EQ(many.saved().weights.at("image.edges").size(1), many.data.n_items / 4);
 }
 
+// mmssl section 1.5: the k items of largest cos(f_u, f_i), f without dropout.
+TEST(MmsslModel, EdgesAreTheNearestItemsByContent) {
+  Instance instance(small_data(1), {{"graph_topk", 5, "test"}, {"dropout", 0.5, "test"}});
+  instance.model->train(true);
+  instance.model->end_epoch(0, {});
+  const auto weights = instance.saved().weights;
+  const auto& feature = instance.data.features[0];
+  const auto raw = feature.all().to(torch::kFloat64);
+  const auto own = raw.index_select(0, feature.present().nonzero().flatten());
+  const auto x = (raw - own.mean(0)) / (own.std(0, false) + 1e-8);
+  const auto projected =
+      (x.mm(weights.at("image.weight").to(torch::kFloat64).t()) + weights.at("image.bias")) *
+      feature.present().unsqueeze(1);
+  auto train = torch::zeros({instance.data.n_users, instance.data.n_items}, torch::kFloat64);
+  for (int64_t u = 0; u < instance.data.n_users; ++u) {
+    for (const int32_t i : instance.data.train_distinct.of(u)) train[u][i] = 1;
+  }
+  const auto by_root = [](const torch::Tensor& a) {
+    return a / a.sum(1, true).clamp_min(1).sqrt();
+  };
+  const auto users = by_root(train).mm(projected), items = by_root(train.t()).mm(users);
+  const auto cosine = unit_rows(users).mm(unit_rows(items).t());
+  const auto edges = weights.at("image.edges").to(torch::kInt64);
+  for (int64_t u = 0; u < instance.data.n_users; ++u) {
+    if (instance.data.train_distinct.of(u).empty()) continue;
+    const auto best = std::get<0>(cosine[u].topk(5));
+    const auto found = std::get<0>(cosine[u].index_select(0, edges[u]).sort(0, true));
+    EXPECT_LT((best - found).abs().max().item<double>(), 1e-5) << u;
+  }
+}
+
+TEST(MmsslModel, ResultsSayThatTheyAreApproximate) {
+  const auto label = [](const Settings& settings) { return find_model("MMSSL").label(settings); };
+  EXPECT_NE(
+      label({{"variant", "released", "test"}, {"graph_refresh", 2, "test"}}).find("approximate"),
+      std::string::npos);
+  EXPECT_EQ(label({{"variant", "released", "test"}}), "");
+  EXPECT_EQ(label({{"graph_refresh", 2, "test"}}), "");
+}
+
 // A cosine with nothing is no likeness: user 2 has item 2 alone, which lacks the modality.
 TEST(MmsslModel, UsersWithoutContentGetNoEdges) {
   const auto x = matrix(4, 2, {1, 0, 0, 1, 1, 1, 2, -1});
@@ -730,7 +780,7 @@ TEST(MmsslModel, RefusesWhatCannotBe) {
        {Settings{{"embedding_size", 30, "test"}}, Settings{{"d_hidden", Json::array({5}), "test"}},
         Settings{{"d_dropout", Json::array({.5}), "test"}},
         Settings{{"bag_modalities", Json::array({"texts"}), "test"}},
-        Settings{{"real", "softmax_all", "test"}},  // with tau_r = 1
+        Settings{{"real", "softmax_all", "test"}, {"tau_r", 1, "test"}},
         Settings{{"variant", "released", "test"}, {"real_tau", "noise_only", "test"}}}) {
     EXPECT_THROW(Instance(small_data(2), wrong), InputError) << wrong[0].name;
   }
@@ -768,6 +818,7 @@ TEST(MmsslModel, EveryFlagTrains) {
                                                  {"missing", "mean"},
                                                  {"d_steps", 2},
                                                  {"graph_refresh", 1},
+                                                 {"real", "softmax_all"},
                                                  {"real_copies", true},
                                                  {"generated_graph", "empty"}}) {
     expect_trains({{name, value, "test"}}, name);
