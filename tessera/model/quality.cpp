@@ -128,7 +128,7 @@ Json rewritten(const Quality& quality, const Dataset& data, const Random& random
       entry["source"] = quality.modalities[static_cast<size_t>(r.source)].name;
       entry["round"] = r.round;
       entry["filled"] = !m.present[r.item].item<bool>();
-      entry["before"] = r.before;
+      if (!std::isnan(r.before)) entry["before"] = r.before;
       entry["after"] = r.after;
       entry["neighbours_before"] = neighbours(m, data, m.before, r.item);
       entry["neighbours_after"] = neighbours(m, data, m.now, r.item);
@@ -140,14 +140,17 @@ Json rewritten(const Quality& quality, const Dataset& data, const Random& random
   std::iota(order.begin(), order.end(), size_t{0});
   std::vector<size_t> drawn = order;
   random.stream("report.random").shuffle(drawn, 0);
+  // Only a row that was there can gain.
+  std::erase_if(order, [&](size_t j) { return std::isnan(all[j].before); });
   std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) {
     return all[a].after - all[a].before > all[b].after - all[b].before;
   });
-  const auto few = static_cast<std::ptrdiff_t>(std::min(kShown, all.size()));
+  const auto few = static_cast<std::ptrdiff_t>(std::min(kShown, order.size()));
+  const auto few_drawn = static_cast<std::ptrdiff_t>(std::min(kShown, all.size()));
   return {{"n", all.size()},
           {"largest_gain", rows({order.begin(), order.begin() + few})},
           {"smallest_gain", rows({order.end() - few, order.end()})},
-          {"random", rows({drawn.begin(), drawn.begin() + few})}};
+          {"random", rows({drawn.begin(), drawn.begin() + few_drawn})}};
 }
 
 /// Items whose row is present, scored below eta and not rewritten, the lowest first.
@@ -203,8 +206,9 @@ std::string quality_tsv(const Quality& quality, const Dataset& data) {
         continue;
       }
       const auto& r = *found->second;
-      out += fmt::format("\t{}\t{}\t{:.6f}\n", r.round,
-                         quality.modalities[static_cast<size_t>(r.source)].name, r.before);
+      out += fmt::format("\t{}\t{}\t{}\n", r.round,
+                         quality.modalities[static_cast<size_t>(r.source)].name,
+                         std::isnan(r.before) ? "" : fmt::format("{:.6f}", r.before));
     }
   }
   return out;

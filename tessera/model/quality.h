@@ -30,7 +30,7 @@ struct Quality {
   };
   struct Rewrite {
     int64_t item, modality, round, source;
-    double before, after;  ///< scores
+    double before, after;  ///< scores; before: NaN where the row was missing
   };
   std::vector<Modality> modalities;
   torch::Tensor scored;   ///< bool [n_items]

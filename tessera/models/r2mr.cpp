@@ -27,7 +27,8 @@ namespace {
 
 constexpr int64_t kNullDraws = 4;
 constexpr double kNoConsensus = 0.015;
-constexpr double kNoNull = -1;  // in place of the null score of a row that no review has seen
+constexpr double kNoScore = -1;  // in place of the score of a row that was missing
+constexpr double kNoNull = -1;   // in place of the null score of a row that no review has seen
 constexpr uint64_t kReportDraws = 1'000'000;  // no round's number
 constexpr int64_t kWarmEpochs = 20, kWarmSteps = 800, kRefreshEpochs = 2, kRefreshSteps = 100;
 constexpr int64_t kFewestItems = 64;
@@ -196,7 +197,7 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
               {"neither", {{"reviewer", "random"}, {"rewrite_every", 0}}},
               {"random gate", {{"gate", "random"}}},
               {"no gate", {{"gate", "none"}}},
-              {"published reviewer", {{"reviewer", "bpr"}}},
+              {"published reviewer", {{"reviewer", "bpr"}, {"eta", "0.5"}}},
               {"mean of high rows", {{"rewriter", "mean"}}},
               {"neighbours' mean", {{"rewriter", "neighbours"}}},
               {"ridge map", {{"rewriter", "ridge"}}}};
@@ -811,9 +812,16 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
     for (int64_t b = 0; b < n_modalities(); ++b) {
       const auto& [items, rows, source, after] = writes[static_cast<size_t>(b)];
       at(b).rows->index_copy_(0, items, rows);
+      // Of a row rewritten again that of the given row stands, beside whose neighbours it is shown;
+      // one that was missing never had a score.
+      const auto now_scores = torch::where(at(b).present.index_select(0, items),
+                                           scores_.select(1, b).index_select(0, items), kNoScore);
+      const auto first = round_of_.select(1, b).index_select(0, items) == 0;
+      score_before_.select(1, b).index_copy_(
+          0, items,
+          torch::where(first, now_scores, score_before_.select(1, b).index_select(0, items)));
       round_of_.select(1, b).index_fill_(0, items, n_rounds_ + 1);
       source_.select(1, b).index_copy_(0, items, source);
-      score_before_.select(1, b).index_copy_(0, items, scores_.select(1, b).index_select(0, items));
       score_after_.select(1, b).index_copy_(0, items, after);
     }
   }
@@ -985,6 +993,11 @@ std::vector<NamedRows> R2mr::export_features(const Json& options) {
     refuse_unknown(given, {&f}, "R2MR");
     f.apply(given);
   }
+  if (asked.restore && asked.export_weight == "score") {
+    throw usage_error(
+        "R2MR: restore gives the rows as they were, export_weight = score multiplies them: choose "
+        "one");
+  }
   if ((round_of_ < 0).any().item<bool>()) {
     throw usage_error("R2MR: no rows to export before fit or a training");
   }
@@ -1062,8 +1075,10 @@ Quality R2mr::quality() {
     const auto items = (round_of_.select(1, m) > 0).nonzero().flatten();
     for (int64_t j = 0; j < items.numel(); ++j) {
       const int64_t i = items[j].item<int64_t>();
+      const double before = score_before_[i][m].item<float>();
       out.rewrites.push_back({i, m, round_of_[i][m].item<int64_t>(), source_[i][m].item<int64_t>(),
-                              score_before_[i][m].item<float>(), score_after_[i][m].item<float>()});
+                              before == kNoScore ? std::nan("") : before,
+                              score_after_[i][m].item<float>()});
     }
   }
   return out;

@@ -164,9 +164,12 @@ Json rewritten_cards(const Json& item, const char* why) {
   Json out =
       block("cards", fmt::format("{}: {}", why, title.empty() ? text_of(item, "item") : title));
   out["note"] = fmt::format(
-      "{} {} from {} in round {:.0f}; score {:.4f} before, {:.4f} after", text_of(item, "modality"),
+      "{} {} from {} in round {:.0f}; score {}{:.4f} after", text_of(item, "modality"),
       member(item, "filled") == true ? "filled in" : "rewritten", text_of(item, "source"),
-      number_of(item, "round"), number_of(item, "before"), number_of(item, "after"));
+      number_of(item, "round"),
+      member(item, "before").is_number() ? fmt::format("{:.4f} before, ", number_of(item, "before"))
+                                         : "",
+      number_of(item, "after"));
   out["groups"] = Json::array();
   const auto add = [&](const char* label, const Json& cards) {
     Json group;

@@ -470,14 +470,17 @@ TEST(R2mrBundle, KeepsTheRecordsOfWhatWasRewritten) {
   fs::remove_all(folder);
 }
 
-// A run that is killed, or asked to stop, in the middle of a rewriting round.
+// A run that is killed, or asked to stop, in the middle of a rewriting round, or of the review
+// before the training or before a round.
 TEST(R2mrResume, InsideARoundEndsBitEqual) {
   const Damage damage("swap", 3);
   const ModelInfo& info = find_model("R2MR");
   const Settings settings = with(
       kTiny, {{"epochs", 4, "test"}, {"rewrite_every", 1, "test"}, {"rewrite_max", 2, "test"}});
   struct Killed {};
-  const auto run = [&](const fs::path& folder, bool resume, int64_t kill_at, int64_t stop_at) {
+  std::vector<int64_t> bars;  // of each review: its ticks
+  const auto run = [&](const fs::path& folder, bool resume, int64_t kill_at, int64_t stop_at,
+                       const std::string& counted = "rewriter, round 1") {
     fs::create_directories(folder);
     const RunSettings resolved = resolve_settings(info, settings);
     auto model =
@@ -485,10 +488,15 @@ TEST(R2mrResume, InsideARoundEndsBitEqual) {
     TrainConfig config = training(settings, info, folder);
     config.resume = resume;
     auto seen = std::make_shared<int64_t>(0);
-    config.progress = [=](const std::string& name, int64_t) {
+    config.progress = [=, &bars](const std::string& name, int64_t) {
       Progress progress;
-      if (name == "rewriter, round 1") {
-        progress.advance = [=](int64_t n) {
+      if (name == "review") {
+        bars.push_back(0);
+        progress.advance = [&bars](int64_t n) { bars.back() += n; };
+      }
+      if (name == counted) {
+        progress.advance = [=, &bars](int64_t n) {
+          if (name == "review") bars.back() += n;
           *seen += n;
           if (*seen == kill_at) throw Killed{};
         };
@@ -503,6 +511,10 @@ TEST(R2mrResume, InsideARoundEndsBitEqual) {
   };
   const fs::path whole = scratch("r2mr_whole");
   const State::Saved unbroken = run(whole, false, 0, 0);
+  ASSERT_GE(bars.size(), 2);
+  ASSERT_GE(bars[0], 3);
+  ASSERT_GE(bars[1], 2);
+  const int64_t in_refresh = bars[0] + 1;
   ASSERT_GT((unbroken.weights.at("round_of") > 0).sum().item<int64_t>(), 0);
   for (const bool kill : {true, false}) {
     const fs::path broken = scratch("r2mr_broken");
@@ -521,6 +533,17 @@ TEST(R2mrResume, InsideARoundEndsBitEqual) {
     EXPECT_EQ(unbroken.values, resumed.values);
     EXPECT_EQ(without_times(whole / "metrics.jsonl"), without_times(broken / "metrics.jsonl"));
     fs::remove_all(broken);
+  }
+  // In the warm-up, and in the refresh before the first round.
+  const fs::path stopped = scratch("r2mr_stopped");
+  for (const int64_t stop_at : {int64_t{2}, in_refresh}) {
+    EXPECT_THROW(run(stopped, false, 0, stop_at, "review"), RunError);
+    const State::Saved resumed = run(stopped, true, 0, 0);
+    for (const auto& [name, tensor] : unbroken.weights) {
+      EXPECT_TRUE(torch::equal(tensor, resumed.weights.at(name))) << name << stop_at;
+    }
+    EXPECT_EQ(unbroken.values, resumed.values) << stop_at;
+    fs::remove_all(stopped);
   }
   fs::remove_all(whole);
 }
