@@ -16,7 +16,7 @@ class Data:
     def __init__(self, folder):
         about = json.load(open(os.path.join(folder, "dataset.json"), encoding="utf-8"))
         self.n_users, self.n_items = about["n_users"], about["n_items"]
-        users, items = (self._map(os.path.join(folder, f"{kind}_map.tsv")) for kind in ("user", "item"))
+        users, items = (self.indices(os.path.join(folder, f"{kind}_map.tsv")) for kind in ("user", "item"))
         rows = {"train": [], "valid": [], "test": []}
         with open(os.path.join(folder, "interactions.tsv"), encoding="utf-8") as file:
             head = file.readline().rstrip("\n").split("\t")
@@ -38,7 +38,7 @@ class Data:
                                        .astype(np.float32)) for name in names}
 
     @staticmethod
-    def _map(path):
+    def indices(path):
         with open(path, encoding="utf-8") as file:
             next(file)
             return {raw: int(index) for raw, index in (line.rstrip("\n").split("\t") for line in file)}

@@ -11,7 +11,6 @@ and Gumbel noise, with the adversary at weight 0.1, and exits with 1 where a los
 1e-4. The formulas are those of tessera/models/mmssl.cpp; random numbers are torch's.
 """
 import argparse
-import csv
 import json
 import resource
 import sys
@@ -22,7 +21,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from data import read_safetensors
+from data import Data, read_safetensors
 
 D, HEADS, LAYERS, BATCH = 64, 4, 2, 1024
 ETA, OMEGA, TAU, CL_RATE, G_RATE, LAMBDA, ZETA, TOPK = 0.36, 0.55, 0.5, 0.003, 1e-4, 0.3, 1.0, 10
@@ -32,15 +31,8 @@ CHECK_G_RATE = 0.1  # enough for the critic to show, not so much that roundings 
 def read(folder, modalities):
     """Counts, train pairs as indices, by modality float32 rows [n_items, width], z-scored by column over the
     items that have one, and which have [n_items, 1] (rows of the others are 0), and their names."""
-    def ids(name):
-        with open(folder / name) as lines:
-            rows = [line.rstrip("\n").split("\t") for line in lines]
-        return {raw: int(index) for raw, index in rows if index.isdigit()}
-
-    users, items = ids("user_map.tsv"), ids("item_map.tsv")
-    with open(folder / "interactions.tsv") as lines:
-        pairs = [(users[r["user_id"]], items[r["item_id"]])
-                 for r in csv.DictReader(lines, delimiter="\t") if r["split"] == "train"]
+    data = Data(folder)
+    items = Data.indices(folder / "item_map.tsv")
     manifest = json.loads((folder / "features.json").read_text())
     features = []
     names = modalities or sorted(manifest)
@@ -55,7 +47,8 @@ def read(folder, modalities):
         full[list(at)] = (own - own.mean(0)) / (own.std(0) + 1e-8)
         has[list(at)] = 1
         features.append((torch.from_numpy(full), torch.from_numpy(has)))
-    return len(users), len(items), torch.tensor(sorted(set(pairs))).t(), features, names
+    pairs = torch.from_numpy(np.unique(data.rows["train"], axis=0)).t()
+    return data.n_users, data.n_items, pairs, features, names
 
 
 def unit(x):

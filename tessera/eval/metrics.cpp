@@ -196,9 +196,10 @@ double accuracy(const Metric& metric, std::span<const int64_t> hits, int64_t m, 
       if (n == 0) return 0;
       double sum = 0;
       for (const int64_t rank : within) sum += discount(rank);
+      if (metric.kind == Kind::ndcg) return sum / ideal(std::min(m, k));
       const int64_t retrieved =
           std::upper_bound(hits.begin(), hits.end(), kRetrieved) - hits.begin();
-      return sum / ideal(std::min(metric.kind == Kind::ndcg ? m : std::max(n, retrieved), k));
+      return sum / ideal(std::min(std::max(n, retrieved), k));
     }
     case Kind::f1: {
       const double p = static_cast<double>(n) / static_cast<double>(k);

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <vector>
 
 #include "tessera/ops/by_type.h"
@@ -59,7 +60,6 @@ class InfoNce : public torch::autograd::Function<InfoNce> {
     const int64_t n = anchors.size(0);
     const int64_t block = std::max<int64_t>(1, kBlockEntries / std::max<int64_t>(1, keys.size(0)));
     const auto d_anchors = torch::empty_like(anchors), d_keys = torch::zeros_like(keys);
-    double value = 0;
     const double weight = 1 / (tau * static_cast<double>(n));
     const int64_t n_keys = keys.size(0);
     const int64_t* at = positive.const_data_ptr<int64_t>();
@@ -83,7 +83,7 @@ class InfoNce : public torch::autograd::Function<InfoNce> {
       d_anchors.narrow(0, begin, size).copy_(p.mm(keys));
       d_keys.addmm_(p.t(), rows);
     }
-    for (const double t : terms) value += t;
+    const double value = std::accumulate(terms.begin(), terms.end(), 0.0);
     context->save_for_backward({d_anchors, d_keys});
     return torch::full({}, n > 0 ? value / static_cast<double>(n) : 0, anchors.options());
   }

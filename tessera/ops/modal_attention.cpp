@@ -20,18 +20,26 @@ using torch::autograd::variable_list;
 
 constexpr int64_t kGrain = 128;  // rows a thread takes at least
 
-/// One head of one row: the weights [M, M], a softmax over the second index.
+template <typename T>
+T scale_of(int64_t width) {
+  return static_cast<T>(1 / std::sqrt(static_cast<double>(width)));
+}
+
+/// One head of one row: the weights w [M, M], a softmax over the second index, and their mean over
+/// the first [M].
 template <typename T>
 void attend(const std::vector<const T*>& q, const std::vector<const T*>& k, int64_t at,
-            int64_t width, T by, T* w) {
+            int64_t width, T* w, T* mean) {
   const size_t n = q.size();
+  const T by = scale_of<T>(width);
+  std::fill(mean, mean + n, T{0});
   for (size_t m = 0; m < n; ++m) {
     T* row = w + m * n;
     for (size_t o = 0; o < n; ++o) row[o] = by * dot(q[m] + at, k[o] + at, width);
     const T max = *std::max_element(row, row + n);
     T sum = 0;
     for (size_t o = 0; o < n; ++o) sum += row[o] = std::exp(row[o] - max);
-    for (size_t o = 0; o < n; ++o) row[o] /= sum;
+    for (size_t o = 0; o < n; ++o) mean[o] += (row[o] /= sum) / static_cast<T>(n);
   }
 }
 
@@ -62,16 +70,12 @@ class Attention : public torch::autograd::Function<Attention> {
       const auto e = data_of<T>(inputs, 0, n), q = data_of<T>(inputs, n, n),
                  k = data_of<T>(inputs, 2 * n, n);
       T* to = out.mutable_data_ptr<T>();
-      const T by = static_cast<T>(1 / std::sqrt(static_cast<double>(width)));
       parallel_for(0, out.size(0), kGrain, [&](int64_t begin, int64_t end) {
-        std::vector<T> w(n * n);
+        std::vector<T> w(n * n), mean(n);
         for (int64_t at = begin * d; at < end * d; at += width) {
-          attend(q, k, at, width, by, w.data());
+          attend(q, k, at, width, w.data(), mean.data());
           for (size_t o = 0; o < n; ++o) {
-            T mean = 0;
-            for (size_t m = 0; m < n; ++m) mean += w[m * n + o];
-            mean /= static_cast<T>(n);
-            for (int64_t c = 0; c < width; ++c) to[at + c] += mean * e[o][at + c];
+            for (int64_t c = 0; c < width; ++c) to[at + c] += mean[o] * e[o][at + c];
           }
         }
       });
@@ -95,17 +99,14 @@ class Attention : public torch::autograd::Function<Attention> {
       const auto to_e = written<T>(out, 0, n), to_q = written<T>(out, n, n),
                  to_k = written<T>(out, 2 * n, n);
       const T* from = g.const_data_ptr<T>();
-      const T by = static_cast<T>(1 / std::sqrt(static_cast<double>(width)));
+      const T by = scale_of<T>(width);
       parallel_for(0, g.size(0), kGrain, [&](int64_t begin, int64_t end) {
-        std::vector<T> w(n * n), along(n);
+        std::vector<T> w(n * n), mean(n), along(n);
         for (int64_t at = begin * d; at < end * d; at += width) {
-          attend(q, k, at, width, by, w.data());
+          attend(q, k, at, width, w.data(), mean.data());
           for (size_t o = 0; o < n; ++o) {
             along[o] = dot(from + at, e[o] + at, width) / static_cast<T>(n);
-            T mean = 0;
-            for (size_t m = 0; m < n; ++m) mean += w[m * n + o];
-            mean /= static_cast<T>(n);
-            for (int64_t c = 0; c < width; ++c) to_e[o][at + c] = mean * from[at + c];
+            for (int64_t c = 0; c < width; ++c) to_e[o][at + c] = mean[o] * from[at + c];
           }
           for (size_t m = 0; m < n; ++m) {
             const T* row = w.data() + m * n;

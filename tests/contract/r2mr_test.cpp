@@ -480,7 +480,7 @@ TEST(R2mrResume, InsideARoundEndsBitEqual) {
   struct Killed {};
   std::vector<int64_t> bars;  // of each review: its ticks
   const auto run = [&](const fs::path& folder, bool resume, int64_t kill_at, int64_t stop_at,
-                       const std::string& counted = "rewriter, round 1") {
+                       const std::string& counted) {
     fs::create_directories(folder);
     const RunSettings resolved = resolve_settings(info, settings);
     auto model =
@@ -490,17 +490,13 @@ TEST(R2mrResume, InsideARoundEndsBitEqual) {
     auto seen = std::make_shared<int64_t>(0);
     config.progress = [=, &bars](const std::string& name, int64_t) {
       Progress progress;
-      if (name == "review") {
-        bars.push_back(0);
-        progress.advance = [&bars](int64_t n) { bars.back() += n; };
-      }
-      if (name == counted) {
-        progress.advance = [=, &bars](int64_t n) {
-          if (name == "review") bars.back() += n;
-          *seen += n;
-          if (*seen == kill_at) throw Killed{};
-        };
-      }
+      if (name == "review") bars.push_back(0);
+      progress.advance = [=, &bars](int64_t n) {
+        if (name == "review") bars.back() += n;
+        if (name != counted) return;
+        *seen += n;
+        if (*seen == kill_at) throw Killed{};
+      };
       return progress;
     };
     config.stop_requested = [=] { return stop_at > 0 && *seen >= stop_at; };
@@ -510,40 +506,38 @@ TEST(R2mrResume, InsideARoundEndsBitEqual) {
     return state.save();
   };
   const fs::path whole = scratch("r2mr_whole");
-  const State::Saved unbroken = run(whole, false, 0, 0);
+  const State::Saved unbroken = run(whole, false, 0, 0, "");
   ASSERT_GE(bars.size(), 2);
   ASSERT_GE(bars[0], 3);
   ASSERT_GE(bars[1], 2);
-  const int64_t in_refresh = bars[0] + 1;
+  const int64_t warm_up = bars[0];
   ASSERT_GT((unbroken.weights.at("round_of") > 0).sum().item<int64_t>(), 0);
-  for (const bool kill : {true, false}) {
+  struct Break {
+    std::string counted;
+    int64_t kill_at, stop_at;
+  };
+  const std::string round = "rewriter, round 1", review = "review";
+  // The last two: in the warm-up, and in the refresh before the first round.
+  for (const auto& at : std::vector<Break>{
+           {round, 60, 0}, {round, 0, 57}, {review, 0, 2}, {review, 0, warm_up + 1}}) {
+    const std::string what = fmt::format("{} {} {}", at.counted, at.kill_at, at.stop_at);
     const fs::path broken = scratch("r2mr_broken");
-    if (kill) {
-      EXPECT_THROW(run(broken, false, 60, 0), Killed);
+    if (at.kill_at > 0) {
+      EXPECT_THROW(run(broken, false, at.kill_at, 0, at.counted), Killed) << what;
     } else {
-      EXPECT_THROW(run(broken, false, 0, 57), RunError);
+      EXPECT_THROW(run(broken, false, 0, at.stop_at, at.counted), RunError) << what;
     }
-    const State::Saved resumed = run(broken, true, 0, 0);
+    const State::Saved resumed = run(broken, true, 0, 0, round);
     for (const auto& [name, tensor] : unbroken.weights) {
-      EXPECT_TRUE(torch::equal(tensor, resumed.weights.at(name))) << name;
+      EXPECT_TRUE(torch::equal(tensor, resumed.weights.at(name))) << what << ": " << name;
     }
     for (const auto& [name, tensor] : unbroken.optimizer) {
-      EXPECT_TRUE(torch::equal(tensor, resumed.optimizer.at(name))) << name;
+      EXPECT_TRUE(torch::equal(tensor, resumed.optimizer.at(name))) << what << ": " << name;
     }
-    EXPECT_EQ(unbroken.values, resumed.values);
-    EXPECT_EQ(without_times(whole / "metrics.jsonl"), without_times(broken / "metrics.jsonl"));
+    EXPECT_EQ(unbroken.values, resumed.values) << what;
+    EXPECT_EQ(without_times(whole / "metrics.jsonl"), without_times(broken / "metrics.jsonl"))
+        << what;
     fs::remove_all(broken);
-  }
-  // In the warm-up, and in the refresh before the first round.
-  const fs::path stopped = scratch("r2mr_stopped");
-  for (const int64_t stop_at : {int64_t{2}, in_refresh}) {
-    EXPECT_THROW(run(stopped, false, 0, stop_at, "review"), RunError);
-    const State::Saved resumed = run(stopped, true, 0, 0);
-    for (const auto& [name, tensor] : unbroken.weights) {
-      EXPECT_TRUE(torch::equal(tensor, resumed.weights.at(name))) << name << stop_at;
-    }
-    EXPECT_EQ(unbroken.values, resumed.values) << stop_at;
-    fs::remove_all(stopped);
   }
   fs::remove_all(whole);
 }
