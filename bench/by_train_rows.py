@@ -39,6 +39,18 @@ def main():
     parser.add_argument("rows", nargs="+", metavar="LABEL=RUN[,RUN]")
     parser.add_argument("--metric", default="recall@20")
     options = parser.parse_args()
+    for row in options.rows:
+        if "=" not in row:
+            parser.error(f"expected LABEL=RUN, got '{row}'")
+        for run in row.split("=", 1)[1].split(","):
+            if not (Path(run) / "per_user.tsv").is_file():
+                parser.error(f"'{run}' has no per_user.tsv: give finished run folders")
+            with open(Path(run) / "per_user.tsv", encoding="utf-8") as file:
+                known = file.readline().rstrip("\n").split("\t")
+            if options.metric not in known:
+                parser.error(f"no metric '{options.metric}' in '{run}': it has {', '.join(known[2:])}")
+    if not (options.dataset / "interactions.tsv").is_file():
+        parser.error(f"'{options.dataset}' is no dataset folder")
     with open(options.dataset / "interactions.tsv", encoding="utf-8") as file:
         trained = Counter(row["user_id"] for row in csv.DictReader(file, delimiter="\t")
                           if row["split"] == "train")

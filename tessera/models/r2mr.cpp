@@ -190,6 +190,14 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
       f.global_default("weight_decay", 0.01);
     }
 
+    void check_export() const {
+      if (restore && export_weight == "score") {
+        throw usage_error(
+            "R2MR: restore gives the rows as they were, export_weight = score multiplies them: "
+            "choose one");
+      }
+    }
+
     static std::vector<Ablation> ablations(const std::vector<std::string>&) {
       return {{"full", {}},
               {"no rewrite", {{"rewrite_every", 0}}},
@@ -214,6 +222,7 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
         users_(parameter("user_embedding",
                          uniform(data_.n_users, config.embedding_size, -1, 1, init("user")))) {
     const int64_t d = config.embedding_size, n = data_.n_items;
+    config.check_export();
     if (data_.features.empty()) {
       throw data_error(
           "R2MR needs item features and '{}' has none selected; add some with 'tessera import "
@@ -993,11 +1002,7 @@ std::vector<NamedRows> R2mr::export_features(const Json& options) {
     refuse_unknown(given, {&f}, "R2MR");
     f.apply(given);
   }
-  if (asked.restore && asked.export_weight == "score") {
-    throw usage_error(
-        "R2MR: restore gives the rows as they were, export_weight = score multiplies them: choose "
-        "one");
-  }
+  asked.check_export();
   if ((round_of_ < 0).any().item<bool>()) {
     throw usage_error("R2MR: no rows to export before fit or a training");
   }

@@ -398,6 +398,12 @@ TEST(R2mrExport, RawRowsStayAndRestoreGivesTheOriginals) {
     EXPECT_EQ(plain[m].card["train_sha256"], train_sha256(damage.data));
   }
   // Back to the model's space with the original tables, bit for bit.
+  // Original rows times the scores of others say nothing: refused before any work, and of a run.
+  EXPECT_THROW(
+      make_r2mr(damage.data, {{"restore", true, "test"}, {"export_weight", "score", "test"}}),
+      InputError);
+  EXPECT_THROW(made->supplier().export_features({{"restore", true}, {"export_weight", "score"}}),
+               InputError);
   const auto model_space = made->supplier().export_features({{"restore", true}});
   EXPECT_TRUE(torch::equal(model_space[0].rows,
                            made->state()["image.original"].index_select(0, model_space[0].items)));
