@@ -5,6 +5,7 @@
 #include "tessera/ops/fill.h"
 #include "tessera/ops/gather.h"
 #include "tessera/ops/graph.h"
+#include "tessera/ops/linear.h"
 #include "tessera/ops/losses.h"
 
 namespace tessera {
@@ -29,6 +30,7 @@ class Bm3 : public GraphModel {
     bool freeze_features = false;
     bool stop_gradient = true;
     std::string missing = "mean";
+    std::string precision = "float32";
 
     void describe(Fields& f) {
       f.choice("variant", variant,
@@ -51,6 +53,11 @@ class Bm3 : public GraphModel {
       f.add("stop_gradient", stop_gradient, "targets get no gradient; false only as an ablation");
       f.choice("missing", missing, "rows of items without a modality",
                {"mean", "zero", "neighbours", "error"});
+      f.choice(
+          "precision", precision,
+          "of the products that project features; bfloat16 rounds their operands and is faster "
+          "only where the processor has such products (AVX-512 BF16)",
+          {"float32", "bfloat16"});
       f.alias("cl_weight", {"align_weight", "mask_weight"});
       f.alias("d", {"embedding_size"});
       f.alias("l", {"n_layers"});
@@ -151,7 +158,7 @@ class Bm3 : public GraphModel {
       if (config_.align_weight == 0 && config_.mask_weight == 0) break;
       const auto rows = m.table != nullptr ? m.table->gather(batch.distinct_items)
                                            : m.frozen.index_select(0, batch.distinct_items);
-      const auto projected = apply(m.projection, rows);
+      const auto projected = apply(m.projection, rows, config_.precision == "bfloat16");
       const auto online = predict(projected);
       if (config_.align_weight > 0) {
         add("align_" + m.name, config_.align_weight, cosine_loss(online, target_i, share));
@@ -211,12 +218,12 @@ class Bm3 : public GraphModel {
     return layer;
   }
 
-  static torch::Tensor apply(const Layer& layer, const torch::Tensor& x) {
-    const auto y = torch::addmm(*layer.bias, x, layer.weight->t());
+  static torch::Tensor apply(const Layer& layer, const torch::Tensor& x, bool bfloat16) {
+    const auto y = linear(x, *layer.weight, *layer.bias, bfloat16);
     if (layer.weight2 == nullptr) return y;
-    return torch::addmm(*layer.bias2, y.relu(), layer.weight2->t());
+    return linear(y.relu(), *layer.weight2, *layer.bias2, bfloat16);
   }
-  torch::Tensor predict(const torch::Tensor& x) const { return apply(predictor_, x); }
+  torch::Tensor predict(const torch::Tensor& x) const { return apply(predictor_, x, false); }
 
   /// drop(x) without gradient; one mask for the whole table of that name and step.
   torch::Tensor target(const torch::Tensor& x, const std::string& name, const torch::Tensor& rows,
