@@ -18,10 +18,10 @@
 #include "tessera/ops/fill.h"
 #include "tessera/ops/gather.h"
 #include "tessera/ops/graph.h"
-#include "tessera/ops/losses.h"
 #include "tessera/ops/parallel.h"
 #include "tessera/ops/sequence_losses.h"
 #include "tessera/ops/topk.h"
+#include "tessera/ops/triples.h"
 
 namespace tessera {
 namespace {
@@ -159,11 +159,15 @@ void gather_and_back(benchmark::State& state) {
 BENCHMARK(gather_and_back)->UseRealTime()->Unit(benchmark::kMillisecond);
 
 void bpr(benchmark::State& state) {
-  const auto u = table(2048, kDim).requires_grad_(), p = table(2048, kDim).requires_grad_(),
-             n = table(2048, kDim).requires_grad_();
-  for (auto _ : state)
-    benchmark::DoNotOptimize(torch::autograd::grad({bpr_loss(u, p, n)}, {u, p, n}));
-  bytes(state, 6.0 * 2048 * kDim * 4);
+  const auto users = table(kUsers, kDim).requires_grad_(),
+             items = table(kItems, kDim).requires_grad_();
+  const Triples at = {some_rows(2048, kUsers), some_rows(2048, kItems),
+                      some_rows(2048, kItems).view({2048, 1})};
+  for (auto _ : state) {
+    benchmark::DoNotOptimize(torch::autograd::grad({bpr_loss(users, items, at)}, {users, items}));
+  }
+  bytes(state,
+        (8.0 * 2048 + kUsers + kItems) * kDim * 4);  // reads rows twice, writes both gradients
 }
 BENCHMARK(bpr)->UseRealTime()->Unit(benchmark::kMillisecond);
 

@@ -1,6 +1,8 @@
 #include "tessera/model/sampler.h"
 
 #include <algorithm>
+#include <bit>
+#include <memory>
 #include <numeric>
 
 #include "tessera/base/error.h"
@@ -210,36 +212,44 @@ void Sampler::draw_negatives(Batch& batch, int64_t step) const {
 }
 
 void Sampler::index_distinct(Batch& batch) const {
-  const auto index = [](std::vector<int64_t> values) {
-    std::sort(values.begin(), values.end());
-    values.erase(std::unique(values.begin(), values.end()), values.end());
-    return values;
-  };
-  const auto values_of = [](const torch::Tensor& t) {
-    const auto* p = t.const_data_ptr<int64_t>();
-    return std::vector<int64_t>(p, p + t.numel());
-  };
-  const auto inverse = [](const torch::Tensor& of, const std::vector<int64_t>& distinct) {
-    torch::Tensor out = torch::empty_like(of);
-    auto* to = out.mutable_data_ptr<int64_t>();
-    const auto* from = of.const_data_ptr<int64_t>();
-    for (int64_t i = 0; i < of.numel(); ++i) {
-      to[i] = std::lower_bound(distinct.begin(), distinct.end(), from[i]) - distinct.begin();
+  // Marks in a bitmap come out in rising order, cheaper than sorting what is far from few.
+  struct Distinct {
+    std::vector<uint64_t> marks;
+    std::vector<int64_t> values;
+    std::unique_ptr<int64_t[]> rank;  // of the marked ones
+    explicit Distinct(int64_t n)
+        : marks(static_cast<size_t>(n + 63) / 64), rank(new int64_t[static_cast<size_t>(n)]) {}
+    void mark(const torch::Tensor& of) {
+      const auto* from = of.const_data_ptr<int64_t>();
+      for (int64_t i = 0; i < of.numel(); ++i) marks[from[i] / 64] |= uint64_t{1} << (from[i] % 64);
     }
-    return out;
+    torch::Tensor list() {
+      for (size_t w = 0; w < marks.size(); ++w) {
+        for (uint64_t left = marks[w]; left != 0; left &= left - 1) {
+          const auto value = static_cast<int64_t>(w) * 64 + std::countr_zero(left);
+          rank[static_cast<size_t>(value)] = static_cast<int64_t>(values.size());
+          values.push_back(value);
+        }
+      }
+      return int64_of(values);
+    }
+    torch::Tensor inverse(const torch::Tensor& of) const {
+      torch::Tensor out = torch::empty_like(of);
+      auto* to = out.mutable_data_ptr<int64_t>();
+      const auto* from = of.const_data_ptr<int64_t>();
+      for (int64_t i = 0; i < of.numel(); ++i) to[i] = rank[static_cast<size_t>(from[i])];
+      return out;
+    }
   };
-  const auto users = index(values_of(batch.users));
-  auto all_items = values_of(batch.positives);
-  if (batch.negatives.defined()) {
-    const auto negatives = values_of(batch.negatives);
-    all_items.insert(all_items.end(), negatives.begin(), negatives.end());
-  }
-  const auto items = index(std::move(all_items));
-  batch.distinct_users = int64_of(users);
-  batch.distinct_items = int64_of(items);
-  batch.user_inverse = inverse(batch.users, users);
-  batch.positive_inverse = inverse(batch.positives, items);
-  if (batch.negatives.defined()) batch.negative_inverse = inverse(batch.negatives, items);
+  Distinct users(data_.n_users), items(data_.n_items);
+  users.mark(batch.users);
+  items.mark(batch.positives);
+  if (batch.negatives.defined()) items.mark(batch.negatives);
+  batch.distinct_users = users.list();
+  batch.distinct_items = items.list();
+  batch.user_inverse = users.inverse(batch.users);
+  batch.positive_inverse = items.inverse(batch.positives);
+  if (batch.negatives.defined()) batch.negative_inverse = items.inverse(batch.negatives);
 }
 
 }  // namespace tessera

@@ -5,6 +5,7 @@
 #include "tessera/ops/gather.h"
 #include "tessera/ops/losses.h"
 #include "tessera/ops/sgd.h"
+#include "tessera/ops/triples.h"
 
 namespace tessera {
 namespace {
@@ -69,14 +70,18 @@ class Bpr : public FactorModel, public OwnStep {
   Loss loss(const Batch& batch) override {
     const torch::Tensor user_rows = users_.gather(batch.distinct_users);
     const torch::Tensor item_rows = items_.gather(batch.distinct_items);
-    const auto u = gather_rows(user_rows, batch.user_inverse);
-    const auto p = gather_rows(item_rows, batch.positive_inverse);
-    const auto n = gather_rows(item_rows, batch.negative_inverse.flatten());
-    const auto bpr = config_.log_sigmoid == "exact"
-                         ? bpr_loss(u, p, n)
-                         : -(bpr_margins(u, p, n).sigmoid() + 1e-10).log().mean();
-    const auto reg = config_.reg == "squared" ? l2_rows({u, p, n}, batch.size())
-                                              : norm_rows({u, p, n}, batch.size());
+    const Triples at{batch.user_inverse, batch.positive_inverse, batch.negative_inverse};
+    const auto bpr =
+        config_.log_sigmoid == "exact"
+            ? bpr_loss(user_rows, item_rows, at)
+            : -(bpr_margins(gather_rows(user_rows, at.users), gather_rows(item_rows, at.positives),
+                            gather_rows(item_rows, at.negatives.flatten()))
+                    .sigmoid() +
+                1e-10)
+                   .log()
+                   .mean();
+    const auto reg = config_.reg == "squared" ? l2_rows(user_rows, item_rows, at, batch.size())
+                                              : norm_rows(user_rows, item_rows, at, batch.size());
     return {bpr + config_.reg_weight * reg, {{"bpr", bpr}, {"reg", reg}}};
   }
 

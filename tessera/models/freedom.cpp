@@ -1,11 +1,10 @@
 #include "tessera/base/error.h"
 #include "tessera/model/registry.h"
 #include "tessera/ops/fill.h"
-#include "tessera/ops/gather.h"
 #include "tessera/ops/graph.h"
 #include "tessera/ops/item_graph.h"
-#include "tessera/ops/losses.h"
 #include "tessera/ops/thin.h"
+#include "tessera/ops/triples.h"
 
 namespace tessera {
 namespace {
@@ -104,18 +103,14 @@ class Freedom : public GraphModel {
 
   Loss loss(const Batch& batch) override {
     const Vectors h = propagate_over(thin_.defined() ? thin_ : graph_);
-    const auto negatives = batch.negative_inverse.flatten();
-    const auto u = gather_rows(h.users, batch.users);
-    const auto hi = gather_rows(h.items, batch.distinct_items);
-    const auto bpr =
-        bpr_loss(u, gather_rows(hi, batch.positive_inverse), gather_rows(hi, negatives));
+    const auto bpr = bpr_loss(h.users, h.items, {batch.users, batch.positives, batch.negatives});
     Loss out{bpr, {{"bpr", bpr}}};
     for (auto& m : modalities_) {
       const auto rows = m.table != nullptr ? m.table->gather(batch.distinct_items)
                                            : m.frozen.index_select(0, batch.distinct_items);
       const auto projected = torch::addmm(*m.bias, rows, m.weight->t());
-      const auto part = bpr_loss(u, gather_rows(projected, batch.positive_inverse),
-                                 gather_rows(projected, negatives));
+      const auto part = bpr_loss(h.users, projected,
+                                 {batch.users, batch.positive_inverse, batch.negative_inverse});
       out.total = out.total + config_.reg_weight * part;
       out.parts.emplace_back("bpr_" + m.name, part);
     }

@@ -1,8 +1,7 @@
 #include "tessera/model/registry.h"
 #include "tessera/ops/fill.h"
-#include "tessera/ops/gather.h"
 #include "tessera/ops/graph.h"
-#include "tessera/ops/losses.h"
+#include "tessera/ops/triples.h"
 
 namespace tessera {
 namespace {
@@ -58,15 +57,10 @@ class LightGcn : public GraphModel {
 
   Loss loss(const Batch& batch) override {
     const Vectors h = propagate();
-    const int64_t n = batch.positives.numel();
-    const auto ranked = torch::cat({batch.positives, batch.negatives.flatten()});
-    const auto u = gather_rows(h.users, batch.users), i = gather_rows(h.items, ranked);
-    const auto bpr = bpr_loss(u, i.narrow(0, 0, n), i.narrow(0, n, ranked.numel() - n));
-    const auto i0 = gather_rows(items_, ranked);
-    const std::vector<torch::Tensor> layer0 = {gather_rows(users_, batch.users), i0.narrow(0, 0, n),
-                                               i0.narrow(0, n, ranked.numel() - n)};
-    const auto reg =
-        config_.reg == "squared" ? l2_rows(layer0, batch.size()) : norm_rows(layer0, batch.size());
+    const Triples at{batch.users, batch.positives, batch.negatives};
+    const auto bpr = bpr_loss(h.users, h.items, at);
+    const auto reg = config_.reg == "squared" ? l2_rows(users_, items_, at, batch.size())
+                                              : norm_rows(users_, items_, at, batch.size());
     return {bpr + config_.reg_weight * reg, {{"bpr", bpr}, {"reg", reg}}};
   }
 

@@ -6,7 +6,7 @@
 #include "tessera/ops/gather.h"
 #include "tessera/ops/graph.h"
 #include "tessera/ops/item_graph.h"
-#include "tessera/ops/losses.h"
+#include "tessera/ops/triples.h"
 #include "tessera/ops/unit_rows.h"
 
 namespace tessera {
@@ -112,15 +112,11 @@ class Mgcn : public GraphModel {
   Loss loss(const Batch& batch) override {
     const Parts h = parts();
     const Vectors content = split(h.content), side = split(h.side);
-    const int64_t n = batch.positives.numel();
-    const auto ranked = torch::cat({batch.positives, batch.negatives.flatten()});
-    const auto all = h.content + h.side;
-    const auto u = gather_rows(split(all).users, batch.users);
-    const auto i = gather_rows(split(all).items, ranked);
-    const auto p = i.narrow(0, 0, n), q = i.narrow(0, n, ranked.numel() - n);
-    const auto bpr = bpr_loss(u, p, q);
-    const auto reg =
-        l2_rows({u, p, q}, config_.reg_batch == "full" ? train_.train_batch_size : batch.size());
+    const Triples at{batch.users, batch.positives, batch.negatives};
+    const Vectors all = split(h.content + h.side);
+    const auto bpr = bpr_loss(all.users, all.items, at);
+    const auto reg = l2_rows(all.users, all.items, at,
+                             config_.reg_batch == "full" ? train_.train_batch_size : batch.size());
     Loss out{bpr + config_.reg_weight * reg, {{"bpr", bpr}, {"reg", reg}}};
     if (config_.cl_loss > 0) {
       const auto contrast =

@@ -14,6 +14,7 @@
 #include "tessera/ops/knn.h"
 #include "tessera/ops/losses.h"
 #include "tessera/ops/modal_attention.h"
+#include "tessera/ops/triples.h"
 #include "tessera/ops/unit_rows.h"
 
 namespace tessera {
@@ -280,25 +281,23 @@ class Mmssl : public GraphModel, public DrawsFromAllItems {
     const Forward f = kept_ && kept_step_ == batch.step ? std::move(*kept_) : forward(batch.step);
     kept_.reset();
     const int64_t n = batch.size();
-    const auto hu = gather_rows(f.h.users, batch.users);
-    const auto hi =
-        gather_rows(f.h.items, torch::cat({batch.positives, batch.negatives.flatten()}));
-    const auto hp = hi.narrow(0, 0, n), hn = hi.narrow(0, n, n);
+    const Triples at{batch.users, batch.positives, batch.negatives};
     Loss out;
-    out.total = bpr_loss(hu, hp, hn);
+    out.total = bpr_loss(f.h.users, f.h.items, at);
     out.parts.emplace_back("bpr", out.total);
     const auto add = [&](const std::string& name, double weight, const torch::Tensor& part) {
       out.total = out.total + weight * part;
       out.parts.emplace_back(name, part);
     };
-    if (config_.reg_weight > 0) add("reg", config_.reg_weight, l2_rows({hu, hp, hn}, n));
+    if (config_.reg_weight > 0)
+      add("reg", config_.reg_weight, l2_rows(f.h.users, f.h.items, at, n));
     if (config_.feat_reg_weight > 0) {
       std::vector<torch::Tensor> rows = f.content_users;
       rows.insert(rows.end(), f.content_items.begin(), f.content_items.end());
       add("feat_reg", config_.feat_reg_weight, l2_rows(rows, data_.n_items));
     }
     if (config_.use_cl && config_.cl_rate > 0) {
-      add("contrast", config_.cl_rate, contrast(batch, f, hu));
+      add("contrast", config_.cl_rate, contrast(batch, f));
     }
     if (config_.use_asl) {
       make_critic();
@@ -695,9 +694,9 @@ class Mmssl : public GraphModel, public DrawsFromAllItems {
   }
 
   // --- contrast ----------------------------------------------------------------------------
-  torch::Tensor contrast(const Batch& batch, const Forward& f, const torch::Tensor& hu) const {
+  torch::Tensor contrast(const Batch& batch, const Forward& f) const {
     const int64_t n = batch.size();
-    const auto h = unit_rows(hu), own = torch::arange(n);
+    const auto h = unit_rows(gather_rows(f.h.users, batch.users)), own = torch::arange(n);
     torch::Tensor sum = torch::zeros({});
     for (size_t m = 0; m < modalities_.size(); ++m) {
       const auto e = f.generated_users.empty()

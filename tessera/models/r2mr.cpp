@@ -15,11 +15,10 @@
 #include "tessera/nn/rewriter.h"
 #include "tessera/ops/edge_scores.h"
 #include "tessera/ops/fill.h"
-#include "tessera/ops/gather.h"
 #include "tessera/ops/graph.h"
 #include "tessera/ops/item_graph.h"
-#include "tessera/ops/losses.h"
 #include "tessera/ops/pca.h"
+#include "tessera/ops/triples.h"
 #include "tessera/ops/unit_rows.h"
 
 namespace tessera {
@@ -400,11 +399,9 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
   Loss loss(const Batch& batch) override {
     last_step_ = batch.step;
     const Vectors h = forward(true, batch.step);
-    const int64_t n = batch.positives.numel();
-    const auto ranked = torch::cat({batch.positives, batch.negatives.flatten()});
-    const auto u = gather_rows(h.users, batch.users), i = gather_rows(h.items, ranked);
-    const auto p = i.narrow(0, 0, n), q = i.narrow(0, n, ranked.numel() - n);
-    const auto bpr = bpr_loss(u, p, q), reg = l2_rows({u, p, q}, batch.size());
+    const Triples at{batch.users, batch.positives, batch.negatives};
+    const auto bpr = bpr_loss(h.users, h.items, at);
+    const auto reg = l2_rows(h.users, h.items, at, batch.size());
     return {bpr + config_.reg_weight * reg, {{"bpr", bpr}, {"reg", reg}}};
   }
 

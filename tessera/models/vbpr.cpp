@@ -1,8 +1,7 @@
 #include "tessera/base/error.h"
 #include "tessera/model/registry.h"
 #include "tessera/ops/fill.h"
-#include "tessera/ops/gather.h"
-#include "tessera/ops/losses.h"
+#include "tessera/ops/triples.h"
 
 namespace tessera {
 namespace {
@@ -82,31 +81,22 @@ class Vbpr : public FactorModel {
     const auto users = users_->gather(batch.distinct_users);
     const auto ids = items_->gather(batch.distinct_items);
     const auto f = features_.index_select(0, batch.distinct_items);
-    const auto negatives = batch.negative_inverse.flatten();
-    const auto u = gather_rows(users, batch.user_inverse);
-    // Items as [ID ; E f ; offset], users as [g ; t ; 1]: the score is one inner product.
-    torch::Tensor rows = torch::cat({ids, content(f)}, 1), bias;
+    const Triples at{batch.user_inverse, batch.positive_inverse, batch.negative_inverse};
+    // Items as [ID ; E f], users as [g ; t]: the score is one inner product and the item's offset.
+    const auto rows = torch::cat({ids, content(f)}, 1);
+    torch::Tensor bias, offsets;
     if (linear_) {
       bias = item_bias_->gather(batch.distinct_items);
-      rows = torch::cat({rows, bias + f.matmul(visual_bias_->t())}, 1);
+      offsets = (bias + f.matmul(visual_bias_->t())).flatten();
     }
-    const auto p = gather_rows(rows, batch.positive_inverse);
-    const auto n = gather_rows(rows, negatives);
-    const auto wide_u = linear_ ? torch::cat({u, torch::ones({u.size(0), 1})}, 1) : u;
-    const auto bpr = bpr_loss(wide_u, p, n);
-    const int64_t d = config_.embedding_size;
+    const auto bpr = bpr_loss(users, rows, at, offsets);
     Loss out{bpr, {{"bpr", bpr}}};
-    torch::Tensor reg;
-    if (config_.reg == "norm") {
-      reg = norm_rows({u, p, n}, batch.size());
-    } else {
-      reg = l2_rows({u, p.narrow(1, 0, d), n.narrow(1, 0, d)}, batch.size());
-    }
+    const auto reg = config_.reg == "norm" ? norm_rows(users, rows, at, batch.size())
+                                           : l2_rows(users, ids, at, batch.size());
     out.total = out.total + config_.reg_weight * reg;
     out.parts.emplace_back("reg", reg);
     if (linear_ && config_.reg_bias > 0) {
-      const auto reg_bias = l2_rows(
-          {gather_rows(bias, batch.positive_inverse), gather_rows(bias, negatives)}, batch.size());
+      const auto reg_bias = l2_rows(bias, {at.positives, at.negatives}, batch.size());
       out.total = out.total + config_.reg_bias * reg_bias;
       out.parts.emplace_back("reg_bias", reg_bias);
     }

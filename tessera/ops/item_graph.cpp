@@ -42,9 +42,9 @@ NeighbourGraph transposed(const NeighbourGraph& graph) {
 
 torch::Tensor product(const NeighbourGraph& graph, const torch::Tensor& x) {
   const torch::Tensor from = x.contiguous(), out = torch::empty_like(from);
-  const kernels::WeightedSpmm spmm{graph.offsets.const_data_ptr<int64_t>(),
-                                   graph.items.const_data_ptr<int32_t>(),
-                                   graph.weights.const_data_ptr<float>(), x.size(1), 1};
+  const kernels::WeightedSpmm<float> spmm{graph.offsets.const_data_ptr<int64_t>(),
+                                          graph.items.const_data_ptr<int32_t>(),
+                                          graph.weights.const_data_ptr<float>(), x.size(1), 1};
   const auto run = [&](auto type) {
     using T = decltype(type);
     const T* source = from.const_data_ptr<T>();

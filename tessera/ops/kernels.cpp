@@ -66,10 +66,10 @@ struct RootWeights {
     return row_root * static_cast<T>(col_root[columns[e]]);
   }
 };
-template <typename T>
+template <typename T, typename Weight>
 struct GivenWeights {
-  const float* weights;
-  GivenWeights(const WeightedSpmm& s, int64_t) : weights(s.weights) {}
+  const Weight* weights;
+  GivenWeights(const WeightedSpmm<Weight>& s, int64_t) : weights(s.weights) {}
   [[gnu::always_inline]] T at(int64_t e) const { return static_cast<T>(weights[e]); }
 };
 
@@ -180,11 +180,14 @@ void spmm(const Spmm& s, const double* x, const double* base, double* out, int64
           int64_t end) {
   spmm_best<double, RootWeights<double>>(s, x, base, out, begin, end);
 }
-void spmm(const WeightedSpmm& s, const float* x, float* out, int64_t begin, int64_t end) {
-  spmm_best<float, GivenWeights<float>>(s, x, nullptr, out, begin, end);
+void spmm(const WeightedSpmm<float>& s, const float* x, float* out, int64_t begin, int64_t end) {
+  spmm_best<float, GivenWeights<float, float>>(s, x, nullptr, out, begin, end);
 }
-void spmm(const WeightedSpmm& s, const double* x, double* out, int64_t begin, int64_t end) {
-  spmm_best<double, GivenWeights<double>>(s, x, nullptr, out, begin, end);
+void spmm(const WeightedSpmm<float>& s, const double* x, double* out, int64_t begin, int64_t end) {
+  spmm_best<double, GivenWeights<double, float>>(s, x, nullptr, out, begin, end);
+}
+void spmm(const WeightedSpmm<double>& s, const double* x, double* out, int64_t begin, int64_t end) {
+  spmm_best<double, GivenWeights<double, double>>(s, x, nullptr, out, begin, end);
 }
 
 #if defined(__x86_64__)

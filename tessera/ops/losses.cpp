@@ -21,66 +21,6 @@ using torch::autograd::variable_list;
 constexpr double kEps = 1e-8;
 constexpr int64_t kGrain = 64;  // rows a thread takes at least
 
-template <typename T>
-T softplus(T x) {
-  return x > 0 ? x + std::log1p(std::exp(-x)) : std::log1p(std::exp(x));
-}
-
-/// Per pair and negative: the gradient is kept while the value is formed, scaled in backward.
-class Bpr : public torch::autograd::Function<Bpr> {
- public:
-  static torch::Tensor forward(AutogradContext* context, const torch::Tensor& u_in,
-                               const torch::Tensor& p_in, const torch::Tensor& n_in) {
-    const auto u = u_in.contiguous(), p = p_in.contiguous(), n = n_in.contiguous();
-    const int64_t batch = u.size(0), d = u.size(1), k = batch > 0 ? n.size(0) / batch : 1;
-    const auto du = torch::empty_like(u), dp = torch::empty_like(p), dn = torch::empty_like(n);
-    const auto values = torch::zeros({batch}, torch::kFloat64);
-    by_type(u, [&](auto type) {
-      using T = decltype(type);
-      const T* us = u.const_data_ptr<T>();
-      const T* ps = p.const_data_ptr<T>();
-      const T* ns = n.const_data_ptr<T>();
-      T* dus = du.mutable_data_ptr<T>();
-      T* dps = dp.mutable_data_ptr<T>();
-      T* dns = dn.mutable_data_ptr<T>();
-      double* value = values.mutable_data_ptr<double>();
-      const T scale = static_cast<T>(1.0 / static_cast<double>(batch * k));
-      parallel_for(0, batch, kGrain, [&](int64_t begin, int64_t end) {
-        for (int64_t row = begin; row < end; ++row) {
-          const T* ur = us + row * d;
-          const T* pr = ps + row * d;
-          T* dur = dus + row * d;
-          T* dpr = dps + row * d;
-          const T positive = dot(ur, pr, d);
-          T total = 0;
-          for (int64_t i = 0; i < d; ++i) dur[i] = 0;
-          for (int64_t j = row * k; j < row * k + k; ++j) {
-            const T* nr = ns + j * d;
-            T* dnr = dns + j * d;
-            const T margin = positive - dot(ur, nr, d);
-            value[row] += static_cast<double>(softplus(-margin));
-            const T slope = scale / (1 + std::exp(margin));  // -d(loss)/d(margin)
-            total += slope;
-            for (int64_t i = 0; i < d; ++i) {
-              dur[i] -= slope * (pr[i] - nr[i]);
-              dnr[i] = slope * ur[i];
-            }
-          }
-          for (int64_t i = 0; i < d; ++i) dpr[i] = -total * ur[i];
-        }
-      });
-    });
-    context->save_for_backward({du, dp, dn});
-    return (values.sum() / static_cast<double>(std::max<int64_t>(1, batch * k)))
-        .to(u.scalar_type());
-  }
-
-  static tensor_list backward(AutogradContext* context, tensor_list upstream) {
-    const auto saved = context->get_saved_variables();
-    return {saved[0] * upstream[0], saved[1] * upstream[0], saved[2] * upstream[0]};
-  }
-};
-
 /// d cos(a, b) / da = (b / |b| - cos a / |a|) / |a|; below the guard cos is a.b / eps.
 template <typename T>
 void add_cosine_gradient(const T* a, const T* b, int64_t d, T aa, T bb, T ab, T weight, T* to) {
@@ -155,14 +95,6 @@ torch::Tensor bpr_margins(const torch::Tensor& u, const torch::Tensor& p, const 
   const int64_t batch = u.size(0), d = u.size(1), k = batch > 0 ? n.size(0) / batch : 1;
   const auto positive = (u * p).sum(1, true);
   return positive - (u.unsqueeze(1) * n.reshape({batch, k, d})).sum(2);
-}
-
-torch::Tensor bpr_loss(const torch::Tensor& u, const torch::Tensor& p, const torch::Tensor& n) {
-  TORCH_CHECK(u.dim() == 2 && u.sizes() == p.sizes() && n.dim() == 2 && n.size(1) == u.size(1) &&
-                  (u.size(0) == 0 ? n.size(0) == 0 : n.size(0) % u.size(0) == 0),
-              "bpr_loss wants u, p [B, d] and n [B * K, d], got ", u.sizes(), " ", p.sizes(), " ",
-              n.sizes());
-  return Bpr::apply(u, p, n);
 }
 
 torch::Tensor bpr_loss_composed(const torch::Tensor& u, const torch::Tensor& p,

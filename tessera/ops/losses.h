@@ -10,9 +10,8 @@ namespace tessera {
 /// K]
 torch::Tensor bpr_margins(const torch::Tensor& u, const torch::Tensor& p, const torch::Tensor& n);
 
-/// BPR (baselines section 0): -mean logsigmoid(s_up - s_un) over the B x K margins. One pass, own
-/// gradient; float32 and float64.
-torch::Tensor bpr_loss(const torch::Tensor& u, const torch::Tensor& p, const torch::Tensor& n);
+/// BPR (baselines section 0): -mean logsigmoid(s_up - s_un) over the B x K margins; bpr_loss of
+/// triples.h in plain tensor operations.
 torch::Tensor bpr_loss_composed(const torch::Tensor& u, const torch::Tensor& p,
                                 const torch::Tensor& n);
 

@@ -15,15 +15,17 @@ namespace kernels {
 
 /// Rows [begin, end) of out = scale * S x, S with a weight of its own at each non-zero. x [.,
 /// width]
+template <typename Weight>
 struct WeightedSpmm {
   const int64_t* offsets;
   const int32_t* columns;
-  const float* weights;
+  const Weight* weights;
   int64_t width;
   double scale;
 };
-void spmm(const WeightedSpmm& s, const float* x, float* out, int64_t begin, int64_t end);
-void spmm(const WeightedSpmm& s, const double* x, double* out, int64_t begin, int64_t end);
+void spmm(const WeightedSpmm<float>& s, const float* x, float* out, int64_t begin, int64_t end);
+void spmm(const WeightedSpmm<float>& s, const double* x, double* out, int64_t begin, int64_t end);
+void spmm(const WeightedSpmm<double>& s, const double* x, double* out, int64_t begin, int64_t end);
 
 }  // namespace kernels
 }  // namespace tessera

@@ -281,6 +281,10 @@ void use_device_and_threads(const TrainSettings& settings) {
   at::set_num_threads(settings.threads > 0
                           ? static_cast<int>(settings.threads)
                           : static_cast<int>(std::max(1U, std::thread::hardware_concurrency())));
+  // What a step frees the next one wants again: without this glibc returns every larger array to
+  // the system, and its pages come back one fault each.
+  mallopt(M_MMAP_THRESHOLD, 256 << 20);
+  mallopt(M_TRIM_THRESHOLD, 256 << 20);
 }
 
 void check_run(const RunRequest& request) {

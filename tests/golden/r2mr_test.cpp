@@ -10,7 +10,7 @@
 #include "tessera/nn/vector_gan.h"
 #include "tessera/ops/edge_scores.h"
 #include "tessera/ops/fill.h"
-#include "tessera/ops/losses.h"
+#include "tessera/ops/triples.h"
 #include "tessera/ops/unit_rows.h"
 #include "tests/golden/golden_model.h"
 
@@ -263,10 +263,10 @@ TEST(R2mrGolden, G8EtaAndG9Auc) {
 }
 
 TEST(R2mrGolden, G10Loss) {
-  const auto u = doubles({1, 0}, {1, 2}), i = doubles({.5, .2}, {1, 2}),
-             j = doubles({-.1, .4}, {1, 2});
-  expect_near(bpr_loss(u, i, j), {.437487950486}, kTolerance);
-  expect_near(1e-4 * l2_rows({u, i, j}, 1), {.000073}, kTolerance);
+  const auto users = doubles({1, 0}, {1, 2}), items = doubles({.5, .2, -.1, .4}, {2, 2});
+  const Triples at = {torch::tensor({0}), torch::tensor({0}), torch::tensor({{1}})};
+  expect_near(bpr_loss(users, items, at), {.437487950486}, kTolerance);
+  expect_near(1e-4 * l2_rows(users, items, at, 1), {.000073}, kTolerance);
 }
 
 TEST(R2mrGolden, G11LearningRate) {

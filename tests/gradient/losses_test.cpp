@@ -6,6 +6,11 @@
 #include <torch/types.h>
 #include <torch/utils.h>
 
+#include <array>
+
+#include "tessera/ops/gather.h"
+#include "tessera/ops/triples.h"
+
 namespace tessera {
 namespace {
 
@@ -37,21 +42,80 @@ void expect_gradients(const Loss& fused, const Loss& composed, std::vector<torch
   }
 }
 
+/// One user, its item in row 0 and its negative in row 1.
+torch::Tensor one_pair(const torch::Tensor& u, const torch::Tensor& p, const torch::Tensor& n) {
+  const auto first = torch::zeros({1}, torch::kInt64);
+  return bpr_loss(u, torch::cat({p, n}), {first, first, torch::ones({1, 1}, torch::kInt64)});
+}
+
+/// 13 pairs over 6 users and 9 items with repeats, an item that is positive and negative at once,
+/// and rows that no pair names.
+Triples some_triples(int64_t k) {
+  return {torch::randint(5, {13}, torch::kInt64), torch::randint(8, {13}, torch::kInt64),
+          torch::randint(8, {13, k}, torch::kInt64)};
+}
+
 TEST(Losses, Bpr) {
   torch::manual_seed(1);
   for (const int64_t k : {1, 3}) {
-    expect_gradients([](const auto& x) { return bpr_loss(x[0], x[1], x[2]); },
-                     [](const auto& x) { return bpr_loss_composed(x[0], x[1], x[2]); },
-                     {leaf(13, 5), leaf(13, 5), leaf(13 * k, 5)});
+    const Triples at = some_triples(k);
+    const auto rows = [&](const torch::Tensor& users, const torch::Tensor& items) {
+      return std::array{gather_rows(users, at.users), gather_rows(items, at.positives),
+                        gather_rows(items, at.negatives.flatten())};
+    };
+    expect_gradients([&](const auto& x) { return bpr_loss(x[0], x[1], at); },
+                     [&](const auto& x) {
+                       const auto [u, p, n] = rows(x[0], x[1]);
+                       return bpr_loss_composed(u, p, n);
+                     },
+                     {leaf(6, 5), leaf(9, 5)});
+    // An offset is a column beside ones.
+    const auto one = torch::ones({6, 1}, torch::kFloat64);
+    expect_gradients([&](const auto& x) { return bpr_loss(x[0], x[1], at, x[2].flatten()); },
+                     [&](const auto& x) {
+                       const auto [u, p, n] =
+                           rows(torch::cat({x[0], one}, 1), torch::cat({x[1], x[2]}, 1));
+                       return bpr_loss_composed(u, p, n);
+                     },
+                     {leaf(6, 5), leaf(9, 5), leaf(9, 1)});
+    expect_gradients([&](const auto& x) { return l2_rows(x[0], x[1], at, 13); },
+                     [&](const auto& x) {
+                       const auto [u, p, n] = rows(x[0], x[1]);
+                       return l2_rows({u, p, n}, 13);
+                     },
+                     {leaf(6, 5), leaf(9, 5)});
   }
   // One pair by hand: s_up = 2, s_un = -1, -log sigmoid(3).
   EXPECT_NEAR(
-      bpr_loss(torch::tensor({{1., 1.}}), torch::tensor({{1., 1.}}), torch::tensor({{0., -1.}}))
+      one_pair(torch::tensor({{1., 1.}}), torch::tensor({{1., 1.}}), torch::tensor({{0., -1.}}))
           .item<double>(),
       0.04858735, 1e-7);
-  EXPECT_TRUE(bpr_loss(torch::full({1, 1}, 1e4), torch::full({1, 1}, -1e4), torch::zeros({1, 1}))
+  EXPECT_TRUE(one_pair(torch::full({1, 1}, 1e4), torch::full({1, 1}, -1e4), torch::zeros({1, 1}))
                   .isfinite()
                   .item<bool>());
+  EXPECT_THROW(bpr_loss(torch::zeros({1, 2}), torch::zeros({1, 2}),
+                        {torch::tensor({0}), torch::tensor({1}), torch::tensor({{0}})}),
+               c10::Error);
+}
+
+TEST(Losses, BprIsTheSameForAnyNumberOfThreads) {
+  torch::manual_seed(3);
+  const auto users = torch::randn({700, 64}).requires_grad_(),
+             items = torch::randn({900, 64}).requires_grad_();
+  const Triples at = {torch::randint(700, {2048}, torch::kInt64),
+                      torch::randint(900, {2048}, torch::kInt64),
+                      torch::randint(900, {2048, 2}, torch::kInt64)};
+  const auto results = [&](int threads) {
+    at::set_num_threads(threads);
+    const auto loss = bpr_loss(users, items, at) + l2_rows(users, items, at, 2048);
+    auto out = torch::autograd::grad({loss}, {users, items});
+    out.push_back(loss.detach());
+    return out;
+  };
+  const int before = at::get_num_threads();
+  const auto one = results(1), two = results(2);
+  at::set_num_threads(before);
+  for (size_t i = 0; i < one.size(); ++i) EXPECT_TRUE(torch::equal(one[i], two[i])) << i;
 }
 
 TEST(Losses, Cosine) {
@@ -99,9 +163,12 @@ TEST(Losses, SinglePrecisionAndThreads) {
       inputs.push_back((torch::randn({batch, width}) / std::sqrt(width)).requires_grad_());
     }
     const auto w = torch::rand({batch});
+    const Triples each = {torch::arange(batch), torch::arange(batch),
+                          torch::arange(batch, 2 * batch).view({batch, 1})};
     const auto gradients = [&](bool fused, int threads) {
       at::set_num_threads(threads);
-      const auto bpr = (fused ? bpr_loss : bpr_loss_composed)(inputs[0], inputs[1], inputs[2]);
+      const auto bpr = fused ? bpr_loss(inputs[0], torch::cat({inputs[1], inputs[2]}), each)
+                             : bpr_loss_composed(inputs[0], inputs[1], inputs[2]);
       const auto cosine = (fused ? cosine_loss : cosine_loss_composed)(inputs[0], inputs[1], w);
       auto out = torch::autograd::grad({bpr + cosine}, inputs);
       out.push_back(bpr.detach());
@@ -121,7 +188,7 @@ TEST(Losses, SinglePrecisionAndThreads) {
 // r2mr section 10, G10: a margin of .6 gives .437487950486.
 TEST(Losses, BprGoldenValue) {
   const auto row = [](double x, double y) { return torch::tensor({{x, y}}, torch::kFloat64); };
-  EXPECT_NEAR(bpr_loss(row(1, 0), row(.5, .2), row(-.1, .4)).item<double>(), .437487950486, 1e-11);
+  EXPECT_NEAR(one_pair(row(1, 0), row(.5, .2), row(-.1, .4)).item<double>(), .437487950486, 1e-11);
 }
 
 // By hand: cos((3, 4), (4, 3)) = 24 / 25.
@@ -134,7 +201,8 @@ TEST(Losses, CosineByHand) {
 
 TEST(Losses, EmptyBatch) {
   const auto none = torch::zeros({0, 4}).requires_grad_();
-  const auto loss = bpr_loss(none, torch::zeros({0, 4}), torch::zeros({0, 4}));
+  const auto no_rows = torch::zeros({0}, torch::kInt64);
+  const auto loss = bpr_loss(none, torch::zeros({0, 4}), {no_rows, no_rows, no_rows.view({0, 1})});
   EXPECT_EQ(loss.item<double>(), 0);
   loss.backward();
   EXPECT_EQ(

@@ -13,8 +13,7 @@
 #include "tessera/nn/vector_gan.h"
 #include "tessera/ops/edge_scores.h"
 #include "tessera/ops/fill.h"
-#include "tessera/ops/gather.h"
-#include "tessera/ops/losses.h"
+#include "tessera/ops/triples.h"
 #include "tessera/ops/unit_rows.h"
 #include "tests/gradient/numeric.h"
 
@@ -173,8 +172,8 @@ TEST(R2mrGradients, ConsensusLoss) {
 TEST(R2mrGradients, RankingLossThroughTheFusion) {
   const BipartiteGraph graph = random_graph(5, 6, .6);
   const auto degree = graph.parts().item_offsets.diff().clamp_min(1);
-  const auto users = torch::tensor({0, 1, 2, 2}, torch::kInt64);
-  const auto ranked = torch::tensor({0, 1, 2, 3, 5, 4, 0, 1}, torch::kInt64);
+  const Triples at = {torch::tensor({0, 1, 2, 2}), torch::tensor({0, 1, 2, 3}),
+                      torch::tensor({{5}, {4}, {0}, {1}})};
   expect_gradients(
       [&](const std::vector<torch::Tensor>& x) {
         const auto h = to_items(graph, x[0]).tanh();
@@ -182,9 +181,7 @@ TEST(R2mrGradients, RankingLossThroughTheFusion) {
         const auto s = edge_sums(graph, x[3].matmul(x[2]), p, 2, std::sqrt(3.0)) / degree;
         const auto [u, i] =
             layer_mean(graph, unit_rows(x[4]), fused_unit_rows(s, x[3], h, 1e-3), 2);
-        const auto bu = gather_rows(u, users), bi = gather_rows(i, ranked);
-        const auto own = bi.narrow(0, 0, 4), negative = bi.narrow(0, 4, 4);
-        return bpr_loss(bu, own, negative) + 1e-1 * l2_rows({bu, own, negative}, 4);
+        return bpr_loss(u, i, at) + 1e-1 * l2_rows(u, i, at, 4);
       },
       {values(5, 3, "u"), values(3, 6, "wu"), values(3, 3, "wm"), values(6, 3, "e"),
        values(5, 3, "q")},

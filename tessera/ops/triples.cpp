@@ -1,0 +1,237 @@
+#include "tessera/ops/triples.h"
+
+#include <torch/autograd.h>
+#include <torch/types.h>
+#include <torch/utils.h>
+
+#include <cmath>
+
+#include "tessera/ops/by_type.h"
+#include "tessera/ops/gather.h"
+#include "tessera/ops/kernels.h"
+#include "tessera/ops/losses.h"
+#include "tessera/ops/parallel.h"
+#include "tessera/ops/spmm.h"
+
+namespace tessera {
+namespace {
+
+using kernels::dot;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+constexpr int64_t kGrain = 64;  // pairs a thread takes at least
+
+/// Rows of `keys` [n] among n_rows, each with its places in rising order.
+struct Groups {
+  std::vector<int64_t> offsets, places;
+  Groups(const std::vector<int64_t>& keys, int64_t n_rows)
+      : offsets(static_cast<size_t>(n_rows) + 1), places(keys.size()) {
+    for (const int64_t key : keys) ++offsets[static_cast<size_t>(key) + 1];
+    for (size_t r = 1; r < offsets.size(); ++r) offsets[r] += offsets[r - 1];
+    auto next = offsets;
+    for (size_t k = 0; k < keys.size(); ++k) {
+      places[static_cast<size_t>(next[static_cast<size_t>(keys[k])]++)] = static_cast<int64_t>(k);
+    }
+  }
+};
+
+/// Row r of the result: the sum over r's places k of weights[k] * rows[columns[k]]. [n_rows, d]
+template <typename T>
+torch::Tensor sums(const Groups& groups, const std::vector<int64_t>& columns,
+                   const std::vector<T>& weights, const torch::Tensor& rows) {
+  const auto n_rows = static_cast<int64_t>(groups.offsets.size()) - 1, d = rows.size(1);
+  std::vector<int32_t> column(groups.places.size());
+  std::vector<T> weight(groups.places.size());
+  for (size_t e = 0; e < groups.places.size(); ++e) {
+    const auto k = static_cast<size_t>(groups.places[e]);
+    column[e] = static_cast<int32_t>(columns[k]);
+    weight[e] = weights[k];
+  }
+  const auto out = torch::empty({n_rows, d}, rows.options());
+  const kernels::WeightedSpmm<T> spmm{groups.offsets.data(), column.data(), weight.data(), d, 1.0};
+  const T* from = rows.const_data_ptr<T>();
+  T* to = out.mutable_data_ptr<T>();
+  for_rows(spmm.offsets, n_rows, d,
+           [&](int64_t begin, int64_t end) { kernels::spmm(spmm, from, to, begin, end); });
+  return out;
+}
+
+class IndexedBpr : public torch::autograd::Function<IndexedBpr> {
+ public:
+  static torch::Tensor forward(AutogradContext* context, const torch::Tensor& users_in,
+                               const torch::Tensor& items_in, const torch::Tensor& offsets_in,
+                               const torch::Tensor& user_at, const torch::Tensor& positive_at,
+                               const torch::Tensor& negative_at) {
+    const auto users = users_in.contiguous(), items = items_in.contiguous();
+    const auto offsets = offsets_in.contiguous();
+    const int64_t n = user_at.numel(), d = users.size(1);
+    const int64_t k = n > 0 ? negative_at.numel() / n : 1;
+    // d loss / d score of a pair's positive and of its negatives.
+    const auto slopes = torch::empty({n, 1 + k}, users.options());
+    const auto values = torch::zeros({n}, torch::kFloat64);
+    by_type(users, [&](auto type) {
+      using T = decltype(type);
+      const T* us = users.const_data_ptr<T>();
+      const T* is = items.const_data_ptr<T>();
+      const T* offset = offsets.numel() > 0 ? offsets.const_data_ptr<T>() : nullptr;
+      const int64_t* u = user_at.const_data_ptr<int64_t>();
+      const int64_t* p = positive_at.const_data_ptr<int64_t>();
+      const int64_t* q = negative_at.const_data_ptr<int64_t>();
+      T* slope = slopes.mutable_data_ptr<T>();
+      double* value = values.mutable_data_ptr<double>();
+      const T scale = static_cast<T>(1.0 / static_cast<double>(n * k));
+      parallel_for(0, n, kGrain, [&](int64_t begin, int64_t end) {
+        for (int64_t b = begin; b < end; ++b) {
+          const auto score = [&](int64_t item) {
+            return dot(us + u[b] * d, is + item * d, d) + (offset ? offset[item] : T{0});
+          };
+          const T positive = score(p[b]);
+          T total = 0;
+          for (int64_t j = 0; j < k; ++j) {
+            const T margin = positive - score(q[b * k + j]);
+            value[b] += static_cast<double>(softplus(-margin));
+            const T pull = scale / (1 + std::exp(margin));
+            slope[b * (1 + k) + 1 + j] = pull;
+            total += pull;
+          }
+          slope[b * (1 + k)] = -total;
+        }
+      });
+    });
+    context->save_for_backward({users, items, offsets, user_at, positive_at, negative_at, slopes});
+    return (values.sum() / static_cast<double>(std::max<int64_t>(1, n * k)))
+        .to(users.scalar_type());
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list upstream) {
+    const auto saved = context->get_saved_variables();
+    const auto &users = saved[0], &items = saved[1], &offsets = saved[2], &slopes = saved[6];
+    const int64_t n = slopes.size(0), k = slopes.size(1) - 1;
+    const int64_t* u = saved[3].const_data_ptr<int64_t>();
+    const int64_t* p = saved[4].const_data_ptr<int64_t>();
+    const int64_t* q = saved[5].const_data_ptr<int64_t>();
+    std::vector<int64_t> user, item;
+    user.reserve(static_cast<size_t>(slopes.numel()));
+    item.reserve(static_cast<size_t>(slopes.numel()));
+    for (int64_t b = 0; b < n; ++b) {
+      for (int64_t j = 0; j <= k; ++j) {
+        user.push_back(u[b]);
+        item.push_back(j == 0 ? p[b] : q[b * k + j - 1]);
+      }
+    }
+    variable_list out(6);
+    by_type(users, [&](auto type) {
+      using T = decltype(type);
+      const T by = upstream[0].item<T>();
+      const T* slope = slopes.const_data_ptr<T>();
+      std::vector<T> weights(user.size());
+      for (size_t e = 0; e < weights.size(); ++e) weights[e] = by * slope[e];
+      out[0] = sums(Groups(user, users.size(0)), item, weights, items);
+      out[1] = sums(Groups(item, items.size(0)), user, weights, users);
+      if (offsets.numel() > 0) {
+        out[2] = torch::zeros_like(offsets);
+        T* to = out[2].mutable_data_ptr<T>();
+        for (size_t e = 0; e < weights.size(); ++e) to[item[e]] += weights[e];
+      }
+    });
+    return out;
+  }
+
+ private:
+  template <typename T>
+  static T softplus(T x) {
+    return x > 0 ? x + std::log1p(std::exp(-x)) : std::log1p(std::exp(x));
+  }
+};
+
+/// sum_r n_r |row r|^2 with n_r how often the lists name r; gradient 2 n_r row.
+class CountedSquares : public torch::autograd::Function<CountedSquares> {
+ public:
+  static torch::Tensor forward(AutogradContext* context, const torch::Tensor& table_in,
+                               const torch::Tensor& counts) {
+    const auto table = table_in.contiguous();
+    const int64_t n = table.size(0), d = table.size(1);
+    const auto values = torch::zeros({n}, torch::kFloat64);
+    by_type(table, [&](auto type) {
+      using T = decltype(type);
+      const T* rows = table.const_data_ptr<T>();
+      const int64_t* count = counts.const_data_ptr<int64_t>();
+      double* value = values.mutable_data_ptr<double>();
+      parallel_for(0, n, kGrain, [&](int64_t begin, int64_t end) {
+        for (int64_t r = begin; r < end; ++r) {
+          if (count[r] == 0) continue;
+          value[r] = static_cast<double>(count[r]) *
+                     static_cast<double>(dot(rows + r * d, rows + r * d, d));
+        }
+      });
+    });
+    context->save_for_backward({table, counts});
+    return values.sum().to(table.scalar_type());
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list upstream) {
+    const auto saved = context->get_saved_variables();
+    const auto out = torch::empty_like(saved[0]);
+    const int64_t n = out.size(0), d = out.size(1);
+    by_type(out, [&](auto type) {
+      using T = decltype(type);
+      const T by = 2 * upstream[0].item<T>();
+      const T* rows = saved[0].const_data_ptr<T>();
+      const int64_t* count = saved[1].const_data_ptr<int64_t>();
+      T* to = out.mutable_data_ptr<T>();
+      parallel_for(0, n, kGrain, [&](int64_t begin, int64_t end) {
+        for (int64_t r = begin; r < end; ++r) {
+          const T weight = by * static_cast<T>(count[r]);
+          for (int64_t i = r * d; i < r * d + d; ++i) to[i] = weight * rows[i];
+        }
+      });
+    });
+    return {out, torch::Tensor()};
+  }
+};
+
+void check_index(const torch::Tensor& index, int64_t n_rows) {
+  TORCH_CHECK(index.scalar_type() == torch::kInt64, "rows are named by int64");
+  const auto flat = index.contiguous();
+  const int64_t* at = flat.const_data_ptr<int64_t>();
+  for (int64_t k = 0; k < flat.numel(); ++k) {
+    TORCH_CHECK(at[k] >= 0 && at[k] < n_rows, "row ", at[k], " of a table of ", n_rows);
+  }
+}
+
+}  // namespace
+
+torch::Tensor bpr_loss(const torch::Tensor& users, const torch::Tensor& items, const Triples& at,
+                       const torch::Tensor& offsets) {
+  TORCH_CHECK(users.dim() == 2 && items.dim() == 2 && users.size(1) == items.size(1),
+              "bpr_loss wants users [U, d] and items [I, d]");
+  check_index(at.users, users.size(0));
+  check_index(at.positives, items.size(0));
+  check_index(at.negatives, items.size(0));
+  return IndexedBpr::apply(
+      users, items, offsets.defined() ? offsets : torch::empty({0}, items.options()),
+      at.users.contiguous(), at.positives.contiguous(), at.negatives.contiguous());
+}
+
+torch::Tensor l2_rows(const torch::Tensor& table, const std::vector<torch::Tensor>& rows,
+                      int64_t batch_size) {
+  const auto counts = torch::zeros({table.size(0)}, torch::kInt64);
+  int64_t* count = counts.mutable_data_ptr<int64_t>();
+  for (const auto& list : rows) {
+    check_index(list, table.size(0));
+    const auto flat = list.contiguous();
+    const int64_t* at = flat.const_data_ptr<int64_t>();
+    for (int64_t k = 0; k < flat.numel(); ++k) ++count[at[k]];
+  }
+  return CountedSquares::apply(table, counts) / (2.0 * static_cast<double>(batch_size));
+}
+
+torch::Tensor norm_rows(const torch::Tensor& users, const torch::Tensor& items, const Triples& at,
+                        int64_t batch_size) {
+  return norm_rows({gather_rows(users, at.users), gather_rows(items, at.positives),
+                    gather_rows(items, at.negatives.flatten())},
+                   batch_size);
+}
+
+}  // namespace tessera

@@ -1,0 +1,36 @@
+#pragma once
+
+#include <torch/types.h>
+
+#include <vector>
+
+namespace tessera {
+
+/// Where the rows of B pairs and of their K negatives stand in a table of users and one of items.
+struct Triples {
+  torch::Tensor users, positives;  ///< int64 [B]
+  torch::Tensor negatives;         ///< int64 [B, K]
+};
+
+/// BPR (baselines section 0), -mean logsigmoid(s_up - s_un) over the B x K margins of the rows that
+/// `at` names, which are never set side by side: users [U, d], items [I, d]; `offsets` [I], where
+/// given, are added to the scores. Backward each row of a gradient is summed by one thread in the
+/// order of the pairs: equal for any number of threads. float32, float64
+torch::Tensor bpr_loss(const torch::Tensor& users, const torch::Tensor& items, const Triples& at,
+                       const torch::Tensor& offsets = {});
+
+/// l2_rows of the rows of `table` [N, d] that the lists name, a row as often as it is named.
+torch::Tensor l2_rows(const torch::Tensor& table, const std::vector<torch::Tensor>& rows,
+                      int64_t batch_size);
+
+/// l2_rows of the users, positives and negatives.
+inline torch::Tensor l2_rows(const torch::Tensor& users, const torch::Tensor& items,
+                             const Triples& at, int64_t batch_size) {
+  return l2_rows(users, {at.users}, batch_size) +
+         l2_rows(items, {at.positives, at.negatives}, batch_size);
+}
+/// norm_rows of the users, positives and negatives.
+torch::Tensor norm_rows(const torch::Tensor& users, const torch::Tensor& items, const Triples& at,
+                        int64_t batch_size);
+
+}  // namespace tessera
