@@ -40,12 +40,15 @@ Random::Random(uint64_t seed, std::string_view stream) : seed_(seed) {
 
 Random Random::stream(std::string_view name) const { return Random(seed_, name); }
 
+std::array<uint32_t, 4> Random::counter(uint64_t step, uint64_t row, uint32_t block) {
+  // 28 bits of block, 40 of row, 60 of step fill the 128 bits.
+  return {block | static_cast<uint32_t>(row >> 32 << 28), static_cast<uint32_t>(row),
+          static_cast<uint32_t>(step),
+          static_cast<uint32_t>(step >> 32) | static_cast<uint32_t>(row >> 36 << 28)};
+}
+
 std::array<uint32_t, 4> Random::block(uint64_t step, uint64_t row, uint32_t block) const {
-  // 28 bits of block, 40 of row, 60 of step fill the 128-bit counter.
-  return philox4x32({block | static_cast<uint32_t>(row >> 32 << 28), static_cast<uint32_t>(row),
-                     static_cast<uint32_t>(step),
-                     static_cast<uint32_t>(step >> 32) | static_cast<uint32_t>(row >> 36 << 28)},
-                    key_);
+  return philox4x32(counter(step, row, block), key_);
 }
 
 uint32_t Random::bits(uint64_t step, uint64_t row, uint32_t draw) const {

@@ -28,6 +28,9 @@ class Random {
   uint32_t bits(uint64_t step, uint64_t row, uint32_t draw) const;
   /// Four neighbouring words at once: draws 4 * block .. 4 * block + 3 of (step, row).
   std::array<uint32_t, 4> block(uint64_t step, uint64_t row, uint32_t block) const;
+  /// What Philox makes a block of; the lowest word counts the blocks.
+  static std::array<uint32_t, 4> counter(uint64_t step, uint64_t row, uint32_t block);
+  const std::array<uint32_t, 2>& key() const { return key_; }
   /// Uniform in [0, 1), 32 bits.
   double uniform(uint64_t step, uint64_t row, uint32_t draw) const;
   /// Standard normal by Box-Muller from draws 2 * draw and 2 * draw + 1.

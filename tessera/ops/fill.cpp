@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "tessera/ops/kernels.h"
 #include "tessera/ops/parallel.h"
 
 namespace tessera {
@@ -77,14 +78,11 @@ torch::Tensor dropout_mask(const torch::Tensor& rows, int64_t width, double rate
   const uint64_t limit = static_cast<uint64_t>(std::llround(rate * 0x1p32));
   const float kept = static_cast<float>(1 / (1 - rate));
   return by_rows(index.size(0), width, [&](int64_t row, float* to) {
-    for (int64_t c = 0; c < width; c += 4) {
-      const auto words =
-          random.block(static_cast<uint64_t>(step), static_cast<uint64_t>(row_of[row]),
-                       static_cast<uint32_t>(c / 4));
-      for (int64_t j = 0; j < std::min<int64_t>(4, width - c); ++j) {
-        to[c + j] = words[static_cast<size_t>(j)] < limit ? 0.0f : kept;
-      }
-    }
+    const auto counter =
+        Random::counter(static_cast<uint64_t>(step), static_cast<uint64_t>(row_of[row]), 0);
+    const auto [k0, k1] = random.key();
+    kernels::dropout_row(to, width, {{counter[0], counter[1], counter[2], counter[3]}, {k0, k1}},
+                         limit, kept);
   });
 }
 

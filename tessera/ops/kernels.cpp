@@ -207,6 +207,52 @@ double dot(const double* a, const double* b, int64_t n) {
 #if defined(__x86_64__)
 [[gnu::target_clones("avx512f", "avx2", "default")]]
 #endif
+void dropout_row(float* to, int64_t width, const Philox& random, uint64_t limit, float kept) {
+  constexpr int kBlocks = 16;  // side by side, four words each
+  for (int64_t begin = 0; begin < width; begin += 4 * kBlocks) {
+    uint32_t c[4][kBlocks];
+    for (uint32_t b = 0; b < kBlocks; ++b) {
+      c[0][b] = random.counter[0] + static_cast<uint32_t>(begin / 4) + b;
+      c[1][b] = random.counter[1];
+      c[2][b] = random.counter[2];
+      c[3][b] = random.counter[3];
+    }
+    uint32_t k0 = random.key[0], k1 = random.key[1];
+    for (int round = 0; round < 10; ++round, k0 += 0x9E3779B9, k1 += 0xBB67AE85) {
+      for (int b = 0; b < kBlocks; ++b) {
+        const uint64_t p0 = uint64_t{0xD2511F53} * c[0][b], p1 = uint64_t{0xCD9E8D57} * c[2][b];
+        c[0][b] = static_cast<uint32_t>(p1 >> 32) ^ c[1][b] ^ k0;
+        c[2][b] = static_cast<uint32_t>(p0 >> 32) ^ c[3][b] ^ k1;
+        c[1][b] = static_cast<uint32_t>(p1);
+        c[3][b] = static_cast<uint32_t>(p0);
+      }
+    }
+    float row[4 * kBlocks];
+    for (int b = 0; b < kBlocks; ++b) {
+      for (int j = 0; j < 4; ++j) row[4 * b + j] = c[j][b] < limit ? 0.0f : kept;
+    }
+    const int64_t size = width - begin < 4 * kBlocks ? width - begin : 4 * kBlocks;
+    for (int64_t i = 0; i < size; ++i) to[begin + i] = row[i];
+  }
+}
+
+#if defined(__x86_64__)
+[[gnu::target_clones("avx512f", "avx2", "default")]]
+#endif
+void combine(float x, const float* a, float y, const float* b, int64_t n, float* to) {
+  for (int64_t i = 0; i < n; ++i) to[i] = x * a[i] + y * b[i];
+}
+
+#if defined(__x86_64__)
+[[gnu::target_clones("avx512f", "avx2", "default")]]
+#endif
+void combine(double x, const double* a, double y, const double* b, int64_t n, double* to) {
+  for (int64_t i = 0; i < n; ++i) to[i] = x * a[i] + y * b[i];
+}
+
+#if defined(__x86_64__)
+[[gnu::target_clones("avx512f", "avx2", "default")]]
+#endif
 bool has_nan(const float* values, int64_t n) {
   int found = 0;
   for (int64_t i = 0; i < n; ++i) found |= values[i] != values[i];

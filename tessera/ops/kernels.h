@@ -40,6 +40,17 @@ void spmm(const Spmm& s, const double* x, const double* base, double* out, int64
 float dot(const float* a, const float* b, int64_t n);
 double dot(const double* a, const double* b, int64_t n);
 
+/// A row of a dropout mask: 0 where a word of Philox 4x32-10 (base/random.h) is below `limit`, else
+/// `kept`. The words are those of `counter`, counter + 1, .. in its lowest word.
+struct Philox {
+  uint32_t counter[4], key[2];
+};
+void dropout_row(float* to, int64_t width, const Philox& random, uint64_t limit, float kept);
+
+/// to = x a + y b, n values each.
+void combine(float x, const float* a, float y, const float* b, int64_t n, float* to);
+void combine(double x, const double* a, double y, const double* b, int64_t n, double* to);
+
 /// Whether a NaN is among n values.
 bool has_nan(const float* values, int64_t n);
 /// Entries above and equal to `threshold`; NaN is neither.

@@ -26,8 +26,7 @@ template <typename T>
 void add_cosine_gradient(const T* a, const T* b, int64_t d, T aa, T bb, T ab, T weight, T* to) {
   const T product = std::sqrt(aa) * std::sqrt(bb);
   if (product > static_cast<T>(kEps)) {
-    const T cosine = ab / product;
-    for (int64_t i = 0; i < d; ++i) to[i] = -weight * (b[i] / product - cosine * a[i] / aa);
+    kernels::combine(-weight / product, b, weight * (ab / product) / aa, a, d, to);
   } else {
     for (int64_t i = 0; i < d; ++i) to[i] = -weight * b[i] / static_cast<T>(kEps);
   }
@@ -78,8 +77,21 @@ class Cosine : public torch::autograd::Function<Cosine> {
 class Frobenius : public torch::autograd::Function<Frobenius> {
  public:
   static torch::Tensor forward(AutogradContext* context, const torch::Tensor& x) {
-    const auto norm = x.square().sum(torch::kFloat64).sqrt().to(x.scalar_type());
-    context->save_for_backward({x, norm});
+    const auto rows = x.contiguous();
+    const int64_t n = rows.size(0), d = n > 0 ? rows.numel() / n : 0;
+    const auto squares = torch::empty({n}, torch::kFloat64);
+    by_type(rows, [&](auto type) {
+      using T = decltype(type);
+      const T* row = rows.const_data_ptr<T>();
+      double* to = squares.mutable_data_ptr<double>();
+      parallel_for(0, n, kGrain, [&](int64_t begin, int64_t end) {
+        for (int64_t r = begin; r < end; ++r) {
+          to[r] = static_cast<double>(dot(row + r * d, row + r * d, d));
+        }
+      });
+    });
+    const auto norm = squares.sum().sqrt().to(x.scalar_type());
+    context->save_for_backward({rows, norm});
     return norm;
   }
   static tensor_list backward(AutogradContext* context, tensor_list upstream) {

@@ -172,22 +172,8 @@ class CountedSquares : public torch::autograd::Function<CountedSquares> {
 
   static variable_list backward(AutogradContext* context, variable_list upstream) {
     const auto saved = context->get_saved_variables();
-    const auto out = torch::empty_like(saved[0]);
-    const int64_t n = out.size(0), d = out.size(1);
-    by_type(out, [&](auto type) {
-      using T = decltype(type);
-      const T by = 2 * upstream[0].item<T>();
-      const T* rows = saved[0].const_data_ptr<T>();
-      const int64_t* count = saved[1].const_data_ptr<int64_t>();
-      T* to = out.mutable_data_ptr<T>();
-      parallel_for(0, n, kGrain, [&](int64_t begin, int64_t end) {
-        for (int64_t r = begin; r < end; ++r) {
-          const T weight = by * static_cast<T>(count[r]);
-          for (int64_t i = r * d; i < r * d + d; ++i) to[i] = weight * rows[i];
-        }
-      });
-    });
-    return {out, torch::Tensor()};
+    const auto weights = saved[1].to(saved[0].scalar_type()).mul_(2 * upstream[0]);
+    return {saved[0] * weights.unsqueeze(1), torch::Tensor()};
   }
 };
 

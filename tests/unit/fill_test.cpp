@@ -67,6 +67,24 @@ TEST(Fill, AnyRowsOfAMaskEqualThoseOfTheWholeMask) {
   EXPECT_EQ(dropout_mask(torch::empty({0}, torch::kInt64), 10, 0.4, random, 1).size(0), 0);
 }
 
+TEST(Fill, AMaskIsTheWordsOfItsRow) {
+  const Random random(3, "words");
+  const int64_t step = (int64_t{1} << 40) + 9;
+  const torch::Tensor rows = torch::tensor({int64_t{0}, int64_t{7}, (int64_t{1} << 39) + 5});
+  for (const int64_t width : {1, 63, 64, 131}) {
+    const torch::Tensor mask = dropout_mask(rows, width, 0.25, random, step);
+    for (int64_t r = 0; r < 3; ++r) {
+      for (int64_t c = 0; c < width; ++c) {
+        const uint32_t word =
+            random.bits(static_cast<uint64_t>(step), static_cast<uint64_t>(rows[r].item<int64_t>()),
+                        static_cast<uint32_t>(c));
+        ASSERT_EQ(mask[r][c].item<float>(), word < (1U << 30) ? 0.0F : static_cast<float>(1 / 0.75))
+            << width << " " << r << " " << c;
+      }
+    }
+  }
+}
+
 TEST(Fill, MaskKeepsTheExpectation) {
   const torch::Tensor mask = dropout_mask(torch::arange(2000), 50, 0.3, Random(3), 1);
   EXPECT_NEAR((mask == 0).to(torch::kFloat32).mean().item<double>(), 0.3, 0.005);
