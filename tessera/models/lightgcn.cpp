@@ -56,9 +56,11 @@ class LightGcn : public GraphModel {
   }
 
   Loss loss(const Batch& batch) override {
-    const Vectors h = propagate();
+    const auto [users, items] = layer_mean_rows(graph_, users_, items_, config_.n_layers,
+                                                batch.distinct_users, batch.distinct_items);
+    const auto bpr = bpr_loss(users, items,
+                              {batch.user_inverse, batch.positive_inverse, batch.negative_inverse});
     const Triples at{batch.users, batch.positives, batch.negatives};
-    const auto bpr = bpr_loss(h.users, h.items, at);
     const auto reg = config_.reg == "squared" ? l2_rows(users_, items_, at, batch.size())
                                               : norm_rows(users_, items_, at, batch.size());
     return {bpr + config_.reg_weight * reg, {{"bpr", bpr}, {"reg", reg}}};

@@ -15,6 +15,7 @@
 #include "tessera/nn/rewriter.h"
 #include "tessera/ops/edge_scores.h"
 #include "tessera/ops/fill.h"
+#include "tessera/ops/gather.h"
 #include "tessera/ops/graph.h"
 #include "tessera/ops/item_graph.h"
 #include "tessera/ops/pca.h"
@@ -398,8 +399,8 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
 
   Loss loss(const Batch& batch) override {
     last_step_ = batch.step;
-    const Vectors h = forward(true, batch.step);
-    const Triples at{batch.users, batch.positives, batch.negatives};
+    const Vectors h = forward(true, batch.step, &batch);
+    const Triples at{batch.user_inverse, batch.positive_inverse, batch.negative_inverse};
     const auto bpr = bpr_loss(h.users, h.items, at);
     const auto reg = l2_rows(h.users, h.items, at, batch.size());
     return {bpr + config_.reg_weight * reg, {{"bpr", bpr}, {"reg", reg}}};
@@ -520,7 +521,8 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
     return sums / degrees_.clamp_min(1).to(sums.scalar_type());
   }
 
-  Vectors forward(bool training, int64_t step) const {
+  /// All rows, or those of a batch alone.
+  Vectors forward(bool training, int64_t step, const Batch* batch = nullptr) const {
     const auto h = squashed(
         item_ids_ != nullptr
             ? *item_ids_
@@ -545,11 +547,21 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
       items.push_back(fused_unit_rows(s, e, h, config_.floor));
       users.push_back(unit_rows(*of.ids));
     }
-    const auto [u, i] =
-        layer_mean(graph_, torch::cat(users, 1), torch::cat(items, 1), kPropagations);
+    const auto all_users = torch::cat(users, 1), all_items = torch::cat(items, 1);
+    const bool rows_alone = batch != nullptr && !similar_.defined();
+    const auto [u, i] = rows_alone ? layer_mean_rows(graph_, all_users, all_items, kPropagations,
+                                                     batch->distinct_users, batch->distinct_items)
+                                   : layer_mean(graph_, all_users, all_items, kPropagations);
     const double n_layers = static_cast<double>(kPropagations + 1);
-    const auto item = i * n_layers;
-    return {u * n_layers, similar_.defined() ? item + tessera::propagate(similar_, item) : item};
+    auto user = u * n_layers, item = i * n_layers;
+    if (similar_.defined()) {
+      item = item + tessera::propagate(similar_, item);
+      if (batch != nullptr) {
+        user = gather_rows(user, batch->distinct_users);
+        item = gather_rows(item, batch->distinct_items);
+      }
+    }
+    return {user, item};
   }
 
   torch::Tensor live_tastes(bool training, int64_t step) const {

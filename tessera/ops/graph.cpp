@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "tessera/ops/by_type.h"
+#include "tessera/ops/gather.h"
 #include "tessera/ops/kernels.h"
 #include "tessera/ops/spmm.h"
 
@@ -97,6 +99,153 @@ class GraphOp : public torch::autograd::Function<GraphOp> {
     return {out.users, out.items, torch::Tensor(), torch::Tensor()};
   }
 };
+
+/// One direction of the graph: rows, the columns of their non-zeros, what degrees give both.
+struct Side {
+  const torch::Tensor &offsets, &columns, &row_root, &col_root;
+};
+Side to_users_of(const BipartiteGraph::Parts& g) {
+  return {g.user_offsets, g.user_items, g.user_root, g.item_root};
+}
+Side to_items_of(const BipartiteGraph::Parts& g) {
+  return {g.item_offsets, g.item_users, g.item_root, g.user_root};
+}
+
+/// scale * (base + S x) of a part of a side's matrix, given as a matrix of its own.
+torch::Tensor part_product(const std::vector<int64_t>& offsets, const std::vector<int32_t>& columns,
+                           const torch::Tensor& row_root, const torch::Tensor& col_root,
+                           const torch::Tensor& x, const torch::Tensor& base, double scale) {
+  const int64_t n_rows = row_root.size(0), width = x.size(1);
+  const auto out = torch::empty({n_rows, width}, x.options());
+  by_type(x, [&](auto type) {
+    using T = decltype(type);
+    product<T>({offsets.data(), columns.data(), row_root.const_data_ptr<double>(),
+                col_root.const_data_ptr<double>(), width, scale},
+               n_rows, x.const_data_ptr<T>(), base.defined() ? base.const_data_ptr<T>() : nullptr,
+               out.mutable_data_ptr<T>());
+  });
+  return out;
+}
+
+/// scale * (base + S x) for the chosen rows; x of all columns, base [n, d].
+torch::Tensor product_of_rows(const Side& side, const torch::Tensor& rows, const torch::Tensor& x,
+                              const torch::Tensor& base, double scale) {
+  const int64_t* from = side.offsets.const_data_ptr<int64_t>();
+  const int32_t* column = side.columns.const_data_ptr<int32_t>();
+  const int64_t* row = rows.const_data_ptr<int64_t>();
+  std::vector<int64_t> offsets = {0};
+  std::vector<int32_t> columns;
+  for (int64_t k = 0; k < rows.numel(); ++k) {
+    columns.insert(columns.end(), column + from[row[k]], column + from[row[k] + 1]);
+    offsets.push_back(static_cast<int64_t>(columns.size()));
+  }
+  return part_product(offsets, columns, side.row_root.index_select(0, rows), side.col_root, x, base,
+                      scale);
+}
+
+/// scale * S x for all rows, where the columns outside the list are zero; x [n, d] holds the
+/// list's.
+torch::Tensor product_of_columns(const Side& side, const torch::Tensor& listed,
+                                 const torch::Tensor& x, double scale) {
+  const int64_t n_rows = side.row_root.size(0);
+  std::vector<int32_t> place(static_cast<size_t>(side.col_root.size(0)), -1);
+  const int64_t* list = listed.const_data_ptr<int64_t>();
+  for (int64_t k = 0; k < listed.numel(); ++k) {
+    place[static_cast<size_t>(list[k])] = static_cast<int32_t>(k);
+  }
+  const int64_t* from = side.offsets.const_data_ptr<int64_t>();
+  const int32_t* column = side.columns.const_data_ptr<int32_t>();
+  std::vector<int64_t> offsets(static_cast<size_t>(n_rows) + 1);
+  for_rows(from, n_rows, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      int64_t n = 0;
+      for (int64_t e = from[r]; e < from[r + 1]; ++e) {
+        n += place[static_cast<size_t>(column[e])] >= 0;
+      }
+      offsets[static_cast<size_t>(r) + 1] = n;
+    }
+  });
+  for (size_t r = 1; r < offsets.size(); ++r) offsets[r] += offsets[r - 1];
+  std::vector<int32_t> columns(static_cast<size_t>(offsets.back()));
+  for_rows(from, n_rows, 1, [&](int64_t begin, int64_t end) {
+    auto to = static_cast<size_t>(offsets[static_cast<size_t>(begin)]);
+    for (int64_t e = from[begin]; e < from[end]; ++e) {
+      const int32_t at = place[static_cast<size_t>(column[e])];
+      if (at >= 0) columns[to++] = at;
+    }
+  });
+  return part_product(offsets, columns, side.row_root, side.col_root.index_select(0, listed), x, {},
+                      scale);
+}
+
+/// to[rows[k]] += scale * x[k].
+void add_to_rows(const torch::Tensor& to, const torch::Tensor& rows, const torch::Tensor& x,
+                 double scale) {
+  const int64_t* row = rows.const_data_ptr<int64_t>();
+  const int64_t width = x.size(1);
+  by_type(x, [&](auto type) {
+    using T = decltype(type);
+    const T* from = x.const_data_ptr<T>();
+    T* out = to.mutable_data_ptr<T>();
+    for (int64_t k = 0; k < rows.numel(); ++k) {
+      T* own = out + row[k] * width;
+      kernels::combine(T{1}, own, static_cast<T>(scale), from + k * width, width, own);
+    }
+  });
+}
+
+class LayerMeanRows : public torch::autograd::Function<LayerMeanRows> {
+ public:
+  static variable_list forward(AutogradContext* context, const torch::Tensor& users_in,
+                               const torch::Tensor& items_in, const BipartiteGraph& graph,
+                               int64_t n_layers, const torch::Tensor& user_rows,
+                               const torch::Tensor& item_rows) {
+    context->saved_data["graph"] = c10::IValue::make_capsule(c10::make_intrusive<Holder>(graph));
+    context->saved_data["n_layers"] = n_layers;
+    context->save_for_backward({user_rows, item_rows});
+    const Pair x{users_in.contiguous(), items_in.contiguous()};
+    Pair y = x;
+    for (int64_t layer = 1; layer < n_layers; ++layer) y = tessera::apply(graph.parts(), y, x, 1);
+    const double scale = 1.0 / static_cast<double>(n_layers + 1);
+    return {product_of_rows(to_users_of(graph.parts()), user_rows, y.items,
+                            x.users.index_select(0, user_rows), scale),
+            product_of_rows(to_items_of(graph.parts()), item_rows, y.users,
+                            x.items.index_select(0, item_rows), scale)};
+  }
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    const auto capsule = context->saved_data["graph"].toCapsule();
+    const auto& graph = static_cast<Holder*>(capsule.get())->graph.parts();
+    const auto saved = context->get_saved_variables();
+    const auto g_users = gradients[0].contiguous(), g_items = gradients[1].contiguous();
+    const int64_t n_layers = context->saved_data["n_layers"].toInt();
+    const double last = 1.0 / static_cast<double>(n_layers + 1);
+    const auto add = [&](Pair& to, double scale) {
+      add_to_rows(to.users, saved[0], g_users, scale);
+      add_to_rows(to.items, saved[1], g_items, scale);
+    };
+    double scale = n_layers == 1 ? last : 1.0;
+    Pair z{product_of_columns(to_users_of(graph), saved[1], g_items, scale),
+           product_of_columns(to_items_of(graph), saved[0], g_users, scale)};
+    add(z, scale);
+    for (int64_t layer = 2; layer <= n_layers; ++layer) {
+      scale = layer == n_layers ? last : 1.0;
+      z = tessera::apply(graph, z, {}, scale);
+      add(z, scale);
+    }
+    return {z.users, z.items, torch::Tensor(), torch::Tensor(), torch::Tensor(), torch::Tensor()};
+  }
+};
+
+void check_rows(const torch::Tensor& rows, int64_t n) {
+  TORCH_CHECK(rows.dim() == 1 && rows.scalar_type() == torch::kInt64, "rows must be int64 [n]");
+  std::vector<bool> seen(static_cast<size_t>(n));
+  for (const int64_t row :
+       at::ArrayRef<int64_t>(rows.const_data_ptr<int64_t>(), static_cast<size_t>(rows.numel()))) {
+    TORCH_CHECK(row >= 0 && row < n && !seen[static_cast<size_t>(row)], "row ", row,
+                " is named twice or not one of ", n);
+    seen[static_cast<size_t>(row)] = true;
+  }
+}
 
 // One direction. `transposed` is what backward applies: rows and columns change places, and with
 // them whose degree counts.
@@ -237,6 +386,19 @@ std::pair<torch::Tensor, torch::Tensor> layer_mean(const BipartiteGraph& graph,
   check(graph, users, items);
   TORCH_CHECK(n_layers >= 0, "propagation needs at least 0 layers, got ", n_layers);
   const variable_list out = GraphOp::apply(users, items, graph, n_layers);
+  return {out[0], out[1]};
+}
+
+std::pair<torch::Tensor, torch::Tensor> layer_mean_rows(
+    const BipartiteGraph& graph, const torch::Tensor& users, const torch::Tensor& items,
+    int64_t n_layers, const torch::Tensor& user_rows, const torch::Tensor& item_rows) {
+  check(graph, users, items);
+  check_rows(user_rows, graph.n_users());
+  check_rows(item_rows, graph.n_items());
+  TORCH_CHECK(n_layers >= 0, "propagation needs at least 0 layers, got ", n_layers);
+  if (n_layers == 0) return {gather_rows(users, user_rows), gather_rows(items, item_rows)};
+  const variable_list out = LayerMeanRows::apply(users, items, graph, n_layers,
+                                                 user_rows.contiguous(), item_rows.contiguous());
   return {out[0], out[1]};
 }
 

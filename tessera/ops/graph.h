@@ -50,6 +50,12 @@ std::pair<torch::Tensor, torch::Tensor> layer_mean(const BipartiteGraph& graph,
                                                    const torch::Tensor& users,
                                                    const torch::Tensor& items, int64_t n_layers);
 
+/// The rows of layer_mean that the lists name, int64, distinct; [n, d] each. The last product makes
+/// these rows alone, and the first one backward reads no others.
+std::pair<torch::Tensor, torch::Tensor> layer_mean_rows(
+    const BipartiteGraph& graph, const torch::Tensor& users, const torch::Tensor& items,
+    int64_t n_layers, const torch::Tensor& user_rows, const torch::Tensor& item_rows);
+
 /// What an edge weighs in one direction: both, 1/sqrt(deg_u deg_i); receiver, 1/sqrt(deg) of the
 /// row that sums (mmssl section 1.1).
 enum class EdgeWeight { both, receiver };

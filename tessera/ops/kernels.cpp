@@ -77,7 +77,9 @@ struct GivenWeights {
 // a plain array of that many sums is spilled.
 template <typename T, int kBytes, int kParts, typename Weights, typename Matrix>
 [[gnu::always_inline]] inline void spmm_strip(const Matrix& s, const T* __restrict x, const T* base,
-                                              T* out, int64_t row, int64_t column) {
+                                              T* out, int64_t row, int64_t column, int64_t stop) {
+  constexpr int64_t kAhead =
+      16;  // non-zeros; no stream of the processor's guesses where they point
   using Lanes [[gnu::vector_size(kBytes)]] = T;
   using Loose [[gnu::vector_size(kBytes), gnu::aligned(alignof(T)), gnu::may_alias]] = T;
   constexpr int64_t kLanes = kBytes / sizeof(T);
@@ -86,6 +88,11 @@ template <typename T, int kBytes, int kParts, typename Weights, typename Matrix>
   for (int64_t e = s.offsets[row]; e < s.offsets[row + 1]; ++e) {
     const T weight = weights.at(e);
     const T* from = x + s.columns[e] * s.width + column;
+    const T* later = x + s.columns[e + kAhead < stop ? e + kAhead : e] * s.width + column;
+#pragma GCC unroll 8
+    for (int line = 0; line < kBytes * kParts; line += 64) {
+      __builtin_prefetch(reinterpret_cast<const char*>(later) + line);
+    }
 #pragma GCC unroll 8
     for (int j = 0; j < kParts; ++j) {
       sum[j] += weight * *reinterpret_cast<const Loose*>(from + j * kLanes);
@@ -105,15 +112,16 @@ template <typename T, int kBytes, typename Weights, typename Matrix>
 [[gnu::always_inline]] inline void spmm_any(const Matrix& s, const T* x, const T* base, T* out,
                                             int64_t begin, int64_t end) {
   constexpr int64_t kLanes = kBytes / sizeof(T);
+  const int64_t stop = s.offsets[end];
   for (int64_t row = begin; row < end; ++row) {
     int64_t c = 0;
     for (; c + 8 * kLanes <= s.width; c += 8 * kLanes) {
-      spmm_strip<T, kBytes, 8, Weights>(s, x, base, out, row, c);
+      spmm_strip<T, kBytes, 8, Weights>(s, x, base, out, row, c, stop);
     }
     for (; c + 2 * kLanes <= s.width; c += 2 * kLanes) {
-      spmm_strip<T, kBytes, 2, Weights>(s, x, base, out, row, c);
+      spmm_strip<T, kBytes, 2, Weights>(s, x, base, out, row, c, stop);
     }
-    for (; c < s.width; ++c) spmm_strip<T, sizeof(T), 1, Weights>(s, x, base, out, row, c);
+    for (; c < s.width; ++c) spmm_strip<T, sizeof(T), 1, Weights>(s, x, base, out, row, c, stop);
   }
 }
 
@@ -219,6 +227,7 @@ void dropout_row(float* to, int64_t width, const Philox& random, uint64_t limit,
     }
     uint32_t k0 = random.key[0], k1 = random.key[1];
     for (int round = 0; round < 10; ++round, k0 += 0x9E3779B9, k1 += 0xBB67AE85) {
+#pragma GCC unroll 1  // unrolled it is not made of vectors
       for (int b = 0; b < kBlocks; ++b) {
         const uint64_t p0 = uint64_t{0xD2511F53} * c[0][b], p1 = uint64_t{0xCD9E8D57} * c[2][b];
         c[0][b] = static_cast<uint32_t>(p1 >> 32) ^ c[1][b] ^ k0;

@@ -94,6 +94,33 @@ TEST(GraphOps, OnlyOneSideMayWantAGradient) {
 }
 
 // The dense matrix by the formula of bm3 section 2.
+TEST(GraphOps, ChosenRowsEqualThoseOfTheWholeMean) {
+  torch::manual_seed(11);
+  const BipartiteGraph graph = random_graph(9, 7, .4);
+  const auto user_rows = torch::tensor({6, 0, 3}, torch::kInt64),
+             item_rows = torch::tensor({1, 2, 5, 6}, torch::kInt64);
+  for (const int64_t n_layers : {0, 1, 2, 3}) {
+    const auto x = torch::randn({9, 5}, torch::kFloat64).requires_grad_(),
+               y = torch::randn({7, 5}, torch::kFloat64).requires_grad_();
+    const auto a = torch::randn({3, 5}, torch::kFloat64), b = torch::randn({4, 5}, torch::kFloat64);
+    const auto [u, i] = layer_mean_rows(graph, x, y, n_layers, user_rows, item_rows);
+    const auto [wu, wi] = layer_mean_composed(graph, x, y, n_layers);
+    const auto su = wu.index_select(0, user_rows), si = wi.index_select(0, item_rows);
+    EXPECT_TRUE(torch::allclose(u, su, 1e-12, 1e-14)) << n_layers;
+    EXPECT_TRUE(torch::allclose(i, si, 1e-12, 1e-14)) << n_layers;
+    const auto mine = torch::autograd::grad({(u * a).sum() + (i * b).sum()}, {x, y});
+    const auto wanted = torch::autograd::grad({(su * a).sum() + (si * b).sum()}, {x, y});
+    for (size_t k = 0; k < 2; ++k) {
+      EXPECT_TRUE(torch::allclose(mine[k], wanted[k], 1e-12, 1e-14)) << n_layers << " " << k;
+    }
+  }
+  const auto none = torch::empty({0}, torch::kInt64), x = torch::ones({9, 2}),
+             y = torch::ones({7, 2});
+  EXPECT_EQ(layer_mean_rows(graph, x, y, 2, none, item_rows).first.size(0), 0);
+  EXPECT_THROW(layer_mean_rows(graph, x, y, 2, torch::tensor({3, 3}), none), c10::Error);
+  EXPECT_THROW(layer_mean_rows(graph, x, y, 2, none, torch::tensor({7})), c10::Error);
+}
+
 TEST(GraphOps, WeightsAreThoseOfTheFormula) {
   const BipartiteGraph graph(torch::tensor({0, 2, 3, 3}, torch::kInt64),
                              torch::tensor({0, 2, 2}, torch::kInt32), 4);
