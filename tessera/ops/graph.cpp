@@ -143,10 +143,10 @@ torch::Tensor product_of_rows(const Side& side, const torch::Tensor& rows, const
                       scale);
 }
 
-/// scale * S x for all rows, where the columns outside the list are zero; x [n, d] holds the
+/// S x for all rows, where the columns outside the list are zero; x [n, d] holds the
 /// list's.
 torch::Tensor product_of_columns(const Side& side, const torch::Tensor& listed,
-                                 const torch::Tensor& x, double scale) {
+                                 const torch::Tensor& x) {
   const int64_t n_rows = side.row_root.size(0);
   std::vector<int32_t> place(static_cast<size_t>(side.col_root.size(0)), -1);
   const int64_t* list = listed.const_data_ptr<int64_t>();
@@ -175,12 +175,11 @@ torch::Tensor product_of_columns(const Side& side, const torch::Tensor& listed,
     }
   });
   return part_product(offsets, columns, side.row_root, side.col_root.index_select(0, listed), x, {},
-                      scale);
+                      1);
 }
 
-/// to[rows[k]] += scale * x[k].
-void add_to_rows(const torch::Tensor& to, const torch::Tensor& rows, const torch::Tensor& x,
-                 double scale) {
+/// to[rows[k]] += x[k].
+void add_to_rows(const torch::Tensor& to, const torch::Tensor& rows, const torch::Tensor& x) {
   const int64_t* row = rows.const_data_ptr<int64_t>();
   const int64_t width = x.size(1);
   by_type(x, [&](auto type) {
@@ -189,7 +188,7 @@ void add_to_rows(const torch::Tensor& to, const torch::Tensor& rows, const torch
     T* out = to.mutable_data_ptr<T>();
     for (int64_t k = 0; k < rows.numel(); ++k) {
       T* own = out + row[k] * width;
-      kernels::combine(T{1}, own, static_cast<T>(scale), from + k * width, width, own);
+      kernels::combine(T{1}, own, T{1}, from + k * width, width, own);
     }
   });
 }
@@ -218,20 +217,21 @@ class LayerMeanRows : public torch::autograd::Function<LayerMeanRows> {
     const auto saved = context->get_saved_variables();
     const auto g_users = gradients[0].contiguous(), g_items = gradients[1].contiguous();
     const int64_t n_layers = context->saved_data["n_layers"].toInt();
-    const double last = 1.0 / static_cast<double>(n_layers + 1);
-    const auto add = [&](Pair& to, double scale) {
-      add_to_rows(to.users, saved[0], g_users, scale);
-      add_to_rows(to.items, saved[1], g_items, scale);
+    const auto add = [&](Pair& to) {
+      add_to_rows(to.users, saved[0], g_users);
+      add_to_rows(to.items, saved[1], g_items);
     };
-    double scale = n_layers == 1 ? last : 1.0;
-    Pair z{product_of_columns(to_users_of(graph), saved[1], g_items, scale),
-           product_of_columns(to_items_of(graph), saved[0], g_users, scale)};
-    add(z, scale);
+    Pair z{product_of_columns(to_users_of(graph), saved[1], g_items),
+           product_of_columns(to_items_of(graph), saved[0], g_users)};
+    add(z);
     for (int64_t layer = 2; layer <= n_layers; ++layer) {
-      scale = layer == n_layers ? last : 1.0;
-      z = tessera::apply(graph, z, {}, scale);
-      add(z, scale);
+      z = tessera::apply(graph, z, {}, 1);
+      add(z);
     }
+    // Scaled at the end, as layer_mean is: its gradient bit for bit.
+    const double scale = 1.0 / static_cast<double>(n_layers + 1);
+    z.users.mul_(scale);
+    z.items.mul_(scale);
     return {z.users, z.items, torch::Tensor(), torch::Tensor(), torch::Tensor(), torch::Tensor()};
   }
 };
