@@ -6,14 +6,13 @@ of batches of 32,768, and from each the lists of all users and the neighbours of
 large: 1,000,000 users, 300,000 items, 20,000,000 clicks, two features of 128 columns: LightGCN and BM3, one epoch
 of batches of 131,072 and an evaluation of 20,000 users who hold out a pair.
 
-Prints seconds and peak memory of each command. The files are made first and not timed; a folder that has them is
-used again."""
+Prints seconds and peak memory of each command. The files are made first and not timed."""
 import argparse
 import json
 import os
 import shutil
 
-from made_up import make
+from made_up import write
 from nightly import timed
 
 SIZES = {"shop": (500_000, 80_000, 5_000_000, {"image": 512, "text": 384}, 20_000),
@@ -27,9 +26,7 @@ def main():
     parser.add_argument("-j", "--threads", default="2")
     options = parser.parse_args()
     path = lambda name: os.path.join(options.folder, name)  # noqa: E731
-    if not os.path.exists(path("pairs.tsv")):
-        make(options.folder, *SIZES[options.size][:4], held_out=SIZES[options.size][4])
-    widths = SIZES[options.size][3]
+    files = write(options.folder, *SIZES[options.size])
     total, highest = 0.0, 0.0
 
     def step(*arguments):
@@ -40,8 +37,7 @@ def main():
         print(f"| `{shown}` | {seconds:.1f} | {megabytes:,.0f} |", flush=True)
 
     shutil.rmtree(path("data"), ignore_errors=True)
-    step("import", path("pairs.tsv"), "-o", path("data"),
-         *[word for name in widths for word in ("--feature", f"{name}={path(name)}.npy")])
+    step("import", *files, "-o", path("data"))
     shop = options.size == "shop"
     for model in ("VBPR", "BM3") if shop else ("LightGCN", "BM3"):
         run = path(model)

@@ -27,8 +27,8 @@ def feature_flags(folder, items, widths):
     return flags
 
 
-def make(folder, users, items, pairs, widths, held_out=None):
-    """The folder of the imported dataset."""
+def write(folder, users, items, pairs, widths, held_out=None):
+    """Writes the files; what follows 'tessera import' to read them."""
     os.makedirs(folder, exist_ok=True)
     rng = np.random.default_rng(7)
     least = max(1, min(5, pairs // users))
@@ -50,9 +50,14 @@ def make(folder, users, items, pairs, widths, held_out=None):
             part = slice(begin, begin + 1_000_000)
             file.writelines(f"{u}\t{i}\t{'valid' if v else 'train'}\n" for u, i, v in
                             zip(user[part].tolist(), item[part].tolist(), valid[part].tolist()))
+    return [path, *feature_flags(folder, range(items), widths)]
+
+
+def make(folder, *size, **more):
+    """write(), and the folder of the imported dataset."""
     data = os.path.join(folder, "data")
-    subprocess.run([PROGRAM, "import", path, "-o", data, "-q",
-                    *feature_flags(folder, range(items), widths)], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([PROGRAM, "import", *write(folder, *size, **more), "-o", data, "-q"], check=True,
+                   stdout=subprocess.DEVNULL)
     return data
 
 

@@ -7,6 +7,7 @@
 #include "tessera/ops/graph.h"
 #include "tessera/ops/linear.h"
 #include "tessera/ops/losses.h"
+#include "tessera/ops/triples.h"
 
 namespace tessera {
 namespace {
@@ -171,11 +172,11 @@ class Bm3 : public GraphModel {
       }
     }
     if (config_.reg_weight > 0) {
-      const auto reg = config_.reg == "norm" ? (frobenius_norm(h.users) + frobenius_norm(h.items)) /
-                                                   static_cast<double>(data_.n_items)
-                                             : l2_rows({gather_rows(hu, batch.user_inverse),
-                                                        gather_rows(hi, batch.positive_inverse)},
-                                                       batch.size());
+      const auto reg = config_.reg == "norm"
+                           ? (frobenius_norm(h.users) + frobenius_norm(h.items)) /
+                                 static_cast<double>(data_.n_items)
+                           : l2_rows(hu, {batch.user_inverse}, batch.size()) +
+                                 l2_rows(hi, {batch.positive_inverse}, batch.size());
       add("reg", config_.reg_weight, reg);
     }
     return out;

@@ -22,11 +22,42 @@ torch::Tensor inverse_roots(const torch::Tensor& offsets, double eps) {
   return (offsets.diff().to(torch::kFloat64) + eps).rsqrt();
 }
 
-// scale * (base + S x).
-template <typename T>
-void product(const kernels::Spmm& spmm, int64_t n_rows, const T* x, const T* base, T* out) {
-  for_rows(spmm.offsets, n_rows, spmm.width,
-           [&](int64_t begin, int64_t end) { kernels::spmm(spmm, x, base, out, begin, end); });
+/// scale * (base + S x) of a sparse matrix of n_rows, its entries row_root[r] col_root[c]; base may
+/// be undefined. [n_rows, d]
+torch::Tensor product(int64_t n_rows, const int64_t* offsets, const int32_t* columns,
+                      const torch::Tensor& row_root, const torch::Tensor& col_root,
+                      const torch::Tensor& x, const torch::Tensor& base, double scale) {
+  const auto out = torch::empty({n_rows, x.size(1)}, x.options());
+  by_type(x, [&](auto type) {
+    using T = decltype(type);
+    const kernels::Spmm spmm{
+        offsets,   columns, row_root.const_data_ptr<double>(), col_root.const_data_ptr<double>(),
+        x.size(1), scale};
+    const T* from = x.const_data_ptr<T>();
+    const T* add = base.defined() ? base.const_data_ptr<T>() : nullptr;
+    T* to = out.mutable_data_ptr<T>();
+    for_rows(offsets, n_rows, spmm.width,
+             [&](int64_t begin, int64_t end) { kernels::spmm(spmm, from, add, to, begin, end); });
+  });
+  return out;
+}
+
+/// One direction of the graph: rows, the columns of their non-zeros, what degrees give both.
+struct Side {
+  const torch::Tensor &offsets, &columns, &row_root, &col_root;
+  int64_t n_rows() const { return offsets.size(0) - 1; }
+};
+Side to_users_of(const BipartiteGraph::Parts& g) {
+  return {g.user_offsets, g.user_items, g.user_root, g.item_root};
+}
+Side to_items_of(const BipartiteGraph::Parts& g) {
+  return {g.item_offsets, g.item_users, g.item_root, g.user_root};
+}
+torch::Tensor product(const Side& side, const torch::Tensor& x, const torch::Tensor& base,
+                      double scale) {
+  return product(side.n_rows(), side.offsets.const_data_ptr<int64_t>(),
+                 side.columns.const_data_ptr<int32_t>(), side.row_root, side.col_root, x, base,
+                 scale);
 }
 
 struct Pair {
@@ -35,28 +66,8 @@ struct Pair {
 
 // scale * (base + A_hat x); base may be undefined.
 Pair apply(const BipartiteGraph::Parts& graph, const Pair& x, const Pair& base, double scale) {
-  const int64_t n_users = x.users.size(0), n_items = x.items.size(0), width = x.users.size(1);
-  Pair out{torch::empty_like(x.users), torch::empty_like(x.items)};
-  const auto run = [&](auto type) {
-    using T = decltype(type);
-    const auto data = [](const torch::Tensor& t) {
-      return t.defined() ? t.const_data_ptr<T>() : nullptr;
-    };
-    const double* user_root = graph.user_root.const_data_ptr<double>();
-    const double* item_root = graph.item_root.const_data_ptr<double>();
-    product<T>({graph.user_offsets.const_data_ptr<int64_t>(),
-                graph.user_items.const_data_ptr<int32_t>(), user_root, item_root, width, scale},
-               n_users, data(x.items), data(base.users), out.users.mutable_data_ptr<T>());
-    product<T>({graph.item_offsets.const_data_ptr<int64_t>(),
-                graph.item_users.const_data_ptr<int32_t>(), item_root, user_root, width, scale},
-               n_items, data(x.users), data(base.items), out.items.mutable_data_ptr<T>());
-  };
-  if (x.users.scalar_type() == torch::kFloat32) {
-    run(float{});
-  } else {
-    run(double{});
-  }
-  return out;
+  return {product(to_users_of(graph), x.items, base.users, scale),
+          product(to_items_of(graph), x.users, base.items, scale)};
 }
 
 Pair mean_of_layers(const BipartiteGraph::Parts& graph, const Pair& x, int64_t n_layers) {
@@ -100,33 +111,6 @@ class GraphOp : public torch::autograd::Function<GraphOp> {
   }
 };
 
-/// One direction of the graph: rows, the columns of their non-zeros, what degrees give both.
-struct Side {
-  const torch::Tensor &offsets, &columns, &row_root, &col_root;
-};
-Side to_users_of(const BipartiteGraph::Parts& g) {
-  return {g.user_offsets, g.user_items, g.user_root, g.item_root};
-}
-Side to_items_of(const BipartiteGraph::Parts& g) {
-  return {g.item_offsets, g.item_users, g.item_root, g.user_root};
-}
-
-/// scale * (base + S x) of a part of a side's matrix, given as a matrix of its own.
-torch::Tensor part_product(const std::vector<int64_t>& offsets, const std::vector<int32_t>& columns,
-                           const torch::Tensor& row_root, const torch::Tensor& col_root,
-                           const torch::Tensor& x, const torch::Tensor& base, double scale) {
-  const int64_t n_rows = row_root.size(0), width = x.size(1);
-  const auto out = torch::empty({n_rows, width}, x.options());
-  by_type(x, [&](auto type) {
-    using T = decltype(type);
-    product<T>({offsets.data(), columns.data(), row_root.const_data_ptr<double>(),
-                col_root.const_data_ptr<double>(), width, scale},
-               n_rows, x.const_data_ptr<T>(), base.defined() ? base.const_data_ptr<T>() : nullptr,
-               out.mutable_data_ptr<T>());
-  });
-  return out;
-}
-
 /// scale * (base + S x) for the chosen rows; x of all columns, base [n, d].
 torch::Tensor product_of_rows(const Side& side, const torch::Tensor& rows, const torch::Tensor& x,
                               const torch::Tensor& base, double scale) {
@@ -139,15 +123,14 @@ torch::Tensor product_of_rows(const Side& side, const torch::Tensor& rows, const
     columns.insert(columns.end(), column + from[row[k]], column + from[row[k] + 1]);
     offsets.push_back(static_cast<int64_t>(columns.size()));
   }
-  return part_product(offsets, columns, side.row_root.index_select(0, rows), side.col_root, x, base,
-                      scale);
+  return product(rows.numel(), offsets.data(), columns.data(), side.row_root.index_select(0, rows),
+                 side.col_root, x, base, scale);
 }
 
-/// S x for all rows, where the columns outside the list are zero; x [n, d] holds the
-/// list's.
+/// S x for all rows, where the columns outside the list are zero; x [n, d] holds the list's.
 torch::Tensor product_of_columns(const Side& side, const torch::Tensor& listed,
                                  const torch::Tensor& x) {
-  const int64_t n_rows = side.row_root.size(0);
+  const int64_t n_rows = side.n_rows();
   std::vector<int32_t> place(static_cast<size_t>(side.col_root.size(0)), -1);
   const int64_t* list = listed.const_data_ptr<int64_t>();
   for (int64_t k = 0; k < listed.numel(); ++k) {
@@ -174,8 +157,8 @@ torch::Tensor product_of_columns(const Side& side, const torch::Tensor& listed,
       if (at >= 0) columns[to++] = at;
     }
   });
-  return part_product(offsets, columns, side.row_root, side.col_root.index_select(0, listed), x, {},
-                      1);
+  return product(n_rows, offsets.data(), columns.data(), side.row_root,
+                 side.col_root.index_select(0, listed), x, {}, 1);
 }
 
 /// to[rows[k]] += x[k].
@@ -251,30 +234,11 @@ void check_rows(const torch::Tensor& rows, int64_t n) {
 // them whose degree counts.
 torch::Tensor one_way(const BipartiteGraph::Parts& graph, const torch::Tensor& x, bool to_users,
                       EdgeWeight weight, bool transposed) {
-  const bool by_user = to_users != transposed;  // whose rows come out
-  const auto& offsets = by_user ? graph.user_offsets : graph.item_offsets;
-  const auto& columns = by_user ? graph.user_items : graph.item_users;
-  const auto& own = by_user ? graph.user_root : graph.item_root;
-  const auto& other = by_user ? graph.item_root : graph.user_root;
+  const Side side = to_users != transposed ? to_users_of(graph) : to_items_of(graph);
   const bool both = weight == EdgeWeight::both;
-  const double* rows = (both || !transposed ? own : graph.ones).const_data_ptr<double>();
-  const double* cols = (both || transposed ? other : graph.ones).const_data_ptr<double>();
-  const torch::Tensor dense = x.contiguous();
-  const torch::Tensor out = torch::empty({own.size(0), x.size(1)}, x.options());
-  const kernels::Spmm spmm{offsets.const_data_ptr<int64_t>(),
-                           columns.const_data_ptr<int32_t>(),
-                           rows,
-                           cols,
-                           x.size(1),
-                           1.0};
-  if (x.scalar_type() == torch::kFloat32) {
-    product<float>(spmm, own.size(0), dense.const_data_ptr<float>(), nullptr,
-                   out.mutable_data_ptr<float>());
-  } else {
-    product<double>(spmm, own.size(0), dense.const_data_ptr<double>(), nullptr,
-                    out.mutable_data_ptr<double>());
-  }
-  return out;
+  return product({side.offsets, side.columns, both || !transposed ? side.row_root : graph.ones,
+                  both || transposed ? side.col_root : graph.ones},
+                 x.contiguous(), {}, 1);
 }
 
 class OneWay : public torch::autograd::Function<OneWay> {

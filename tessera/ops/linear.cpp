@@ -9,6 +9,16 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
+/// Whether bfloat16 products are the processor's own (AVX-512 BF16).
+bool has_bfloat16_products() {
+#if defined(__x86_64__)
+  static const bool has = __builtin_cpu_supports("avx512bf16") != 0;
+  return has;
+#else
+  return false;
+#endif
+}
+
 /// a b of bfloat16 matrices, rounded to bfloat16, as float32.
 torch::Tensor product(const torch::Tensor& a, const torch::Tensor& b) {
   if (has_bfloat16_products()) return at::mm(a, b).to(torch::kFloat);
@@ -34,15 +44,6 @@ class Linear16 : public torch::autograd::Function<Linear16> {
 };
 
 }  // namespace
-
-bool has_bfloat16_products() {
-#if defined(__x86_64__)
-  static const bool has = __builtin_cpu_supports("avx512bf16") != 0;
-  return has;
-#else
-  return false;
-#endif
-}
 
 torch::Tensor linear(const torch::Tensor& x, const torch::Tensor& weight, const torch::Tensor& bias,
                      bool bfloat16) {

@@ -12,7 +12,4 @@ namespace tessera {
 torch::Tensor linear(const torch::Tensor& x, const torch::Tensor& weight, const torch::Tensor& bias,
                      bool bfloat16);
 
-/// Whether bfloat16 products are the processor's own (AVX-512 BF16); elsewhere they are not faster.
-bool has_bfloat16_products();
-
 }  // namespace tessera

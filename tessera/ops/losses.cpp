@@ -78,19 +78,7 @@ class Frobenius : public torch::autograd::Function<Frobenius> {
  public:
   static torch::Tensor forward(AutogradContext* context, const torch::Tensor& x) {
     const auto rows = x.contiguous();
-    const int64_t n = rows.size(0), d = n > 0 ? rows.numel() / n : 0;
-    const auto squares = torch::empty({n}, torch::kFloat64);
-    by_type(rows, [&](auto type) {
-      using T = decltype(type);
-      const T* row = rows.const_data_ptr<T>();
-      double* to = squares.mutable_data_ptr<double>();
-      parallel_for(0, n, kGrain, [&](int64_t begin, int64_t end) {
-        for (int64_t r = begin; r < end; ++r) {
-          to[r] = static_cast<double>(dot(row + r * d, row + r * d, d));
-        }
-      });
-    });
-    const auto norm = squares.sum().sqrt().to(x.scalar_type());
+    const auto norm = sum_of_squares(rows).sqrt().to(x.scalar_type());
     context->save_for_backward({rows, norm});
     return norm;
   }
@@ -137,6 +125,26 @@ torch::Tensor norm_rows(const std::vector<torch::Tensor>& rows, int64_t batch_si
   torch::Tensor sum;
   for (const auto& x : rows) sum = sum.defined() ? sum + frobenius_norm(x) : frobenius_norm(x);
   return sum / static_cast<double>(batch_size);
+}
+
+torch::Tensor sum_of_squares(const torch::Tensor& x, const torch::Tensor& counts) {
+  const auto rows = x.contiguous();
+  const int64_t n = rows.size(0), d = n > 0 ? rows.numel() / n : 0;
+  const auto squares = torch::zeros({n}, torch::kFloat64);
+  by_type(rows, [&](auto type) {
+    using T = decltype(type);
+    const T* row = rows.const_data_ptr<T>();
+    const int64_t* count = counts.defined() ? counts.const_data_ptr<int64_t>() : nullptr;
+    double* to = squares.mutable_data_ptr<double>();
+    parallel_for(0, n, kGrain, [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r) {
+        const int64_t times = count ? count[r] : 1;
+        if (times == 0) continue;
+        to[r] = static_cast<double>(times) * static_cast<double>(dot(row + r * d, row + r * d, d));
+      }
+    });
+  });
+  return squares.sum();
 }
 
 torch::Tensor frobenius_norm(const torch::Tensor& x) { return Frobenius::apply(x); }

@@ -26,6 +26,9 @@ torch::Tensor l2_rows(const std::vector<torch::Tensor>& rows, int64_t batch_size
 /// NORM of baselines section 0: sum of the Frobenius norms, not squared, / B.
 torch::Tensor norm_rows(const std::vector<torch::Tensor>& rows, int64_t batch_size);
 
+/// sum_r n_r |row r|^2 in double, `counts` int64 [n] or undefined: each row once. x [n, ..]
+torch::Tensor sum_of_squares(const torch::Tensor& x, const torch::Tensor& counts = {});
+
 /// |x|_F with gradient x / |x|, and 0 at x = 0.
 torch::Tensor frobenius_norm(const torch::Tensor& x);
 

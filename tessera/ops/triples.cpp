@@ -151,23 +151,8 @@ class CountedSquares : public torch::autograd::Function<CountedSquares> {
   static torch::Tensor forward(AutogradContext* context, const torch::Tensor& table_in,
                                const torch::Tensor& counts) {
     const auto table = table_in.contiguous();
-    const int64_t n = table.size(0), d = table.size(1);
-    const auto values = torch::zeros({n}, torch::kFloat64);
-    by_type(table, [&](auto type) {
-      using T = decltype(type);
-      const T* rows = table.const_data_ptr<T>();
-      const int64_t* count = counts.const_data_ptr<int64_t>();
-      double* value = values.mutable_data_ptr<double>();
-      parallel_for(0, n, kGrain, [&](int64_t begin, int64_t end) {
-        for (int64_t r = begin; r < end; ++r) {
-          if (count[r] == 0) continue;
-          value[r] = static_cast<double>(count[r]) *
-                     static_cast<double>(dot(rows + r * d, rows + r * d, d));
-        }
-      });
-    });
     context->save_for_backward({table, counts});
-    return values.sum().to(table.scalar_type());
+    return sum_of_squares(table, counts).to(table.scalar_type());
   }
 
   static variable_list backward(AutogradContext* context, variable_list upstream) {
