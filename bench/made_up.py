@@ -61,16 +61,26 @@ def make(folder, *size, **more):
     return data
 
 
+def count(text):
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"wanted a number from 1 up, got '{text}'")
+    return int(text)
+
+
+def feature(text):
+    name, _, width = text.partition("=")
+    return name, count(width)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder")
     for name in ("--users", "--items", "--pairs"):
-        parser.add_argument(name, type=int, required=True)
-    parser.add_argument("--feature", action="append", default=[])
-    parser.add_argument("--held_out", type=int)
+        parser.add_argument(name, type=count, required=True)
+    parser.add_argument("--feature", type=feature, action="append", default=[])
+    parser.add_argument("--held_out", type=count)
     options = parser.parse_args()
-    widths = {name: int(width) for name, width in (feature.split("=") for feature in options.feature)}
-    make(options.folder, options.users, options.items, options.pairs, widths, options.held_out)
+    make(options.folder, options.users, options.items, options.pairs, dict(options.feature), options.held_out)
 
 
 if __name__ == "__main__":
