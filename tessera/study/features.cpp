@@ -203,6 +203,7 @@ Json make_features(const FeaturesRequest& request) {
   const RunSettings settings = resolve_settings(info, all);
   const TrainSettings& train = settings.train_settings;
   use_device_and_threads(train);
+  keep_freed_memory();
   const Dataset data = open_dataset(request.dataset, train);
   const Random random(static_cast<uint64_t>(train.seed));
   auto model = info.make(all, Context{data, random, train, request.log});

@@ -202,6 +202,7 @@ Checked check(const std::string& model, const fs::path& dataset, const Settings&
   out.settings = resolve_settings(*out.info, all);
   const TrainSettings& train = out.settings.train_settings;
   use_device_and_threads(train);
+  keep_freed_memory();
   out.protocol = find_protocol(train.protocol);
   if (!train.valid_metric.empty()) canonical_metric(train.valid_metric);
   for (const auto& metric : train.metrics) canonical_metric(metric);
@@ -281,6 +282,9 @@ void use_device_and_threads(const TrainSettings& settings) {
   at::set_num_threads(settings.threads > 0
                           ? static_cast<int>(settings.threads)
                           : static_cast<int>(std::max(1U, std::thread::hardware_concurrency())));
+}
+
+void keep_freed_memory() {
   // What a step frees the next one wants again: without this glibc returns every larger array to
   // the system, and its pages come back one fault each.
   mallopt(M_MMAP_THRESHOLD, 256 << 20);
