@@ -185,6 +185,18 @@ void ranking(benchmark::State& state) {
 }
 BENCHMARK(ranking)->UseRealTime()->Unit(benchmark::kMillisecond);
 
+/// What ranking is compared with: its product alone, by torch, a block of users at a time.
+void product_alone(benchmark::State& state) {
+  const auto users = table(4096, kDim), items = table(kItems, kDim);
+  auto scores = torch::empty({256, kItems});
+  for (auto _ : state) {
+    for (const auto& block : users.split(256)) at::mm_out(scores, block, items.t());
+    benchmark::ClobberMemory();
+  }
+  flop(state, 2.0 * 4096 * kItems * kDim);
+}
+BENCHMARK(product_alone)->UseRealTime()->Unit(benchmark::kMillisecond);
+
 /// The softmax over the items of Toys, value and gradients. Arguments: positions and items of a
 /// tile, positions (704 in a batch of 128 users of Toys).
 void softmax(benchmark::State& state) {

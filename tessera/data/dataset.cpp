@@ -212,6 +212,7 @@ std::string train_sha256(const Dataset& data) {
 
 Dataset load_dataset(const std::filesystem::path& folder, const DatasetView& view) {
   Dataset data;
+  data.folder = folder;
   data.about = read_dataset_json(folder, true);
   data.name = data.about["name"].get<std::string>();
   data.n_users = data.about["n_users"].get<int64_t>();

@@ -37,8 +37,9 @@ struct Dataset {
   std::vector<Feature> features;    ///< in the order asked for, else of features.json
   Vocabulary user_ids, item_ids;
   ItemColumns item_columns;
-  Json about;              ///< dataset.json: split, counts, hashes
-  bool has_order = false;  ///< rows carry times or positions
+  Json about;                    ///< dataset.json: split, counts, hashes
+  bool has_order = false;        ///< rows carry times or positions
+  std::filesystem::path folder;  ///< read from it; empty for a dataset made in memory
 
   const Feature* feature(const std::string& modality) const;  ///< null when there is none
 };

@@ -322,6 +322,22 @@ bool is_dataset_folder(const fs::path& path) {
   return fs::is_directory(path, error) && fs::is_regular_file(path / "dataset.json", error);
 }
 
+void read_media(const fs::path& folder, const std::function<bool(const MediaRow&)>& visit) {
+  const fs::path path = folder / "media.tsv";
+  if (!fs::exists(path)) return;
+  std::ifstream in = open_table(path);
+  TableReader reader(in, path.string());
+  if (reader.header() != std::vector<std::string>{"item_id", "modality", "path", "sha256"}) {
+    throw data_error("{}:1: wanted the columns item_id, modality, path, sha256", path.string());
+  }
+  std::vector<std::string_view> cells;
+  while (reader.next(cells)) {
+    if (!visit({cells[0], cells[1], cells[2], cells[3]})) {
+      throw reader.error(0, fmt::format("item '{}' is not in item_map.tsv", printable(cells[0])));
+    }
+  }
+}
+
 Json read_dataset_json(const fs::path& folder, bool check_hashes) {
   std::error_code error;
   if (!fs::exists(folder, error)) {

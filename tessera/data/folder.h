@@ -1,6 +1,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <istream>
 #include <string>
 #include <string_view>
@@ -52,6 +53,15 @@ void write_interactions(const std::filesystem::path& path, const EventTable& tab
 
 /// items.tsv, its rows put in the order of `items`.
 ItemColumns read_item_columns(std::istream& in, const std::string& name, const Vocabulary& items);
+
+/// A line of media.tsv: a file that shows one modality of an item; `path` from the folder on.
+struct MediaRow {
+  std::string_view item, modality, path, sha256;
+};
+/// Calls `visit` for every line of the folder's media.tsv, for none where there is no such file;
+/// exit 3 for a line that is damaged or for which `visit` says false: no item of the folder.
+void read_media(const std::filesystem::path& folder,
+                const std::function<bool(const MediaRow&)>& visit);
 
 /// dataset.json of a folder, checked for what every reader of it needs; exit 3 when the folder is
 /// none. `check_hashes` compares the tables with the hashes it names.

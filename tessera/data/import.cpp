@@ -384,21 +384,13 @@ void read_dataset_folder(Work& work) {
   work.items.columns = columns.names;
   for (int64_t i = 0; i < work.table.items.size(); ++i) work.items.ids.add(work.table.items[i]);
   work.items.values = columns.values;
-  const fs::path media = work.from / "media.tsv";
-  if (!fs::exists(media)) return;
-  std::ifstream in(media, std::ios::binary);
-  TableReader reader(in, media.string());
-  if (reader.header() != std::vector<std::string>{"item_id", "modality", "path", "sha256"}) {
-    throw data_error("{}:1: wanted the columns item_id, modality, path, sha256", media.string());
-  }
-  std::vector<std::string_view> cells;
-  while (reader.next(cells)) {
-    const int32_t item = work.items.ids.find(cells[0]);
-    if (item < 0) {
-      throw reader.error(0, fmt::format("item '{}' is not in item_map.tsv", printable(cells[0])));
+  read_media(work.from, [&](const MediaRow& row) {
+    const int32_t item = work.items.ids.find(row.item);
+    if (item >= 0) {
+      work.items.media.push_back({item, std::string(row.modality), std::string(row.path)});
     }
-    work.items.media.push_back({item, std::string(cells[1]), std::string(cells[2])});
-  }
+    return item >= 0;
+  });
 }
 
 // ---------------------------------------------------------------- ids

@@ -105,15 +105,14 @@ Contents texts_of(const fs::path& folder, const Vocabulary& ids, std::vector<std
 Contents media_of(const fs::path& folder, const Vocabulary& ids, const std::string& modality) {
   Contents out;
   out.source = {{"kind", "files"}, {"modality", modality}};
-  const fs::path path = folder / "media.tsv";
-  if (modality.empty() || !fs::exists(path)) return out;
-  std::ifstream in(path, std::ios::binary);
-  TableReader reader(in, path.string());
-  std::vector<std::string_view> cells;
-  while (reader.next(cells)) {
-    if (cells.size() < 4 || cells[1] != modality || ids.find(cells[0]) < 0) continue;
-    out.items.push_back({std::string(cells[0]), "", std::string(cells[2]), std::string(cells[3])});
-  }
+  if (modality.empty() || !fs::exists(folder / "media.tsv")) return out;
+  read_media(folder, [&](const MediaRow& row) {
+    if (row.modality == modality && ids.find(row.item) >= 0) {
+      out.items.push_back(
+          {std::string(row.item), "", std::string(row.path), std::string(row.sha256)});
+    }
+    return true;
+  });
   out.missing = ids.size() - static_cast<int64_t>(out.items.size());
   return out;
 }

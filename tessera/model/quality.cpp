@@ -8,9 +8,11 @@
 #include <array>
 #include <map>
 #include <numeric>
+#include <set>
 #include <utility>
 
 #include "tessera/base/error.h"
+#include "tessera/data/folder.h"
 #include "tessera/nn/review.h"
 #include "tessera/ops/knn.h"
 
@@ -29,26 +31,52 @@ double share_of(int64_t n, int64_t n_items) {
   return static_cast<double>(n) / static_cast<double>(std::max<int64_t>(1, n_items));
 }
 
-Json item_json(const Dataset& data, int64_t item) {
-  Json out = {{"item", std::string(data.item_ids[item])}, {"title", data.item_columns.title(item)}};
-  for (const char* column : {"image", "picture", "image_path"}) {
-    const auto* values = data.item_columns.find(column);
-    if (values == nullptr || (*values)[static_cast<size_t>(item)].empty()) continue;
-    out["picture"] = (*values)[static_cast<size_t>(item)];
-    break;
+/// What is shown of items: their pictures are those of media.tsv, else of the catalogue's columns.
+class Shown {
+ public:
+  explicit Shown(const Dataset& of) : data(of) {
+    for (const char* column : {"image_path", "picture", "image"}) {
+      const auto* values = data.item_columns.find(column);
+      for (int64_t i = 0; values != nullptr && i < data.n_items; ++i) {
+        const std::string& value = (*values)[static_cast<size_t>(i)];
+        if (!value.empty()) pictures_[i] = value;
+      }
+    }
+    if (data.folder.empty()) return;
+    std::set<int64_t> found;
+    read_media(data.folder, [&](const MediaRow& row) {
+      const int64_t item = data.item_ids.find(row.item);
+      if (item >= 0 && row.modality == "image" && found.insert(item).second) {
+        pictures_[item] = row.path;
+      }
+      return true;
+    });
   }
-  return out;
-}
 
-Json neighbours(const Modality& m, const Dataset& data, const torch::Tensor& table, int64_t item) {
+  Json json(int64_t item) const {
+    Json out = {{"item", std::string(data.item_ids[item])},
+                {"title", data.item_columns.title(item)}};
+    if (const auto found = pictures_.find(item); found != pictures_.end()) {
+      out["picture"] = found->second;
+    }
+    return out;
+  }
+
+  const Dataset& data;
+
+ private:
+  std::map<int64_t, std::string> pictures_;
+};
+
+Json neighbours(const Modality& m, const Shown& shown, const torch::Tensor& table, int64_t item) {
   const auto index = torch::tensor({item}, torch::kInt64);
-  const TopK top =
-      nearest_rows(table.index_select(0, index), table, std::min(kNeighbours, data.n_items), index);
+  const TopK top = nearest_rows(table.index_select(0, index), table,
+                                std::min(kNeighbours, shown.data.n_items), index);
   Json out = Json::array();
   for (int64_t j = 0; j < top.items.size(1); ++j) {
     const int64_t other = top.items[0][j].item<int32_t>();
     if (other < 0 || !m.exists[other].item<bool>()) continue;
-    Json entry = item_json(data, other);
+    Json entry = shown.json(other);
     entry["cosine"] = top.scores[0][j].item<float>();
     out.push_back(std::move(entry));
   }
@@ -116,22 +144,22 @@ Json view(const Modality& m, const Quality& quality, int64_t n_items, int64_t n_
   return out;
 }
 
-Json rewritten(const Quality& quality, const Dataset& data, const Random& random) {
+Json rewritten(const Quality& quality, const Shown& shown, const Random& random) {
   const auto& all = quality.rewrites;
   const auto rows = [&](const std::vector<size_t>& chosen) {
     Json list = Json::array();
     for (const size_t j : chosen) {
       const auto& r = all[j];
       const Modality& m = quality.modalities[static_cast<size_t>(r.modality)];
-      Json entry = item_json(data, r.item);
+      Json entry = shown.json(r.item);
       entry["modality"] = m.name;
       entry["source"] = quality.modalities[static_cast<size_t>(r.source)].name;
       entry["round"] = r.round;
       entry["filled"] = !m.present[r.item].item<bool>();
       if (!std::isnan(r.before)) entry["before"] = r.before;
       entry["after"] = r.after;
-      entry["neighbours_before"] = neighbours(m, data, m.before, r.item);
-      entry["neighbours_after"] = neighbours(m, data, m.now, r.item);
+      entry["neighbours_before"] = neighbours(m, shown, m.before, r.item);
+      entry["neighbours_after"] = neighbours(m, shown, m.now, r.item);
       list.push_back(std::move(entry));
     }
     return list;
@@ -153,8 +181,10 @@ Json rewritten(const Quality& quality, const Dataset& data, const Random& random
           {"random", rows({drawn.begin(), drawn.begin() + few_drawn})}};
 }
 
-/// Items whose row is present, scored below eta and not rewritten, the lowest first.
-Json worst(const Modality& m, const Quality& quality, const Dataset& data) {
+/// Items whose row is present, scored below eta and not rewritten, the lowest first; none of a
+/// modality without consensus, whose scores say nothing.
+Json worst(const Modality& m, const Quality& quality, const Shown& shown) {
+  if (!m.consensus) return Json::array();
   const auto items = m.present.logical_and(quality.scored)
                          .logical_and(m.round == 0)
                          .logical_and(m.high.logical_not())
@@ -169,7 +199,7 @@ Json worst(const Modality& m, const Quality& quality, const Dataset& data) {
   low.resize(std::min(kWorst, low.size()));
   Json list = Json::array();
   for (const auto& [score, item] : low) {
-    Json entry = item_json(data, item);
+    Json entry = shown.json(item);
     entry["score"] = score;
     entry["null_score"] = m.null_scores[item].mean().item<float>();
     entry["users"] = quality.n_users[item].item<int64_t>();
@@ -216,6 +246,7 @@ std::string quality_tsv(const Quality& quality, const Dataset& data) {
 
 Json quality_report(const Quality& quality, const Dataset& data, const Random& random) {
   const torch::NoGradGuard no_grad;
+  const Shown shown(data);
   Json out = Json::object();
   out["note"] =
       "a score compares an item's features with its users' taste: niche items score low without "
@@ -231,9 +262,9 @@ Json quality_report(const Quality& quality, const Dataset& data, const Random& r
   out["worst"] = Json::object();
   for (const auto& m : quality.modalities) {
     out["modalities"].push_back(view(m, quality, data.n_items, data.n_users));
-    out["worst"][m.name] = worst(m, quality, data);
+    out["worst"][m.name] = worst(m, quality, shown);
   }
-  out["rewritten"] = rewritten(quality, data, random);
+  out["rewritten"] = rewritten(quality, shown, random);
   return out;
 }
 

@@ -46,7 +46,8 @@ std::string quality_tsv(const Quality& quality, const Dataset& data);
 
 /// Areas, counts and shares; by modality the same, a histogram over that of the null (the mean of
 /// its draws), deciles and scores against the number of users; rewritten rows with their neighbours
-/// before and after; the 100 lowest unrepaired items of each modality.
+/// before and after; the 100 lowest unrepaired items of each modality that
+/// carries a consensus.
 Json quality_report(const Quality& quality, const Dataset& data, const Random& random);
 
 }  // namespace tessera

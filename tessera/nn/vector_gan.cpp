@@ -7,9 +7,12 @@
 #include <algorithm>
 #include <cmath>
 
+#include "tessera/ops/by_type.h"
 #include "tessera/ops/fill.h"
 #include "tessera/ops/gather.h"
+#include "tessera/ops/kernels.h"
 #include "tessera/ops/parallel.h"
+#include "tessera/ops/residual_norm.h"
 
 namespace tessera {
 namespace {
@@ -52,8 +55,7 @@ void take_step(DenseAdam& adam, std::vector<std::pair<std::string, torch::Tensor
 }  // namespace
 
 torch::Tensor GanBlock::operator()(const torch::Tensor& x) const {
-  const auto y = torch::addmm(bias, x, weight);
-  return y + torch::layer_norm(y, {y.size(1)}, gain, shift, 1e-5);
+  return residual_norm(x, weight, bias, gain, shift, 1e-5);
 }
 
 torch::Tensor nearest_codes(const torch::Tensor& slots, const torch::Tensor& codes) {
@@ -62,26 +64,20 @@ torch::Tensor nearest_codes(const torch::Tensor& slots, const torch::Tensor& cod
   const auto out = torch::empty({n}, torch::kInt64);
   const auto half = (codes * codes).sum(1) / 2;
   constexpr int64_t kRows = 512;
-  const auto smallest = [&](auto type, const torch::Tensor& distance, int64_t* to) {
-    using T = decltype(type);
-    const T* from = distance.const_data_ptr<T>();
-    parallel_for(0, distance.size(0), 32, [&](int64_t first, int64_t last) {
-      for (int64_t r = first; r < last; ++r) {
-        const T* row = from + r * n_codes;
-        to[r] = std::min_element(row, row + n_codes) - row;
-      }
-    });
-  };
   for (int64_t begin = 0; begin < n; begin += kRows) {
     const int64_t rows = std::min(kRows, n - begin);
     // |z - c|^2 / 2 without |z|^2 / 2.
     const auto distance = (half - slots.narrow(0, begin, rows).matmul(codes.t())).contiguous();
     int64_t* to = out.mutable_data_ptr<int64_t>() + begin;
-    if (distance.scalar_type() == torch::kFloat32) {
-      smallest(float{}, distance, to);
-    } else {
-      smallest(double{}, distance, to);
-    }
+    by_type(distance, [&](auto type) {
+      using T = decltype(type);
+      const T* from = distance.const_data_ptr<T>();
+      parallel_for(0, rows, 64, [&](int64_t first, int64_t last) {
+        for (int64_t r = first; r < last; ++r) {
+          to[r] = kernels::smallest(from + r * n_codes, n_codes);
+        }
+      });
+    });
   }
   return out;
 }
@@ -187,7 +183,8 @@ torch::Tensor VectorGan::decode(const Coded& coded) const {
 
 torch::Tensor VectorGan::loss_of_discriminator(const torch::Tensor& target,
                                                const torch::Tensor& e_hat) const {
-  return discriminator_loss(judge(target, false), judge(e_hat.detach(), false));
+  const auto logits = judge(torch::cat({target, e_hat.detach()}), false).split(target.size(0));
+  return discriminator_loss(logits[0], logits[1]);
 }
 
 VectorGan::NetworkLoss VectorGan::loss_of_network(const Coded& coded, const torch::Tensor& e_hat,

@@ -1,6 +1,7 @@
 #include "tessera/ops/kernels.h"
 
 #include <cmath>
+#include <limits>
 
 #include "tessera/ops/spmm.h"
 
@@ -125,19 +126,68 @@ template <typename T, int kBytes, typename Weights, typename Matrix>
   }
 }
 
-template <typename T>
-[[gnu::always_inline]] inline T dot_any(const T* a, const T* b, int64_t n) {
+/// The n values of `term` summed in sixteen lanes, in an order that depends on n alone.
+template <typename T, typename Term>
+[[gnu::always_inline]] inline T sum_any(int64_t n, const Term& term) {
   constexpr int64_t kLanes = 16;
   T lane[kLanes] = {}, rest = 0;
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
-    for (int64_t j = 0; j < kLanes; ++j) lane[j] += a[i + j] * b[i + j];
+    for (int64_t j = 0; j < kLanes; ++j) lane[j] += term(i + j);
   }
-  for (; i < n; ++i) rest += a[i] * b[i];
+  for (; i < n; ++i) rest += term(i);
   for (int64_t half = kLanes / 2; half > 0; half /= 2) {
     for (int64_t j = 0; j < half; ++j) lane[j] += lane[j + half];
   }
   return lane[0] + rest;
+}
+
+template <typename T>
+[[gnu::always_inline]] inline RowNorm<T> norm_row_any(T* __restrict y, const T* __restrict bias,
+                                                      const T* __restrict gain,
+                                                      const T* __restrict shift, int64_t n,
+                                                      double eps, T* __restrict to) {
+  const T mean = sum_any<T>(n, [&](int64_t i) { return y[i] += bias[i]; }) / static_cast<T>(n);
+  const T squares = sum_any<T>(n, [&](int64_t i) { return (y[i] - mean) * (y[i] - mean); });
+  const T by = 1 / std::sqrt(squares / static_cast<T>(n) + static_cast<T>(eps));
+  for (int64_t i = 0; i < n; ++i) to[i] = y[i] + (y[i] - mean) * by * gain[i] + shift[i];
+  return {mean, by};
+}
+
+template <typename T>
+[[gnu::always_inline]] inline void norm_row_back_any(const T* __restrict y, RowNorm<T> norm,
+                                                     const T* __restrict g,
+                                                     const T* __restrict gain, int64_t n,
+                                                     T* __restrict to, T* __restrict sums) {
+  const T mean = norm.mean, by = norm.by;
+  const T a = sum_any<T>(n, [&](int64_t i) { return g[i] * gain[i]; }) / static_cast<T>(n);
+  const T b = sum_any<T>(n, [&](int64_t i) { return g[i] * gain[i] * ((y[i] - mean) * by); }) /
+              static_cast<T>(n);
+  for (int64_t i = 0; i < n; ++i) {
+    to[i] = g[i] + by * (g[i] * gain[i] - a - (y[i] - mean) * by * b);
+  }
+  if (sums == nullptr) return;
+  for (int64_t i = 0; i < n; ++i) sums[i] += g[i] * ((y[i] - mean) * by);
+  for (int64_t i = 0; i < n; ++i) sums[n + i] += g[i];
+  for (int64_t i = 0; i < n; ++i) sums[2 * n + i] += to[i];
+}
+
+template <typename T>
+[[gnu::always_inline]] inline int64_t smallest_any(const T* values, int64_t n) {
+  constexpr int64_t kLanes = 16;
+  T lane[kLanes], least = values[0];
+  for (int64_t j = 0; j < kLanes; ++j) lane[j] = least;
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (int64_t j = 0; j < kLanes; ++j) {
+      lane[j] = values[i + j] < lane[j] ? values[i + j] : lane[j];
+    }
+  }
+  for (; i < n; ++i) least = values[i] < least ? values[i] : least;
+  for (int64_t j = 0; j < kLanes; ++j) least = lane[j] < least ? lane[j] : least;
+  i = 0;
+  while (i + 1 < n && values[i] != least) ++i;
+  return i;
 }
 
 }  // namespace
@@ -202,14 +252,60 @@ void spmm(const WeightedSpmm<double>& s, const double* x, double* out, int64_t b
 [[gnu::target_clones("avx512f", "avx2", "default")]]
 #endif
 float dot(const float* a, const float* b, int64_t n) {
-  return dot_any(a, b, n);
+  return sum_any<float>(n, [=](int64_t i) { return a[i] * b[i]; });
 }
 
 #if defined(__x86_64__)
 [[gnu::target_clones("avx512f", "avx2", "default")]]
 #endif
 double dot(const double* a, const double* b, int64_t n) {
-  return dot_any(a, b, n);
+  return sum_any<double>(n, [=](int64_t i) { return a[i] * b[i]; });
+}
+
+#if defined(__x86_64__)
+[[gnu::target_clones("avx512f", "avx2", "default")]]
+#endif
+RowNorm<float> norm_row(float* y, const float* bias, const float* gain, const float* shift,
+                        int64_t n, double eps, float* to) {
+  return norm_row_any(y, bias, gain, shift, n, eps, to);
+}
+
+#if defined(__x86_64__)
+[[gnu::target_clones("avx512f", "avx2", "default")]]
+#endif
+RowNorm<double> norm_row(double* y, const double* bias, const double* gain, const double* shift,
+                         int64_t n, double eps, double* to) {
+  return norm_row_any(y, bias, gain, shift, n, eps, to);
+}
+
+#if defined(__x86_64__)
+[[gnu::target_clones("avx512f", "avx2", "default")]]
+#endif
+void norm_row_back(const float* y, RowNorm<float> norm, const float* g, const float* gain,
+                   int64_t n, float* to, float* sums) {
+  norm_row_back_any(y, norm, g, gain, n, to, sums);
+}
+
+#if defined(__x86_64__)
+[[gnu::target_clones("avx512f", "avx2", "default")]]
+#endif
+void norm_row_back(const double* y, RowNorm<double> norm, const double* g, const double* gain,
+                   int64_t n, double* to, double* sums) {
+  norm_row_back_any(y, norm, g, gain, n, to, sums);
+}
+
+#if defined(__x86_64__)
+[[gnu::target_clones("avx512f", "avx2", "default")]]
+#endif
+int64_t smallest(const float* values, int64_t n) {
+  return smallest_any(values, n);
+}
+
+#if defined(__x86_64__)
+[[gnu::target_clones("avx512f", "avx2", "default")]]
+#endif
+int64_t smallest(const double* values, int64_t n) {
+  return smallest_any(values, n);
 }
 
 #if defined(__x86_64__)
@@ -290,10 +386,35 @@ Counts count(const float* values, int64_t n, float threshold) {
 #if defined(__x86_64__)
 [[gnu::target_clones("avx512f", "avx2", "default")]]
 #endif
-bool any_above(const float* values, int64_t n, float threshold) {
-  int found = 0;
-  for (int64_t i = 0; i < n; ++i) found |= values[i] > threshold;
-  return found != 0;
+void above(const float* __restrict values, int64_t n_words, float threshold,
+           uint32_t* __restrict bits) {
+  for (int64_t w = 0; w < n_words; ++w, values += 32) {
+    uint32_t word = 0;
+    for (uint32_t j = 0; j < 32; ++j) word |= values[j] > threshold ? uint32_t{1} << j : 0;
+    bits[w] = word;
+  }
+}
+
+#if defined(__x86_64__)
+[[gnu::target_clones("avx512f", "avx2", "default")]]
+#endif
+void places(const int64_t* __restrict values, int64_t n, int64_t* __restrict places) {
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t own = values[i];
+    int64_t greater = 0;
+    for (int64_t j = 0; j < n; ++j) greater += values[j] > own ? 1 : 0;
+    places[i] = greater;
+  }
+}
+
+#if defined(__x86_64__)
+[[gnu::target_clones("avx512f", "avx2", "default")]]
+#endif
+void fold_max(const float* __restrict values, int64_t n, int64_t times, float* __restrict to) {
+  for (int64_t j = 0; j < n; ++j) to[j] = -std::numeric_limits<float>::infinity();
+  for (int64_t t = 0; t < times; ++t, values += n) {
+    for (int64_t j = 0; j < n; ++j) to[j] = values[j] > to[j] ? values[j] : to[j];
+  }
 }
 
 }  // namespace tessera::kernels

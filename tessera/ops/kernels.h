@@ -51,6 +51,26 @@ void dropout_row(float* to, int64_t width, const Philox& random, uint64_t limit,
 void combine(float x, const float* a, float y, const float* b, int64_t n, float* to);
 void combine(double x, const double* a, double y, const double* b, int64_t n, double* to);
 
+/// y <- y + bias and to = y + gain (y - mean) by + shift, by = 1 / sqrt(variance + eps), n values.
+template <typename T>
+struct RowNorm {
+  T mean, by;
+};
+RowNorm<float> norm_row(float* y, const float* bias, const float* gain, const float* shift,
+                        int64_t n, double eps, float* to);
+RowNorm<double> norm_row(double* y, const double* bias, const double* gain, const double* shift,
+                         int64_t n, double eps, double* to);
+/// Its gradient: `to` [n] for y, given g for its result; adds those for gain, shift and bias to
+/// `sums` [3, n], which may be null.
+void norm_row_back(const float* y, RowNorm<float> norm, const float* g, const float* gain,
+                   int64_t n, float* to, float* sums);
+void norm_row_back(const double* y, RowNorm<double> norm, const double* g, const double* gain,
+                   int64_t n, double* to, double* sums);
+
+/// The first of the smallest of n values, none of them NaN; n >= 1.
+int64_t smallest(const float* values, int64_t n);
+int64_t smallest(const double* values, int64_t n);
+
 /// Whether a NaN is among n values.
 bool has_nan(const float* values, int64_t n);
 /// Entries above and equal to `threshold`; NaN is neither.
@@ -58,7 +78,12 @@ struct Counts {
   int64_t above = 0, equal = 0;
 };
 Counts count(const float* values, int64_t n, float threshold);
-/// Whether any of n values is above `threshold`.
-bool any_above(const float* values, int64_t n, float threshold);
+/// Bit j of bits[w] says whether values[32 w + j] is above `threshold`; 32 n_words values.
+void above(const float* values, int64_t n_words, float threshold, uint32_t* bits);
+/// places[i] = how many of n values are greater than values[i].
+void places(const int64_t* values, int64_t n, int64_t* places);
+/// to[j] = the largest of values[j], values[n + j], .., `times` of them, NaN left out; -infinity
+/// without any.
+void fold_max(const float* values, int64_t n, int64_t times, float* to);
 
 }  // namespace tessera::kernels

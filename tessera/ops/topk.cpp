@@ -5,6 +5,9 @@
 #include <torch/utils.h>
 
 #include <algorithm>
+#include <bit>
+#include <cmath>
+#include <functional>
 #include <limits>
 #include <utility>
 #include <vector>
@@ -55,6 +58,13 @@ class ProductSource {
   }
   int64_t n_users() const { return users_.size(0); }
   int64_t n_items() const { return items_.size(0); }
+  // False where the factors are so small that no sum overflows; few users do not pay for the look.
+  bool may_be_nan() const {
+    if (n_users() < 64 || n_items() == 0 || depth() == 0) return true;
+    const auto largest = [](const torch::Tensor& t) { return t.abs().max().item<double>(); };
+    const double bound = largest(users_) * largest(items_) * static_cast<double>(depth());
+    return !(bound < std::numeric_limits<float>::max() / 2);
+  }
 
   class Block {
    public:
@@ -116,6 +126,7 @@ class ScoreSource {
   explicit ScoreSource(const torch::Tensor& scores) : scores_(plain(scores, "scores")) {}
   int64_t n_users() const { return scores_.size(0); }
   int64_t n_items() const { return scores_.size(1); }
+  bool may_be_nan() const { return true; }
 
   class Block {
    public:
@@ -172,6 +183,7 @@ class PartSource {
   }
   int64_t n_users() const { return users_.size(0); }
   int64_t n_items() const { return n_items_; }
+  bool may_be_nan() const { return true; }
 
   class Block {
    public:
@@ -283,6 +295,7 @@ void rank(const Source& source, const Masked& masked, int64_t largest_block,
           const MakeState& make_state) {
   const int64_t n_users = source.n_users(), n_items = source.n_items();
   const int64_t n_threads = at::get_num_threads();
+  const bool may_be_nan = source.may_be_nan();
   const int64_t block = std::clamp(rounded_up((n_users + n_threads - 1) / n_threads, kTileRows),
                                    kTileRows, std::clamp(largest_block, kTileRows, kUserBlock));
   const int64_t n_blocks = (n_users + block - 1) / block;
@@ -304,7 +317,7 @@ void rank(const Source& source, const Masked& masked, int64_t largest_block,
             std::lower_bound(excluded, masked.excluded.end(), static_cast<int32_t>(first + n));
         for (int64_t u = 0; u < size; ++u) {
           float* row = scores.data() + u * kStride;
-          if (kernels::has_nan(row, n)) {
+          if (may_be_nan && kernels::has_nan(row, n)) {
             const auto at = std::find_if(row, row + n, [](float x) { return x != x; });
             throw RunError(Exit::diverged, fmt::format("the score of item {} for row {} is NaN",
                                                        first + (at - row), first_user + u));
@@ -326,15 +339,18 @@ void rank(const Source& source, const Masked& masked, int64_t largest_block,
   });
 }
 
-constexpr int64_t kChunk = 32;
+constexpr int64_t kWord = 32, kWords = kItemBlock / kWord;
+constexpr int64_t kFewEntries = 128;  // sorted by counting
 
-struct Entry {
-  float score;
-  int32_t item;
-};
-constexpr auto kBefore = [](const Entry& a, const Entry& b) {
-  return a.score > b.score || (a.score == b.score && a.item < b.item);
-};
+// A score and its item as one number: the greater stands first. Both zeros are one.
+int64_t rising(int32_t bits) { return bits < 0 ? bits ^ 0x7FFFFFFF : bits; }
+int64_t entry(float score, int64_t item) {
+  return rising(std::bit_cast<int32_t>(score + 0.0F)) << 32 | ~static_cast<uint32_t>(item);
+}
+float score_of(int64_t entry) {
+  return std::bit_cast<float>(static_cast<int32_t>(rising(static_cast<int32_t>(entry >> 32))));
+}
+int32_t item_of(int64_t entry) { return static_cast<int32_t>(~static_cast<uint32_t>(entry)); }
 
 template <typename Source>
 TopK top_k(const Source& source, const RankMask& mask, int64_t k) {
@@ -352,12 +368,13 @@ TopK top_k(const Source& source, const RankMask& mask, int64_t k) {
     int32_t* out_items;
     float* out_scores;
     struct User {
-      std::vector<Entry> best;  // n of them, with room for a chunk more
+      std::vector<int64_t> best;  // n of them, with room for a word more
       int64_t n = 0;
       float threshold = 0;
       bool full = false;  // then only a score above the threshold can enter
     };
     std::vector<User> users;
+    std::vector<float> maxima;
 
     float limit(int64_t user) const {
       const User& state = users[static_cast<size_t>(user)];
@@ -366,42 +383,70 @@ TopK top_k(const Source& source, const RankMask& mask, int64_t k) {
     void add(int64_t user, const float* scores, int64_t first, int64_t n) {
       if (kept == 0) return;
       User& state = users[static_cast<size_t>(user)];
-      Entry* best = state.best.data();
+      int64_t* best = state.best.data();
+      if (!state.full) guess(state, scores, n);
       int64_t i = 0;
       for (; i < n && !state.full; ++i) {
         if (scores[i] != scores[i]) continue;
-        best[state.n++] = {scores[i], static_cast<int32_t>(first + i)};
+        best[state.n++] = entry(scores[i], first + i);
         if (state.n == room && room > kept) cut(state);
       }
-      while (i < n) {
-        const int64_t end = std::min(n, i + kChunk);
-        if (!kernels::any_above(scores + i, end - i, state.threshold)) {
-          i = end;
-          continue;
-        }
-        for (; i < end; ++i) {  // without branches: which scores pass is hard to predict
-          best[state.n] = {scores[i], static_cast<int32_t>(first + i)};
-          state.n += scores[i] > state.threshold;
+      uint32_t words[kWords];
+      const int64_t n_words = (n - i) / kWord;
+      kernels::above(scores + i, n_words, state.threshold, words);
+      for (int64_t w = 0; w < n_words; ++w, i += kWord) {
+        for (uint32_t bits = words[w]; bits != 0; bits &= bits - 1) {
+          const int64_t at = i + std::countr_zero(bits);
+          best[state.n++] = entry(scores[at], first + at);
         }
         if (state.n >= room) cut(state);
       }
+      for (; i < n; ++i) {
+        if (scores[i] > state.threshold) best[state.n++] = entry(scores[i], first + i);
+      }
+      if (state.n >= room) cut(state);
+    }
+    // A first threshold: where `kept` of many disjoint groups hold a score of at least x, no score
+    // below x is wanted.
+    void guess(User& state, const float* scores, int64_t n) {
+      int64_t times = 16;
+      while (times > 1 && (n % times != 0 || n / times < 2 * kept + 16)) times /= 2;
+      if (times == 1) return;
+      const int64_t n_groups = n / times;
+      maxima.resize(static_cast<size_t>(n_groups));
+      kernels::fold_max(scores, n_groups, times, maxima.data());
+      const auto [least, most] = std::minmax_element(maxima.begin(), maxima.end());
+      if (*least == -std::numeric_limits<float>::infinity()) return;
+      float low = std::nextafter(*least, -std::numeric_limits<float>::infinity()), high = *most;
+      for (int step = 0; step < 8; ++step) {
+        const float middle = low + (high - low) / 2;
+        (kernels::count(maxima.data(), n_groups, middle).above >= kept ? low : high) = middle;
+      }
+      state.threshold = low;
+      state.full = true;
     }
     void cut(User& state) const {
-      Entry* best = state.best.data();
-      std::nth_element(best, best + (kept - 1), best + state.n, kBefore);
-      state.threshold = best[kept - 1].score;
+      int64_t* best = state.best.data();
+      std::nth_element(best, best + (kept - 1), best + state.n, std::greater<>());
+      state.threshold = score_of(best[kept - 1]);
       state.full = true;
       state.n = kept;
     }
     void finish() {
       for (size_t u = 0; u < users.size(); ++u) {
-        std::vector<Entry>& best = users[u].best;
-        const int64_t n = std::min(kept, users[u].n);
-        std::partial_sort(best.begin(), best.begin() + n, best.begin() + users[u].n, kBefore);
-        const int64_t at = (first_user + static_cast<int64_t>(u)) * k;
+        if (users[u].n > kept) cut(users[u]);
+        int64_t* best = users[u].best.data();
+        int64_t places[kFewEntries];
+        const int64_t n = users[u].n, at = (first_user + static_cast<int64_t>(u)) * k;
+        if (n <= kFewEntries) {
+          kernels::places(best, n, places);
+        } else {
+          std::sort(best, best + n, std::greater<>());
+        }
         for (int64_t i = 0; i < n; ++i) {
-          out_items[at + i] = best[static_cast<size_t>(i)].item;
-          out_scores[at + i] = best[static_cast<size_t>(i)].score;
+          const int64_t to = at + (n <= kFewEntries ? places[i] : i);
+          out_items[to] = item_of(best[i]);
+          out_scores[to] = score_of(best[i]);
         }
       }
     }
@@ -409,9 +454,9 @@ TopK top_k(const Source& source, const RankMask& mask, int64_t k) {
   // Long lists make smaller blocks, so that a block's lists take 32 MiB at most.
   rank(source, masked, (int64_t{1} << 22) / std::max<int64_t>(1, room),
        [&](typename Source::Block&, int64_t first_user, int64_t size) {
-         State state{first_user, kept, room, k, out_items, out_scores, {}};
+         State state{first_user, kept, room, k, out_items, out_scores, {}, {}};
          state.users.resize(static_cast<size_t>(size));
-         for (auto& user : state.users) user.best.resize(static_cast<size_t>(room + kChunk));
+         for (auto& user : state.users) user.best.resize(static_cast<size_t>(room + kWord));
          return state;
        });
   return top;

@@ -228,16 +228,12 @@ std::string base64(const std::string& bytes) {
 class Items {
  public:
   Items(const fs::path& folder, const Dataset& data) : data_(data) {
-    const fs::path path = folder / "media.tsv";
-    if (!fs::exists(path)) return;
-    std::ifstream in(path, std::ios::binary);
-    TableReader reader(in, path.string());
-    std::vector<std::string_view> cells;
-    while (reader.next(cells)) {
-      if (cells.size() >= 3 && cells[1] == "image") {
-        pictures_.emplace(std::string(cells[0]), folder / fs::path(std::string(cells[2])));
+    read_media(folder, [&](const MediaRow& row) {
+      if (row.modality == "image") {
+        pictures_.emplace(std::string(row.item), folder / fs::path(std::string(row.path)));
       }
-    }
+      return true;
+    });
   }
   /// Fills title and picture of a card that has an id.
   void fill(Json& card, Json& pictures) {

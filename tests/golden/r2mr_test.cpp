@@ -227,6 +227,12 @@ TEST(R2mrGolden, G5Codes) {
   EXPECT_EQ(
       nearest_codes(doubles({0, 0}, {1, 2}), doubles({2, 0, 1, 0, 0, 1}, {3, 2})).item<int64_t>(),
       1);
+  // More codes than a vector holds, the last of them nearest; a row of NaN gets some code.
+  const auto many = torch::arange(37, torch::kFloat32).unsqueeze(1).expand({37, 2}).contiguous();
+  const auto far = torch::tensor({{90.f, 90.f}, {20.4f, 20.4f}, {NAN, NAN}});
+  const auto found = nearest_codes(far, many);
+  EXPECT_TRUE(torch::equal(found.narrow(0, 0, 2), torch::tensor({36, 20}, torch::kInt64)));
+  EXPECT_LT(found[2].item<int64_t>(), 37);
 }
 
 TEST(R2mrGolden, G6Block) {

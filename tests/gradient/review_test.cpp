@@ -13,6 +13,7 @@
 #include "tessera/nn/vector_gan.h"
 #include "tessera/ops/edge_scores.h"
 #include "tessera/ops/fill.h"
+#include "tessera/ops/residual_norm.h"
 #include "tessera/ops/triples.h"
 #include "tessera/ops/unit_rows.h"
 #include "tests/gradient/numeric.h"
@@ -185,6 +186,47 @@ TEST(R2mrGradients, RankingLossThroughTheFusion) {
       },
       {values(5, 3, "u"), values(3, 6, "wu"), values(3, 3, "wm"), values(6, 3, "e"),
        values(5, 3, "q")},
+      1e-6);
+}
+
+// 70 rows are more than one part of the sums, 21 columns no multiple of a vector.
+TEST(R2mrGradients, ResidualNormEqualsItsComposedForm) {
+  for (const auto type : {torch::kFloat64, torch::kFloat32}) {
+    const auto row = [&](const char* stream) {
+      return values(1, 21, stream, type).detach().squeeze(0).requires_grad_();
+    };
+    const std::vector<torch::Tensor> inputs = {values(70, 9, "x", type).detach().requires_grad_(),
+                                               values(9, 21, "w", type).detach().requires_grad_(),
+                                               row("b"), row("g"), row("h")};
+    const auto upstream = values(70, 21, "u", type).detach();
+    const auto fused = residual_norm(inputs[0], inputs[1], inputs[2], inputs[3], inputs[4], 1e-5);
+    const auto plain =
+        residual_norm_composed(inputs[0], inputs[1], inputs[2], inputs[3], inputs[4], 1e-5);
+    const double near = type == torch::kFloat64 ? 1e-12 : 2e-5;
+    EXPECT_LT((fused - plain).abs().max().item<double>(), near);
+    const auto a = torch::autograd::grad({fused}, inputs, {upstream});
+    const auto b = torch::autograd::grad({plain}, inputs, {upstream});
+    for (size_t k = 0; k < a.size(); ++k) {
+      EXPECT_LT((a[k] - b[k]).abs().max().item<double>(),
+                near * b[k].abs().max().clamp_min(1).item<double>())
+          << "input " << k;
+    }
+    // Without some of the gradients the others stay what they are.
+    const auto frozen = residual_norm(inputs[0], inputs[1].detach(), inputs[2].detach(),
+                                      inputs[3].detach(), inputs[4].detach(), 1e-5);
+    EXPECT_TRUE(torch::equal(torch::autograd::grad({frozen}, {inputs[0]}, {upstream})[0], a[0]));
+  }
+}
+
+TEST(R2mrGradients, ResidualNorm) {
+  expect_gradients(
+      [](const std::vector<torch::Tensor>& x) {
+        const auto y =
+            residual_norm(x[0], x[1], x[2].squeeze(0), x[3].squeeze(0), x[4].squeeze(0), 1e-5);
+        return (y * y.sin()).sum();
+      },
+      {values(3, 4, "x"), values(4, 5, "w"), values(1, 5, "b"), values(1, 5, "g"),
+       values(1, 5, "h")},
       1e-6);
 }
 
