@@ -1,11 +1,10 @@
 #include "tessera/model/sampler.h"
 
 #include <algorithm>
-#include <bit>
-#include <memory>
 #include <numeric>
 
 #include "tessera/base/error.h"
+#include "tessera/ops/gather.h"
 
 namespace tessera {
 namespace {
@@ -212,36 +211,7 @@ void Sampler::draw_negatives(Batch& batch, int64_t step) const {
 }
 
 void Sampler::index_distinct(Batch& batch) const {
-  // Marks in a bitmap come out in rising order, cheaper than sorting what is far from few.
-  struct Distinct {
-    std::vector<uint64_t> marks;
-    std::vector<int64_t> values;
-    std::unique_ptr<int64_t[]> rank;  // of the marked ones
-    explicit Distinct(int64_t n)
-        : marks(static_cast<size_t>(n + 63) / 64), rank(new int64_t[static_cast<size_t>(n)]) {}
-    void mark(const torch::Tensor& of) {
-      const auto* from = of.const_data_ptr<int64_t>();
-      for (int64_t i = 0; i < of.numel(); ++i) marks[from[i] / 64] |= uint64_t{1} << (from[i] % 64);
-    }
-    torch::Tensor list() {
-      for (size_t w = 0; w < marks.size(); ++w) {
-        for (uint64_t left = marks[w]; left != 0; left &= left - 1) {
-          const auto value = static_cast<int64_t>(w) * 64 + std::countr_zero(left);
-          rank[static_cast<size_t>(value)] = static_cast<int64_t>(values.size());
-          values.push_back(value);
-        }
-      }
-      return int64_of(values);
-    }
-    torch::Tensor inverse(const torch::Tensor& of) const {
-      torch::Tensor out = torch::empty_like(of);
-      auto* to = out.mutable_data_ptr<int64_t>();
-      const auto* from = of.const_data_ptr<int64_t>();
-      for (int64_t i = 0; i < of.numel(); ++i) to[i] = rank[static_cast<size_t>(from[i])];
-      return out;
-    }
-  };
-  Distinct users(data_.n_users), items(data_.n_items);
+  DistinctRows users(data_.n_users), items(data_.n_items);
   users.mark(batch.users);
   items.mark(batch.positives);
   if (batch.negatives.defined()) items.mark(batch.negatives);

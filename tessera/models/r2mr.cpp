@@ -569,14 +569,20 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
   }
 
   // --- review --------------------------------------------------------------------------------
-  /// Scores of rows of modality m: of all items, or of `items`.
-  torch::Tensor scores_of(int64_t m, const torch::Tensor& rows, const torch::Tensor& items = {}) {
+  /// What scores_of() asks, of the reviewer as it is; without cross-fitting the first alone.
+  CrossReviewer::Tastes tastes_now() {
     const torch::NoGradGuard no_grad;
-    if (cross_) return cross_->scores(m, rows, items);
-    const bool training = config_.review_mode == "training";
-    const auto sums =
-        edge_sums(graph_, at(m).review.project(rows, form_), live_tastes(training, last_step_),
-                  form_.n_tastes, form_.scale(), items);
+    if (cross_) return cross_->projected_tastes();
+    return {live_tastes(config_.review_mode == "training", last_step_), torch::Tensor()};
+  }
+
+  /// Scores of rows of modality m: of all items, or of `items`.
+  torch::Tensor scores_of(const CrossReviewer::Tastes& tastes, int64_t m, const torch::Tensor& rows,
+                          const torch::Tensor& items = {}) {
+    const torch::NoGradGuard no_grad;
+    if (cross_) return cross_->scores(tastes, m, rows, items);
+    const auto sums = edge_sums(graph_, at(m).review.project(rows, form_), tastes[0],
+                                form_.n_tastes, form_.scale(), items);
     const auto n = items.defined() ? degrees_.index_select(0, items) : degrees_;
     return sums / n.clamp_min(1).to(sums.scalar_type());
   }
@@ -604,16 +610,17 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
     return true;
   }
 
-  void score_rows() {
+  void score_rows(const CrossReviewer::Tastes& tastes) {
     for (int64_t m = 0; m < n_modalities(); ++m) {
-      scores_.select(1, m).copy_(scores_of(m, *at(m).rows));
+      scores_.select(1, m).copy_(scores_of(tastes, m, *at(m).rows));
     }
     scores_ *= scored().unsqueeze(1);
   }
 
   /// Scores, their null and the thresholds, from the reviewer as it is; `draws` keys the null's.
   void review(uint64_t draws) {
-    score_rows();
+    const auto tastes = tastes_now();
+    score_rows(tastes);
     null_scores_.fill_(kNoNull);
     const auto scored_items = scored();
     for (int64_t m = 0; m < n_modalities(); ++m) {
@@ -624,8 +631,8 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
         std::vector<int64_t> order(index.const_data_ptr<int64_t>(),
                                    index.const_data_ptr<int64_t>() + index.numel());
         random_.stream("review.null." + of.name).shuffle(order, draws, static_cast<uint64_t>(draw));
-        const auto s =
-            scores_of(m, of.rows->index_select(0, torch::tensor(order, torch::kInt64)), index);
+        const auto s = scores_of(
+            tastes, m, of.rows->index_select(0, torch::tensor(order, torch::kInt64)), index);
         null_scores_.select(1, m).select(1, draw).index_copy_(0, index, s);
         means.push_back(s.mean(torch::kFloat64).item<double>());
       }
@@ -721,7 +728,7 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
     } else {
       if (!train_rewriter(watch, entry)) return;
       rewrite(now, entry);
-      score_rows();
+      score_rows(tastes_now());
     }
     ++n_rounds_;
     rounds_done_.fill_(n_rounds_);
@@ -783,6 +790,7 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
   /// one whose row scores highest, or without asking the reviewer the first.
   Proposals proposals(const Areas& now, int64_t b, bool by_score) {
     const auto tables_now = tables();
+    const auto tastes = tastes_now();
     auto wanted = (now.area == Area::disparity).logical_and(now.high.select(1, b).logical_not());
     if (config_.missing == "ignore") wanted = wanted.logical_and(exists(b));
     torch::Tensor best_rows = torch::zeros_like(at(b).rows->detach());
@@ -793,7 +801,7 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
       const auto items = wanted.logical_and(now.high.select(1, a)).nonzero().flatten();
       if (items.numel() == 0) continue;
       const auto rows = rewriter_->candidates(tables_now, a, b, items, now.high);
-      const auto s = scores_of(b, rows, items).to(best.scalar_type());
+      const auto s = scores_of(tastes, b, rows, items).to(best.scalar_type());
       const auto better =
           (by_score ? s > best.index_select(0, items) : from.index_select(0, items) < 0)
               .nonzero()

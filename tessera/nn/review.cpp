@@ -55,18 +55,6 @@ BipartiteGraph chosen(const BipartiteGraph& graph, const Keep& keep) {
           graph.n_items()};
 }
 
-/// Distinct values, ascending, and where each of `values` stands among them.
-std::pair<torch::Tensor, torch::Tensor> distinct(const std::vector<int64_t>& values) {
-  std::vector<int64_t> sorted = values;
-  std::sort(sorted.begin(), sorted.end());
-  sorted.erase(std::unique(sorted.begin(), sorted.end()), sorted.end());
-  std::vector<int64_t> inverse(values.size());
-  for (size_t i = 0; i < values.size(); ++i) {
-    inverse[i] = std::lower_bound(sorted.begin(), sorted.end(), values[i]) - sorted.begin();
-  }
-  return {torch::tensor(sorted, torch::kInt64), torch::tensor(inverse, torch::kInt64)};
-}
-
 }  // namespace
 
 double ReviewForm::scale() const {
@@ -155,7 +143,10 @@ double CrossReviewer::step(int64_t f, const std::vector<int64_t>& edges,
   const Random negatives = random_.stream("review.negatives." + fold);
   const auto now = static_cast<uint64_t>(++reviewer.n_steps);
   const size_t n = edges.size();
-  std::vector<int64_t> users(2 * n), items(n);  // own users, then others
+  const auto user_index = torch::empty({static_cast<int64_t>(2 * n)}, torch::kInt64);
+  const auto item_index = torch::empty({static_cast<int64_t>(n)}, torch::kInt64);
+  int64_t* users = user_index.mutable_data_ptr<int64_t>();  // own users, then others
+  int64_t* items = item_index.mutable_data_ptr<int64_t>();
   for (size_t r = 0; r < n; ++r) {
     users[r] = edge_users_[at][static_cast<size_t>(edges[r])];
     items[r] = item_of[edges[r]];
@@ -170,8 +161,10 @@ double CrossReviewer::step(int64_t f, const std::vector<int64_t>& edges,
       }
     }
   }
-  const auto [distinct_users, user_at] = distinct(users);
-  const auto [distinct_items, item_at] = distinct(items);
+  DistinctRows user_rows(taught_[at].n_users()), item_rows(taught_[at].n_items());
+  user_rows.mark(user_index);
+  item_rows.mark(item_index);
+  const auto distinct_users = user_rows.list(), distinct_items = item_rows.list();
   auto tastes = reviewer.tastes.gather(distinct_users);
   if (form_.dropout > 0) {
     tastes =
@@ -180,8 +173,8 @@ double CrossReviewer::step(int64_t f, const std::vector<int64_t>& edges,
   }
   std::vector<torch::Tensor> picked;
   for (const auto& table : rows) picked.push_back(table.detach().index_select(0, distinct_items));
-  const auto loss =
-      consensus_loss(form_, tastes, reviewer.taste, picked, reviewer.rows, user_at, item_at);
+  const auto loss = consensus_loss(form_, tastes, reviewer.taste, picked, reviewer.rows,
+                                   user_rows.inverse(user_index), item_rows.inverse(item_index));
   loss.backward();
   for (auto& [name, tensor] : tensors()) {
     torch::Tensor& gradient = tensor->mutable_grad();
@@ -218,15 +211,22 @@ double CrossReviewer::train_epoch(const std::vector<torch::Tensor>& rows,
   return n > 0 ? sum / static_cast<double>(n) : 0;
 }
 
-torch::Tensor CrossReviewer::scores(int64_t modality, const torch::Tensor& rows,
-                                    const torch::Tensor& items) const {
+CrossReviewer::Tastes CrossReviewer::projected_tastes() const {
+  const torch::NoGradGuard no_grad;
+  Tastes out;
+  for (size_t f = 0; f < 2; ++f) {
+    out[f] = reviewers_[f].taste.project(reviewers_[f].tastes.value(), form_);
+  }
+  return out;
+}
+
+torch::Tensor CrossReviewer::scores(const Tastes& tastes, int64_t modality,
+                                    const torch::Tensor& rows, const torch::Tensor& items) const {
   const torch::NoGradGuard no_grad;
   torch::Tensor sum;
   for (size_t f = 0; f < 2; ++f) {
-    Reviewer& reviewer = reviewers_[f];
-    const auto p = reviewer.taste.project(reviewer.tastes.value(), form_);
-    const auto y = reviewer.rows[static_cast<size_t>(modality)].project(rows.detach(), form_);
-    const auto part = edge_sums(asked_[f], y, p, form_.n_tastes, form_.scale(), items);
+    const auto y = reviewers_[f].rows[static_cast<size_t>(modality)].project(rows.detach(), form_);
+    const auto part = edge_sums(asked_[f], y, tastes[f], form_.n_tastes, form_.scale(), items);
     sum = sum.defined() ? sum + part : part;
   }
   const auto n = (items.defined() ? n_counted_.index_select(0, items) : n_counted_);

@@ -65,9 +65,12 @@ class CrossReviewer {
   /// `max_steps` a reviewer, counted in `steps_left`. Returns the mean loss.
   double train_epoch(const std::vector<torch::Tensor>& rows, std::array<int64_t, 2>& steps_left);
 
+  /// The users' tastes as the two reviewers have them now, in evaluation form: [n_users, ..].
+  using Tastes = std::array<torch::Tensor, 2>;
+  Tastes projected_tastes() const;
   /// Mean over the counted edges of each item, 0 without any; in evaluation form. `items` as in
   /// edge_sums. [n]
-  torch::Tensor scores(int64_t modality, const torch::Tensor& rows,
+  torch::Tensor scores(const Tastes& tastes, int64_t modality, const torch::Tensor& rows,
                        const torch::Tensor& items = {}) const;
   const torch::Tensor& n_counted() const { return n_counted_; }  ///< int64 [n_items]
   const BipartiteGraph& taught(int64_t reviewer) const {

@@ -11,6 +11,7 @@
 #include "tessera/ops/fill.h"
 #include "tessera/ops/gather.h"
 #include "tessera/ops/kernels.h"
+#include "tessera/ops/losses.h"
 #include "tessera/ops/parallel.h"
 #include "tessera/ops/residual_norm.h"
 
@@ -83,8 +84,8 @@ torch::Tensor nearest_codes(const torch::Tensor& slots, const torch::Tensor& cod
 }
 
 torch::Tensor code_loss(const Coded& coded) {
-  return (coded.z_q_fixed - coded.z).square().mean() +
-         kCodebookWeight * (coded.z_q - coded.z_fixed).square().mean();
+  return mean_square(coded.z, coded.z_q_fixed) +
+         kCodebookWeight * mean_square(coded.z_q, coded.z_fixed);
 }
 
 torch::Tensor code_loss(const torch::Tensor& z, const torch::Tensor& z_q) {
@@ -189,7 +190,7 @@ torch::Tensor VectorGan::loss_of_discriminator(const torch::Tensor& target,
 
 VectorGan::NetworkLoss VectorGan::loss_of_network(const Coded& coded, const torch::Tensor& e_hat,
                                                   const torch::Tensor& target) const {
-  const auto distance = (e_hat - target).abs().mean();
+  const auto distance = mean_distance(e_hat, target);
   auto total = distance + code_loss(coded);
   if (options_.adv > 0) total = total + options_.adv * adversarial_loss(judge(e_hat, true));
   return {total, distance};

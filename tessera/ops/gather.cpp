@@ -2,6 +2,8 @@
 
 #include <torch/autograd.h>
 
+#include <algorithm>
+#include <bit>
 #include <cstring>
 
 #include "tessera/ops/parallel.h"
@@ -54,6 +56,36 @@ class Gather : public torch::autograd::Function<Gather> {
 };
 
 }  // namespace
+
+DistinctRows::DistinctRows(int64_t n)
+    : marks_(static_cast<size_t>(n + 63) / 64), place_(new int64_t[static_cast<size_t>(n)]) {}
+
+void DistinctRows::mark(const torch::Tensor& index) {
+  const auto* from = index.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < index.numel(); ++i) marks_[from[i] / 64] |= uint64_t{1} << (from[i] % 64);
+}
+
+torch::Tensor DistinctRows::list() {
+  std::vector<int64_t> values;
+  for (size_t w = 0; w < marks_.size(); ++w) {
+    for (uint64_t left = marks_[w]; left != 0; left &= left - 1) {
+      const auto value = static_cast<int64_t>(w) * 64 + std::countr_zero(left);
+      place_[static_cast<size_t>(value)] = static_cast<int64_t>(values.size());
+      values.push_back(value);
+    }
+  }
+  const auto out = torch::empty({static_cast<int64_t>(values.size())}, torch::kInt64);
+  std::copy(values.begin(), values.end(), out.mutable_data_ptr<int64_t>());
+  return out;
+}
+
+torch::Tensor DistinctRows::inverse(const torch::Tensor& index) const {
+  const auto out = torch::empty_like(index);
+  auto* to = out.mutable_data_ptr<int64_t>();
+  const auto* from = index.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < index.numel(); ++i) to[i] = place_[static_cast<size_t>(from[i])];
+  return out;
+}
 
 torch::Tensor gather_rows(const torch::Tensor& table, const torch::Tensor& index) {
   TORCH_CHECK(table.dim() == 2 && index.dim() == 1, "gather_rows wants [N, d] and [n]");

@@ -2,7 +2,25 @@
 
 #include <torch/types.h>
 
+#include <cstdint>
+#include <memory>
+#include <vector>
+
 namespace tessera {
+
+/// The distinct ones among indices below n, rising, and where each index stands among them: marks
+/// in a bitmap, cheaper than sorting what is far from few. mark() all, then list(), then inverse().
+class DistinctRows {
+ public:
+  explicit DistinctRows(int64_t n);
+  void mark(const torch::Tensor& index);                    ///< int64
+  torch::Tensor list();                                     ///< int64 [number of distinct ones]
+  torch::Tensor inverse(const torch::Tensor& index) const;  ///< int64, of marked ones
+
+ private:
+  std::vector<uint64_t> marks_;
+  std::unique_ptr<int64_t[]> place_;  // of the marked ones
+};
 
 /// Rows of `table` [N, d] by `index` int64 [n], repeats allowed; float32 or float64. [n, d]
 /// Backward sums a row's gradients in the order of `index`, each row by one thread: equal for any

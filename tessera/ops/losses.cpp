@@ -5,6 +5,7 @@
 #include <torch/utils.h>
 
 #include <cmath>
+#include <vector>
 
 #include "tessera/ops/by_type.h"
 #include "tessera/ops/kernels.h"
@@ -74,6 +75,42 @@ class Cosine : public torch::autograd::Function<Cosine> {
   }
 };
 
+class MeanApart : public torch::autograd::Function<MeanApart> {
+ public:
+  static torch::Tensor forward(AutogradContext* context, const torch::Tensor& x_in,
+                               const torch::Tensor& y_in, bool squared) {
+    const auto x = x_in.contiguous(), y = y_in.contiguous();
+    const int64_t n = x.size(0), d = x.size(1);
+    const auto gradient = torch::empty_like(x);
+    double sum = 0;
+    by_type(x, [&](auto type) {
+      using T = decltype(type);
+      const T* xs = x.const_data_ptr<T>();
+      const T* ys = y.const_data_ptr<T>();
+      T* to = gradient.mutable_data_ptr<T>();
+      const T scale = static_cast<T>(squared ? 2 : 1) / static_cast<T>(n * d);
+      std::vector<T> apart(static_cast<size_t>(d)), sign(static_cast<size_t>(d));
+      for (int64_t r = 0; r < n; ++r, xs += d, ys += d, to += d) {
+        for (int64_t i = 0; i < d; ++i) apart[static_cast<size_t>(i)] = xs[i] - ys[i];
+        if (!squared) {
+          for (size_t i = 0; i < sign.size(); ++i) {
+            sign[i] = static_cast<T>((apart[i] > 0) - (apart[i] < 0));
+          }
+        }
+        const T* along = squared ? apart.data() : sign.data();
+        sum += static_cast<double>(dot(apart.data(), along, d));
+        for (int64_t i = 0; i < d; ++i) to[i] = scale * along[i];
+      }
+    });
+    context->save_for_backward({gradient});
+    return torch::scalar_tensor(sum / static_cast<double>(n * d), x.options());
+  }
+
+  static tensor_list backward(AutogradContext* context, tensor_list upstream) {
+    return {context->get_saved_variables()[0] * upstream[0], torch::Tensor(), torch::Tensor()};
+  }
+};
+
 class Frobenius : public torch::autograd::Function<Frobenius> {
  public:
   static torch::Tensor forward(AutogradContext* context, const torch::Tensor& x) {
@@ -125,6 +162,13 @@ torch::Tensor norm_rows(const std::vector<torch::Tensor>& rows, int64_t batch_si
   torch::Tensor sum;
   for (const auto& x : rows) sum = sum.defined() ? sum + frobenius_norm(x) : frobenius_norm(x);
   return sum / static_cast<double>(batch_size);
+}
+
+torch::Tensor mean_square(const torch::Tensor& x, const torch::Tensor& y) {
+  return MeanApart::apply(x, y, true);
+}
+torch::Tensor mean_distance(const torch::Tensor& x, const torch::Tensor& y) {
+  return MeanApart::apply(x, y, false);
 }
 
 torch::Tensor sum_of_squares(const torch::Tensor& x, const torch::Tensor& counts) {

@@ -21,6 +21,11 @@ torch::Tensor cosine_loss(const torch::Tensor& a, const torch::Tensor& b, const 
 torch::Tensor cosine_loss_composed(const torch::Tensor& a, const torch::Tensor& b,
                                    const torch::Tensor& w);
 
+/// mean (x - y)^2 and mean |x - y| over all entries, y constant, as one node each; the gradient of
+/// the second is 0 where they meet. x, y [n, d]
+torch::Tensor mean_square(const torch::Tensor& x, const torch::Tensor& y);
+torch::Tensor mean_distance(const torch::Tensor& x, const torch::Tensor& y);
+
 /// L2 of baselines section 0: sum of squares of all rows / (2 B).
 torch::Tensor l2_rows(const std::vector<torch::Tensor>& rows, int64_t batch_size);
 /// NORM of baselines section 0: sum of the Frobenius norms, not squared, / B.

@@ -43,10 +43,11 @@ TEST(R2mrMemory, ScoringAndReviewingWalkEdgesOnly) {
   CrossReviewer reviewer(graph, {"image", "text"}, form, Random(4));
   std::array<int64_t, 2> steps = {50, 50};
   while (steps[0] + steps[1] > 0) reviewer.train_epoch(rows, steps);
-  const auto all = reviewer.scores(0, rows[0]);
+  const auto all = reviewer.scores(reviewer.projected_tastes(), 0, rows[0]);
   const auto some = torch::arange(0, kNodes, 7, torch::kInt64);
-  EXPECT_TRUE(torch::allclose(reviewer.scores(0, rows[0].index_select(0, some), some),
-                              all.index_select(0, some), 0, 1e-6));
+  EXPECT_TRUE(torch::allclose(
+      reviewer.scores(reviewer.projected_tastes(), 0, rows[0].index_select(0, some), some),
+      all.index_select(0, some), 0, 1e-6));
   const int64_t reviewed = peak_mb();
   EXPECT_LT(reviewed - start, kLimitMb);
   std::printf("peak above %d MB: %d MB after scores and their gradient, %d MB after a reviewer\n",

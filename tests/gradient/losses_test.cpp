@@ -14,6 +14,21 @@
 namespace tessera {
 namespace {
 
+TEST(Losses, MeansOfWhatLiesBetween) {
+  const auto x = torch::tensor({{1.0, -2.0, 0.5}, {4.0, 0.0, 3.0}}, torch::kFloat64);
+  const auto y = torch::tensor({{0.0, -2.0, 1.0}, {1.0, 2.0, 3.5}}, torch::kFloat64);
+  for (const bool squared : {true, false}) {
+    auto a = x.clone().requires_grad_(), b = x.clone().requires_grad_();
+    const auto loss = squared ? mean_square(a, y) : mean_distance(a, y);
+    const auto plain = squared ? (b - y).square().mean() : (b - y).abs().mean();
+    EXPECT_NEAR(loss.item<double>(), plain.item<double>(), 1e-15);
+    EXPECT_NEAR(loss.item<double>(), (squared ? 14.5 : 7.0) / 6, 1e-15);
+    (3 * loss).backward();
+    (3 * plain).backward();
+    EXPECT_TRUE(torch::allclose(a.grad(), b.grad(), 0, 1e-15));
+  }
+}
+
 using Loss = std::function<torch::Tensor(const std::vector<torch::Tensor>&)>;
 
 torch::Tensor leaf(int64_t rows, int64_t cols) {
