@@ -44,13 +44,17 @@ class Shown {
     }
     if (data.folder.empty()) return;
     std::set<int64_t> found;
-    read_media(data.folder, [&](const MediaRow& row) {
-      const int64_t item = data.item_ids.find(row.item);
-      if (item >= 0 && row.modality == "image" && found.insert(item).second) {
-        pictures_[item] = row.path;
-      }
-      return true;
-    });
+    try {
+      read_media(data.folder, [&](const MediaRow& row) {
+        const int64_t item = data.item_ids.find(row.item);
+        if (item >= 0 && row.modality == "image" && found.insert(item).second) {
+          pictures_[item] = row.path;
+        }
+        return true;
+      });
+    } catch (const InputError& e) {  // no reason to lose what was found
+      without_pictures = e.what();
+    }
   }
 
   Json json(int64_t item) const {
@@ -63,6 +67,7 @@ class Shown {
   }
 
   const Dataset& data;
+  std::string without_pictures;  ///< why those of media.tsv are missing
 
  private:
   std::map<int64_t, std::string> pictures_;
@@ -87,6 +92,7 @@ std::vector<int64_t> histogram(const torch::Tensor& values, double low, double h
   std::vector<int64_t> n(kBins, 0);
   for (int64_t i = 0; i < values.numel(); ++i) {
     const double share = high > low ? (values[i].item<double>() - low) / (high - low) : 0;
+    if (std::isnan(share)) continue;
     ++n[static_cast<size_t>(std::min(kBins - 1, static_cast<int64_t>(share * kBins)))];
   }
   return n;
@@ -251,6 +257,7 @@ Json quality_report(const Quality& quality, const Dataset& data, const Random& r
   out["note"] =
       "a score compares an item's features with its users' taste: niche items score low without "
       "being broken, and an item with few users has a noisy score";
+  if (!shown.without_pictures.empty()) out["without_pictures"] = shown.without_pictures;
   out["areas"] = Json::object();
   out["area_shares"] = Json::object();
   for (size_t area = kAreas.size(); area-- > 0;) {

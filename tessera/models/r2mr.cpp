@@ -305,7 +305,8 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
   Abilities abilities() const override {
     return {.uses_features = true,
             .score_reads_features = config_.item_graph,
-            .ranks_cold_items = config_.floor > 0};
+            // A table's row of an item without train rows was never trained.
+            .ranks_cold_items = config_.floor > 0 && config_.item_id != "table"};
   }
   BatchSpec batch_spec() const override {
     return {.unit = BatchSpec::Unit::pair, .n_negatives = 1};
@@ -722,7 +723,7 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
       log_.info("R2MR round {}: {} items to learn from, wanted {}: skipped", n_rounds_ + 1, n_items,
                 kFewestItems);
       entry["skipped"] = "too few items";
-    } else if (!(now.area == Area::disparity).any().item<bool>()) {
+    } else if (!something_to_write(now)) {
       log_.info("R2MR round {}: nothing to rewrite", n_rounds_ + 1);
       entry["skipped"] = "no disparity";
     } else {
@@ -786,19 +787,35 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
     }
   };
 
+  /// Items that proposals() may write of modality b from modality a.
+  torch::Tensor targets(const Areas& now, int64_t a, int64_t b) {
+    auto wanted = (now.area == Area::disparity)
+                      .logical_and(now.high.select(1, b).logical_not())
+                      .logical_and(now.high.select(1, a));
+    if (config_.missing == "ignore") wanted = wanted.logical_and(exists(b));
+    const bool able = a != b && at(a).consensus && at(b).consensus;
+    return able ? wanted.nonzero().flatten() : torch::empty({0}, torch::kInt64);
+  }
+
+  bool something_to_write(const Areas& now) {
+    for (int64_t a = 0; a < n_modalities(); ++a) {
+      for (int64_t b = 0; b < n_modalities(); ++b) {
+        if (targets(now, a, b).numel() > 0) return true;
+      }
+    }
+    return false;
+  }
+
   /// Candidates of every disparity item that `now` finds low in modality b: of its high sources the
   /// one whose row scores highest, or without asking the reviewer the first.
   Proposals proposals(const Areas& now, int64_t b, bool by_score) {
     const auto tables_now = tables();
     const auto tastes = tastes_now();
-    auto wanted = (now.area == Area::disparity).logical_and(now.high.select(1, b).logical_not());
-    if (config_.missing == "ignore") wanted = wanted.logical_and(exists(b));
     torch::Tensor best_rows = torch::zeros_like(at(b).rows->detach());
     torch::Tensor best = torch::full({data_.n_items}, -1.0),
                   from = torch::full({data_.n_items}, -1);
-    for (int64_t a = 0; a < n_modalities() && at(b).consensus; ++a) {
-      if (a == b || !at(a).consensus) continue;
-      const auto items = wanted.logical_and(now.high.select(1, a)).nonzero().flatten();
+    for (int64_t a = 0; a < n_modalities(); ++a) {
+      const auto items = targets(now, a, b);
       if (items.numel() == 0) continue;
       const auto rows = rewriter_->candidates(tables_now, a, b, items, now.high);
       const auto s = scores_of(tastes, b, rows, items).to(best.scalar_type());

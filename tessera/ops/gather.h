@@ -9,7 +9,8 @@
 namespace tessera {
 
 /// The distinct ones among indices below n, rising, and where each index stands among them: marks
-/// in a bitmap, cheaper than sorting what is far from few. mark() all, then list(), then inverse().
+/// in a bitmap, cheaper than sorting what is far from few. mark() all, then list() once, then
+/// inverse() of what was marked; indices are contiguous and not checked.
 class DistinctRows {
  public:
   explicit DistinctRows(int64_t n);

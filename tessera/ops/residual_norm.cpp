@@ -84,6 +84,14 @@ class ResidualNorm : public torch::autograd::Function<ResidualNorm> {
 torch::Tensor residual_norm(const torch::Tensor& x, const torch::Tensor& weight,
                             const torch::Tensor& bias, const torch::Tensor& gain,
                             const torch::Tensor& shift, double eps) {
+  TORCH_CHECK(
+      x.dim() == 2 && weight.dim() == 2 && bias.dim() == 1 && bias.size(0) == weight.size(1) &&
+          gain.sizes() == bias.sizes() && shift.sizes() == bias.sizes() &&
+          bias.scalar_type() == weight.scalar_type() && gain.scalar_type() == bias.scalar_type() &&
+          shift.scalar_type() == bias.scalar_type(),
+      "residual_norm wants x [n, in], weight [in, out] and bias, gain, shift [out] of one "
+      "type, got ",
+      x.sizes(), " ", weight.sizes(), " ", bias.sizes(), " ", gain.sizes(), " ", shift.sizes());
   return ResidualNorm::apply(x, weight, bias, gain, shift, eps);
 }
 

@@ -61,7 +61,10 @@ class ProductSource {
   // False where the factors are so small that no sum overflows; few users do not pay for the look.
   bool may_be_nan() const {
     if (n_users() < 64 || n_items() == 0 || depth() == 0) return true;
-    const auto largest = [](const torch::Tensor& t) { return t.abs().max().item<double>(); };
+    const auto largest = [](const torch::Tensor& t) {
+      const auto [low, high] = t.aminmax();  // NaN where t has one
+      return std::max(-low.item<double>(), high.item<double>());
+    };
     const double bound = largest(users_) * largest(items_) * static_cast<double>(depth());
     return !(bound < std::numeric_limits<float>::max() / 2);
   }

@@ -287,8 +287,8 @@ void use_device_and_threads(const TrainSettings& settings) {
 void keep_freed_memory() {
   // What a step frees the next one wants again: without this glibc returns every larger array to
   // the system, and its pages come back one fault each.
-  mallopt(M_MMAP_THRESHOLD, 256 << 20);
-  mallopt(M_TRIM_THRESHOLD, 256 << 20);
+  mallopt(M_MMAP_THRESHOLD, 1 << 30);
+  mallopt(M_TRIM_THRESHOLD, -1);  // never
 }
 
 void check_run(const RunRequest& request) {

@@ -39,9 +39,11 @@ TEST(R2mrPlanted, FindsNoConsensusInPermutedRows) {
   corrupt(data, "image", "swap", 1.0);  // every row, one further
   auto made = make_r2mr(data, kTiny);
   made->supplier().fit(Watch{});
-  const Json image = made->reporter().report()["modalities"][0];
+  const Json report = made->reporter().report(), image = report["modalities"][0];
   EXPECT_LE(image["mean"].get<double>(), .52);
   EXPECT_FALSE(image["consensus"].get<bool>());
+  EXPECT_GT(image["low"].get<int64_t>(), 0);
+  EXPECT_TRUE(report["worst"]["image"].empty());  // its scores say nothing
   EXPECT_EQ(image["rewritten"], 0);
 }
 
@@ -87,7 +89,8 @@ TEST(R2mrReview, NoReviewerIsAskedAboutWhatItWasTaught) {
   }
   ASSERT_GT(gone.size(), 10u);
   const CrossReviewer less = review(graph_of(gone));
-  const auto before = whole.scores(0, rows[0]), after = less.scores(0, rows[0]);
+  const auto before = whole.scores(whole.projected_tastes(), 0, rows[0]),
+             after = less.scores(less.projected_tastes(), 0, rows[0]);
   const auto same = alone.logical_and(whole.n_counted() > 0).nonzero().flatten();
   ASSERT_GT(same.numel(), 3);
   EXPECT_TRUE(torch::equal(before.index_select(0, same), after.index_select(0, same)));

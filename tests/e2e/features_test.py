@@ -130,6 +130,10 @@ class Features(CommandLine):
         self.fails(2, r"R2MR has no setting 'export_spice' \(did you mean 'export_space'\?\)",
                    "features", "shop", "--encoder", "r2mr", "--export_spice", "raw", "-q")
         make_shop(self, **LARGE)
+        items = [line.split("\t")[0] for line in self.read("shop", "item_map.tsv").splitlines()[1:]]
+        with open(self.path("shop", "media.tsv"), "w", encoding="utf-8") as file:
+            file.write("item_id\tmodality\tpath\tsha256\n")
+            file.writelines(f"{item}\timage\timages/{item}.png\t{'0' * 64}\n" for item in items[1:])
         short = ("--embedding_size", "8", "--eta", "0.5", "--first_epochs", "40", "--later_epochs", "5",
                  "-q", "-j", "1")
         made = json.loads(self.succeeds("features", "shop", "--encoder", "r2mr", "--export_space", "raw",
@@ -146,6 +150,11 @@ class Features(CommandLine):
                                     "status", "round", "source", "score_before"])
         self.assertEqual(len(lines) - 1, 2 * about["n_items"])
         report = self.read_json("shop", "quality.json")
+        shown = [*report["worst"]["image"], *report["rewritten"]["random"]]
+        self.assertGreater(len(shown), 0)
+        for one in shown:
+            self.assertEqual(one.get("picture"),
+                             None if one["item"] == items[0] else f"images/{one['item']}.png")
         changed = [line for line in lines if line[6] == "rewritten"]
         self.assertEqual(report["rewritten"]["n"], len(changed))
         # One round, whatever rewrite_max says; what was filled in since the review has no null score.

@@ -53,6 +53,10 @@ TEST(R2mrGolden, G2Consensus) {
   auto own = doubles({.8, -.2}, {2, 1}).requires_grad_();
   auto other = doubles({-.5, .3}, {2, 1}).requires_grad_();
   const auto loss = consensus_loss(own, other);
+  // softplus(-1000) = 0 stands for the part that is left out.
+  const auto nothing = torch::full({2, 1}, 1e3, torch::kFloat64);
+  expect_near(consensus_loss(own, -nothing), {.584619767665}, kTolerance);
+  expect_near(consensus_loss(nothing, other), {.664216114324}, kTolerance);
   expect_near(loss, {1.248835881989}, kTolerance);
   loss.backward();
   expect_near(own.grad(), {-.155012759436, -.274916998656}, kTolerance);

@@ -6,6 +6,7 @@
 #include <set>
 
 #include "tessera/base/error.h"
+#include "tessera/ops/gather.h"
 
 namespace tessera {
 namespace {
@@ -19,6 +20,17 @@ Dataset pairs_data() {
     }
   }
   return make_dataset(50, 45, make_interactions(50, users, items));
+}
+
+TEST(DistinctRows, RiseAndAreFoundAgain) {
+  const auto a = torch::tensor({130, 5, 64, 5}, torch::kInt64), b = torch::tensor({0, 130, 63});
+  DistinctRows rows(131);
+  rows.mark(a);
+  rows.mark(b);
+  EXPECT_TRUE(torch::equal(rows.list(), torch::tensor({0, 5, 63, 64, 130})));
+  EXPECT_TRUE(torch::equal(rows.inverse(a), torch::tensor({4, 1, 3, 1})));
+  EXPECT_TRUE(torch::equal(rows.inverse(b), torch::tensor({0, 4, 2})));
+  EXPECT_EQ(DistinctRows(7).list().numel(), 0);
 }
 
 TEST(Sampler, EveryPairOnceAndNegativesOutsideTrain) {

@@ -9,6 +9,7 @@
 #include <array>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <set>
 
 #include "tessera/base/error.h"
@@ -124,6 +125,29 @@ TEST(TopK, MinusInfinityIsACandidate) {
   EXPECT_TRUE(torch::equal(top.items, torch::tensor({{1, 0, 2}}, torch::kInt32)));
 }
 
+// More items than a block, so that a first threshold is taken from groups; both infinities and the
+// largest numbers among them, all of them or a few.
+TEST(TopK, ExtremeScoresInLongRows) {
+  const float inf = std::numeric_limits<float>::infinity(),
+              most = std::numeric_limits<float>::max();
+  for (const int64_t k : {1, 10, 50}) {
+    for (const float value : {-inf, -most, 0.0F, most, inf}) {
+      for (const int64_t step : {1, 2, 97}) {
+        auto scores = (torch::arange(1100) * 37).remainder(1009).to(torch::kFloat32).unsqueeze(0);
+        scores.slice(1, 0, 1100, step).fill_(value);
+        std::vector<int32_t> order(1100);
+        std::iota(order.begin(), order.end(), 0);
+        const float* score = scores.const_data_ptr<float>();
+        std::stable_sort(order.begin(), order.end(),
+                         [&](int32_t a, int32_t b) { return score[a] > score[b]; });
+        const auto wanted = torch::tensor(order, torch::kInt32).narrow(0, 0, k);
+        EXPECT_TRUE(torch::equal(top_k_scores(scores, {}, k).items[0], wanted))
+            << k << " " << value << " " << step;
+      }
+    }
+  }
+}
+
 TEST(TopK, RanksAreThePlacesInTheFullOrder) {
   for (const bool masked : {false, true}) {
     const Case c = integer_case(9, 530, 3, masked);
@@ -200,6 +224,14 @@ TEST(TopK, NanEndsTheRunAndIsNamed) {
   torch::Tensor users = torch::ones({2, 3});
   users[1][1] = std::numeric_limits<float>::quiet_NaN();
   EXPECT_THROW(top_k_product(users, torch::ones({4, 3}), {}, 1), RunError);
+  // Of many users, too: a NaN in one factor, and a sum of infinities of both signs.
+  torch::Tensor many = torch::ones({100, 4}), items = torch::ones({600, 4});
+  EXPECT_NO_THROW(top_k_product(many, items, {}, 1));
+  many[70][3] = std::numeric_limits<float>::quiet_NaN();
+  EXPECT_THROW(top_k_product(many, items, {}, 1), RunError);
+  many[70] = torch::tensor({1e30F, 1e30F, 0.0F, 0.0F});
+  items[555] = torch::tensor({1e30F, -1e30F, 0.0F, 0.0F});
+  EXPECT_THROW(top_k_product(many, items, {}, 1), RunError);
   EXPECT_THROW(count_above_scores(scores, {}, torch::zeros({4}, torch::kInt64),
                                   torch::empty({0}, torch::kInt32)),
                RunError);
