@@ -12,6 +12,7 @@
 #include "tessera/ops/edge_scores.h"
 #include "tessera/ops/fill.h"
 #include "tessera/ops/gather.h"
+#include "tessera/ops/triples.h"
 
 namespace tessera {
 namespace {
@@ -82,11 +83,14 @@ torch::Tensor consensus_loss(const ReviewForm& form, const torch::Tensor& tastes
                              const std::vector<ReviewWeights>& weights, const torch::Tensor& user,
                              const torch::Tensor& item) {
   const int64_t n = item.numel(), k = form.n_tastes, w = form.product_width();
-  const auto p = gather_rows(taste.project(tastes, form), user).view({2, n, k, w});
+  const auto taste_rows = taste.project(tastes, form).view({-1, w});
+  const auto each = torch::arange(k, torch::kInt64);
+  const auto taste_at = (user.unsqueeze(1) * k + each).flatten();  // [2 n k]
+  const auto row_at = item.unsqueeze(1).expand({n, k}).flatten().repeat({2});
   torch::Tensor loss;
   for (size_t m = 0; m < rows.size(); ++m) {
-    const auto y = gather_rows(weights[m].project(rows[m], form), item).view({1, n, 1, w});
-    const auto x = (p * y).sum(3) / form.scale();
+    const auto y = weights[m].project(rows[m], form);
+    const auto x = row_dots(taste_rows, y, taste_at, row_at).view({2, n, k}) / form.scale();
     const auto part = consensus_loss(x[0], x[1]);
     loss = loss.defined() ? loss + part : part;
   }

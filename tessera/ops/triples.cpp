@@ -146,6 +146,47 @@ class IndexedBpr : public torch::autograd::Function<IndexedBpr> {
 };
 
 /// sum_r n_r |row r|^2 with n_r how often the lists name r; gradient 2 n_r row.
+class RowDots : public torch::autograd::Function<RowDots> {
+ public:
+  static torch::Tensor forward(AutogradContext* context, const torch::Tensor& a_in,
+                               const torch::Tensor& b_in, const torch::Tensor& a_at,
+                               const torch::Tensor& b_at) {
+    const auto a = a_in.contiguous(), b = b_in.contiguous();
+    const int64_t n = a_at.numel(), d = a.size(1);
+    const auto out = torch::empty({n}, a.options());
+    by_type(a, [&](auto type) {
+      using T = decltype(type);
+      const T *as = a.const_data_ptr<T>(), *bs = b.const_data_ptr<T>();
+      const int64_t *i = a_at.const_data_ptr<int64_t>(), *j = b_at.const_data_ptr<int64_t>();
+      T* to = out.mutable_data_ptr<T>();
+      parallel_for(0, n, 8 * kGrain, [&](int64_t begin, int64_t end) {
+        for (int64_t r = begin; r < end; ++r) to[r] = dot(as + i[r] * d, bs + j[r] * d, d);
+      });
+    });
+    context->save_for_backward({a, b, a_at, b_at});
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list upstream) {
+    const auto saved = context->get_saved_variables();
+    const auto &a = saved[0], &b = saved[1];
+    const auto g = upstream[0].contiguous();
+    const auto listed = [](const torch::Tensor& index) {
+      const auto* from = index.const_data_ptr<int64_t>();
+      return std::vector<int64_t>(from, from + index.numel());
+    };
+    const auto i = listed(saved[2]), j = listed(saved[3]);
+    torch::Tensor da, db;
+    by_type(g, [&](auto type) {
+      using T = decltype(type);
+      const std::vector<T> weights(g.const_data_ptr<T>(), g.const_data_ptr<T>() + g.numel());
+      if (context->needs_input_grad(0)) da = sums(Groups(i, a.size(0)), j, weights, b);
+      if (context->needs_input_grad(1)) db = sums(Groups(j, b.size(0)), i, weights, a);
+    });
+    return {da, db, torch::Tensor(), torch::Tensor()};
+  }
+};
+
 class CountedSquares : public torch::autograd::Function<CountedSquares> {
  public:
   static torch::Tensor forward(AutogradContext* context, const torch::Tensor& table_in,
@@ -183,6 +224,15 @@ torch::Tensor bpr_loss(const torch::Tensor& users, const torch::Tensor& items, c
   return IndexedBpr::apply(
       users, items, offsets.defined() ? offsets : torch::empty({0}, items.options()),
       at.users.contiguous(), at.positives.contiguous(), at.negatives.contiguous());
+}
+
+torch::Tensor row_dots(const torch::Tensor& a, const torch::Tensor& b, const torch::Tensor& a_at,
+                       const torch::Tensor& b_at) {
+  TORCH_CHECK(a.dim() == 2 && b.dim() == 2 && a.size(1) == b.size(1) && a_at.dim() == 1 &&
+                  a_at.sizes() == b_at.sizes() && a.scalar_type() == b.scalar_type(),
+              "row_dots wants [A, d], [B, d] and two lists of as many rows, got ", a.sizes(), " ",
+              b.sizes(), " ", a_at.sizes(), " ", b_at.sizes());
+  return RowDots::apply(a, b, a_at.contiguous(), b_at.contiguous());
 }
 
 torch::Tensor l2_rows(const torch::Tensor& table, const std::vector<torch::Tensor>& rows,

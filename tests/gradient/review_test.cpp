@@ -165,6 +165,23 @@ TEST(R2mrGradients, ConsensusLoss) {
                                   {{x[2], bias(5)}, {x[3], bias(6)}}, user, item);
           },
           inputs);
+      // The same with every row set beside its partner.
+      const auto own = [&](const torch::Tensor& x, size_t of, size_t with) {
+        const auto y = x.matmul(inputs[of]);
+        return split ? y + inputs[with] : y;
+      };
+      const auto p = own(inputs[0], 1, 4).index_select(0, user).view({2, 3, 2, w});
+      double wanted = 0;
+      for (size_t m = 0; m < 2; ++m) {
+        const auto y = own(rows[m], 2 + m, 5 + m).index_select(0, item).view({1, 3, 1, w});
+        const auto x = (p * y).sum(3) / form.scale();
+        wanted += consensus_loss(x[0], x[1]).item<double>();
+      }
+      const auto bias = [&](size_t at) { return split ? inputs[at] : torch::Tensor(); };
+      EXPECT_NEAR(consensus_loss(form, inputs[0], {inputs[1], bias(4)}, rows,
+                                 {{inputs[2], bias(5)}, {inputs[3], bias(6)}}, user, item)
+                      .item<double>(),
+                  wanted, 1e-12);
     }
   }
 }
