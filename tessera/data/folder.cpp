@@ -338,6 +338,15 @@ void read_media(const fs::path& folder, const std::function<bool(const MediaRow&
   }
 }
 
+std::map<std::string, std::string> picture_files(const fs::path& folder) {
+  std::map<std::string, std::string> out;
+  read_media(folder, [&](const MediaRow& row) {
+    if (row.modality == "image") out.emplace(row.item, row.path);
+    return true;
+  });
+  return out;
+}
+
 Json read_dataset_json(const fs::path& folder, bool check_hashes) {
   std::error_code error;
   if (!fs::exists(folder, error)) {

@@ -8,7 +8,6 @@
 #include <array>
 #include <map>
 #include <numeric>
-#include <set>
 #include <utility>
 
 #include "tessera/base/error.h"
@@ -35,33 +34,26 @@ double share_of(int64_t n, int64_t n_items) {
 class Shown {
  public:
   explicit Shown(const Dataset& of) : data(of) {
-    for (const char* column : {"image_path", "picture", "image"}) {
-      const auto* values = data.item_columns.find(column);
-      for (int64_t i = 0; values != nullptr && i < data.n_items; ++i) {
-        const std::string& value = (*values)[static_cast<size_t>(i)];
-        if (!value.empty()) pictures_[i] = value;
-      }
-    }
     if (data.folder.empty()) return;
-    std::set<int64_t> found;
     try {
-      read_media(data.folder, [&](const MediaRow& row) {
-        const int64_t item = data.item_ids.find(row.item);
-        if (item >= 0 && row.modality == "image" && found.insert(item).second) {
-          pictures_[item] = row.path;
-        }
-        return true;
-      });
+      pictures_ = picture_files(data.folder);
     } catch (const InputError& e) {  // no reason to lose what was found
       without_pictures = e.what();
     }
   }
 
   Json json(int64_t item) const {
-    Json out = {{"item", std::string(data.item_ids[item])},
-                {"title", data.item_columns.title(item)}};
-    if (const auto found = pictures_.find(item); found != pictures_.end()) {
+    const std::string id(data.item_ids[item]);
+    Json out = {{"item", id}, {"title", data.item_columns.title(item)}};
+    if (const auto found = pictures_.find(id); found != pictures_.end()) {
       out["picture"] = found->second;
+      return out;
+    }
+    for (const char* column : {"image", "picture", "image_path"}) {
+      const auto* values = data.item_columns.find(column);
+      if (values == nullptr || (*values)[static_cast<size_t>(item)].empty()) continue;
+      out["picture"] = (*values)[static_cast<size_t>(item)];
+      break;
     }
     return out;
   }
@@ -70,7 +62,7 @@ class Shown {
   std::string without_pictures;  ///< why those of media.tsv are missing
 
  private:
-  std::map<int64_t, std::string> pictures_;
+  std::map<std::string, std::string> pictures_;  // by raw id
 };
 
 Json neighbours(const Modality& m, const Shown& shown, const torch::Tensor& table, int64_t item) {

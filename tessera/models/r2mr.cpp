@@ -789,12 +789,12 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
 
   /// Items that proposals() may write of modality b from modality a.
   torch::Tensor targets(const Areas& now, int64_t a, int64_t b) {
+    if (a == b || !at(a).consensus || !at(b).consensus) return torch::empty({0}, torch::kInt64);
     auto wanted = (now.area == Area::disparity)
                       .logical_and(now.high.select(1, b).logical_not())
                       .logical_and(now.high.select(1, a));
     if (config_.missing == "ignore") wanted = wanted.logical_and(exists(b));
-    const bool able = a != b && at(a).consensus && at(b).consensus;
-    return able ? wanted.nonzero().flatten() : torch::empty({0}, torch::kInt64);
+    return wanted.nonzero().flatten();
   }
 
   bool something_to_write(const Areas& now) {

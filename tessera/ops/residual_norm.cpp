@@ -69,12 +69,13 @@ class ResidualNorm : public torch::autograd::Function<ResidualNorm> {
         }
       });
     });
-    const auto whole = wants_sums ? sums.sum(0) : torch::zeros({3, d}, y.options());
+    const auto whole = wants_sums ? sums.sum(0) : torch::Tensor();
+    const auto part = [&](int64_t at) { return wants_sums ? whole[at] : torch::Tensor(); };
     return {context->needs_input_grad(0) ? at::mm(dy, weight.t()) : torch::Tensor(),
             context->needs_input_grad(1) ? at::mm(x.t(), dy) : torch::Tensor(),
-            whole[2],
-            whole[0],
-            whole[1],
+            part(2),
+            part(0),
+            part(1),
             torch::Tensor()};
   }
 };

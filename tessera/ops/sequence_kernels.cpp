@@ -3,6 +3,8 @@
 #include <bit>
 #include <cmath>
 
+#include "tessera/ops/kernels.h"
+
 namespace tessera::kernels {
 namespace {
 
@@ -223,9 +225,7 @@ int64_t nearest(const float* x, int64_t n, const float* __restrict columns, int6
       scratch[j] += difference * difference;
     }
   }
-  int64_t best = 0;
-  for (int64_t j = 1; j < k; ++j) best = scratch[j] < scratch[best] ? j : best;
-  return best;
+  return smallest(scratch, k);
 }
 
 }  // namespace tessera::kernels

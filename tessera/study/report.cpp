@@ -227,27 +227,22 @@ std::string base64(const std::string& bytes) {
 /// Titles and pictures of items; pictures are put into the page while there is room.
 class Items {
  public:
-  Items(const fs::path& folder, const Dataset& data) : data_(data) {
-    read_media(folder, [&](const MediaRow& row) {
-      if (row.modality == "image") {
-        pictures_.emplace(std::string(row.item), folder / fs::path(std::string(row.path)));
-      }
-      return true;
-    });
-  }
+  Items(const fs::path& folder, const Dataset& data)
+      : data_(data), folder_(folder), pictures_(picture_files(folder)) {}
   /// Fills title and picture of a card that has an id.
   void fill(Json& card, Json& pictures) {
     const auto id = card.value("id", std::string());
     const int32_t item = data_.item_ids.find(id);
     if (item < 0) return;
     if (const auto title = data_.item_columns.title(item); !title.empty()) card["title"] = title;
-    const auto place = pictures_.find(id);
-    if (place == pictures_.end()) return;
+    const auto found = pictures_.find(id);
+    if (found == pictures_.end()) return;
     if (!pictures.contains(id)) {
+      const fs::path place = folder_ / found->second;
       std::error_code error;
-      const auto size = fs::file_size(place->second, error);
+      const auto size = fs::file_size(place, error);
       if (error || size > kPictureBytes || used_ + size > kPicturesBytes) return;
-      const std::string bytes = read_file(place->second);
+      const std::string bytes = read_file(place);
       const bool png = bytes.rfind("\x89PNG", 0) == 0, jpeg = bytes.rfind("\xff\xd8\xff", 0) == 0;
       if (!png && !jpeg) return;
       used_ += size;
@@ -259,7 +254,8 @@ class Items {
 
  private:
   const Dataset& data_;
-  std::map<std::string, fs::path> pictures_;
+  const fs::path folder_;
+  const std::map<std::string, std::string> pictures_;  // by raw id
   size_t used_ = 0;
 };
 
