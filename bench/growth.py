@@ -4,7 +4,7 @@
 Made-up datasets along one axis at a time: pairs (users and items with them), users, items, width of a feature,
 number of modalities. An epoch has 50 steps whatever the size, 2,000 users hold out a pair. Prints seconds of an
 epoch (the faster of two) and peak memory for each size, the exponent of a line through the logarithms of size and
-seconds, and that of memory between the two largest sizes; 1 is linear."""
+seconds, and those of seconds and of memory between the two largest sizes; 1 is linear."""
 import argparse
 import json
 import os
@@ -65,8 +65,9 @@ def main():
         for model in chosen:
             seconds, peaks = zip(*[row[model] for row in rows])
             cells = "; ".join(f"{s:.3g} s {mb:.0f} MB" for s, mb in zip(seconds, peaks))
+            fits = exponent(sizes, seconds), exponent(sizes[-2:], seconds[-2:]), exponent(sizes[-2:], peaks[-2:])
             print(f"| {axis} {' '.join(f'{n:,}' for n in sizes)} | {model} | {cells} | "
-                  f"{exponent(sizes, seconds):.2f} | {exponent(sizes[-2:], peaks[-2:]):.2f} |", flush=True)
+                  f"{' | '.join(f'{e:.2f}' for e in fits)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,12 @@
 
 #include "tessera/base/error.h"
 #include "tessera/ops/gather.h"
+#include "tessera/ops/parallel.h"
 
 namespace tessera {
 namespace {
+
+constexpr int64_t kGrain = 256;  // rows a thread draws negatives for at least
 
 torch::Tensor int64_of(const std::vector<int64_t>& values) {
   return torch::tensor(values, torch::kInt64);
@@ -185,29 +188,31 @@ void Sampler::draw_negatives(Batch& batch, int64_t step) const {
   const auto* users = batch.users.const_data_ptr<int64_t>();
   auto* to = batch.negatives.mutable_data_ptr<int64_t>();
   const auto n_candidates = static_cast<uint32_t>(candidates_.size());
-  for (int64_t i = 0; i < n; ++i) {
-    const auto own = data_.train_distinct.of(users[i]);
-    uint32_t draw = 0;
-    for (int64_t k = 0; k < spec_.n_negatives; ++k) {
-      int32_t item = -1;
-      for (int attempt = 0; attempt < 64 && item < 0; ++attempt) {
-        const int32_t drawn = candidates_[negatives_.below(n_candidates, step, i, draw)];
-        if (!contains(own, drawn)) item = drawn;
-      }
-      if (item < 0) {
-        // Nearly all items are the user's own: draw a rank among the others instead.
-        uint32_t rank =
-            negatives_.below(n_candidates - static_cast<uint32_t>(own.size()), step, i, draw);
-        for (const int32_t candidate : candidates_) {
-          if (!contains(own, candidate) && rank-- == 0) {
-            item = candidate;
-            break;
+  parallel_for(0, n, kGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const auto own = data_.train_distinct.of(users[i]);
+      uint32_t draw = 0;
+      for (int64_t k = 0; k < spec_.n_negatives; ++k) {
+        int32_t item = -1;
+        for (int attempt = 0; attempt < 64 && item < 0; ++attempt) {
+          const int32_t drawn = candidates_[negatives_.below(n_candidates, step, i, draw)];
+          if (!contains(own, drawn)) item = drawn;
+        }
+        if (item < 0) {
+          // Nearly all items are the user's own: draw a rank among the others instead.
+          uint32_t rank =
+              negatives_.below(n_candidates - static_cast<uint32_t>(own.size()), step, i, draw);
+          for (const int32_t candidate : candidates_) {
+            if (!contains(own, candidate) && rank-- == 0) {
+              item = candidate;
+              break;
+            }
           }
         }
+        to[i * spec_.n_negatives + k] = item;
       }
-      to[i * spec_.n_negatives + k] = item;
     }
-  }
+  });
 }
 
 void Sampler::index_distinct(Batch& batch) const {

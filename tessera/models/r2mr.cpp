@@ -1099,7 +1099,7 @@ Json R2mr::options_json() const {
 // --- report ----------------------------------------------------------------------------------
 Quality R2mr::quality() {
   Quality out;
-  const Areas now = areas();
+  const Areas now = reviewed();
   for (int64_t m = 0; m < n_modalities(); ++m) {
     const Modality& of = at(m);
     out.modalities.push_back({of.name, eta_[m].item<double>(), of.consensus, of.present, exists(m),

@@ -83,11 +83,12 @@ class Vbpr : public FactorModel {
     const auto f = features_.index_select(0, batch.distinct_items);
     const Triples at{batch.user_inverse, batch.positive_inverse, batch.negative_inverse};
     // Items as [ID ; E f], users as [g ; t]: the score is one inner product and the item's offset.
-    const auto rows = torch::cat({ids, content(f)}, 1);
+    const auto seen = content(f);
+    const auto rows = torch::cat({ids, seen.narrow(1, 0, projection_->size(0))}, 1);
     torch::Tensor bias, offsets;
     if (linear_) {
       bias = item_bias_->gather(batch.distinct_items);
-      offsets = (bias + f.matmul(visual_bias_->t())).flatten();
+      offsets = (bias + seen.narrow(1, projection_->size(0), 1)).flatten();
     }
     const auto bpr = bpr_loss(users, rows, at, offsets);
     Loss out{bpr, {{"bpr", bpr}}};
@@ -113,14 +114,12 @@ class Vbpr : public FactorModel {
   Vectors vectors() override {
     const auto trained =
         (item_counts(data_.train, data_.n_items) > 0).to(torch::kFloat).unsqueeze(1);
-    torch::Tensor items = torch::cat({items_->value() * trained, content(features_)}, 1);
-    torch::Tensor users = users_->value();
+    torch::Tensor users = users_->value(), seen = content(features_);
     if (linear_) {
-      items = torch::cat(
-          {items, item_bias_->value() * trained + features_.matmul(visual_bias_->t())}, 1);
+      seen.select(1, projection_->size(0)).add_((item_bias_->value() * trained).flatten());
       users = torch::cat({users, torch::ones({data_.n_users, 1})}, 1);
     }
-    return {users, items};
+    return {users, torch::cat({items_->value() * trained, seen}, 1)};
   }
 
  private:
@@ -142,9 +141,10 @@ class Vbpr : public FactorModel {
     return torch::cat(parts, 1);
   }
 
-  torch::Tensor content(const torch::Tensor& features) const {
-    const auto projected = features.matmul(projection_->t());
-    return linear_ ? projected : projected + *projection_bias_;
+  /// E f of each row, and beta' f as one column more where there is one: one pass over f.
+  torch::Tensor content(const torch::Tensor& f) const {
+    if (linear_) return f.matmul(torch::cat({*projection_, *visual_bias_}).t());
+    return f.matmul(projection_->t()) + *projection_bias_;
   }
 
   const Config config_;

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 
 #include "tessera/ops/by_type.h"
 #include "tessera/ops/fill.h"
@@ -21,6 +22,8 @@ namespace {
 constexpr double kCodebookWeight = 0.1;
 constexpr double kDiscriminatorWeight = 0.1;
 constexpr double kDiscriminatorRate = 5e-5;
+constexpr double kEps = 1e-5;
+constexpr int64_t kParts = 2;  // of a batch, whatever the number of threads
 
 GanBlock block(int64_t in, int64_t out, double gain, const Random& random,
                const std::string& name) {
@@ -43,20 +46,81 @@ void name_blocks(std::vector<std::pair<std::string, torch::Tensor*>>& out,
   }
 }
 
-void take_step(DenseAdam& adam, std::vector<std::pair<std::string, torch::Tensor*>> tensors,
-               const AdamOptions& options) {
-  for (auto& [name, tensor] : tensors) {
-    torch::Tensor& gradient = tensor->mutable_grad();
-    if (!gradient.defined()) continue;
-    adam.step(name, *tensor, gradient, options);
-    gradient.reset();
+/// The gradients of named tensors one after another, [part, elements]: a part's are written by the
+/// thread that has its rows.
+class PartGradients {
+ public:
+  PartGradients(int64_t n_parts, const std::vector<std::pair<std::string, torch::Tensor*>>& named) {
+    for (const auto& [name, tensor] : named) n_ += tensor->numel();
+    flat_ = torch::empty({n_parts, n_}, named.front().second->options().requires_grad(false));
   }
+
+  /// Views of one part, taken in the order of the names.
+  class Cursor {
+   public:
+    explicit Cursor(torch::Tensor flat) : flat_(std::move(flat)) {}
+    torch::Tensor take(at::IntArrayRef sizes) {
+      const int64_t n = c10::multiply_integers(sizes), begin = at_;
+      at_ += n;
+      return flat_.narrow(0, begin, n).view(sizes);
+    }
+    std::vector<ResidualNormGradients> take(const std::vector<GanBlock>& blocks) {
+      std::vector<ResidualNormGradients> out;
+      for (const auto& b : blocks) {
+        out.push_back({take(b.weight.sizes()), take({3, b.bias.size(0)})});
+      }
+      return out;
+    }
+
+   private:
+    torch::Tensor flat_;
+    int64_t at_ = 0;
+  };
+  Cursor part(int64_t part) const { return Cursor(flat_.select(0, part)); }
+
+  /// A step of each tensor by the sum of its parts.
+  void take_step(DenseAdam& adam, const std::vector<std::pair<std::string, torch::Tensor*>>& named,
+                 const AdamOptions& options) {
+    Cursor sum(flat_.sum(0));
+    for (const auto& [name, tensor] : named) {
+      adam.step(name, *tensor, sum.take(tensor->sizes()), options);
+    }
+  }
+
+ private:
+  int64_t n_ = 0;
+  torch::Tensor flat_;
+};
+
+std::vector<ResidualNorm> forward(const std::vector<GanBlock>& blocks, torch::Tensor x) {
+  std::vector<ResidualNorm> out;
+  for (const auto& b : blocks) {
+    out.push_back(residual_norm_forward(x, b.weight, b.bias, b.gain, b.shift, kEps));
+    x = out.back().out;
+  }
+  return out;
+}
+
+/// The gradient of what entered the blocks, of its last `width` columns (0: none at all). Those of
+/// the parameters go to `to`, if there is one for each block.
+torch::Tensor backward(const std::vector<GanBlock>& blocks, const std::vector<ResidualNorm>& kept,
+                       torch::Tensor upstream, const std::vector<ResidualNormGradients>& to,
+                       int64_t width) {
+  for (size_t k = blocks.size(); k-- > 0;) {
+    const auto& weight = blocks[k].weight;
+    const auto dy = residual_norm_backward(kept[k], blocks[k].gain, upstream,
+                                           to.empty() ? ResidualNormGradients() : to[k]);
+    const int64_t rows = k > 0 ? weight.size(0) : width;
+    if (rows == 0) return {};
+    upstream = at::mm(dy, weight.narrow(0, weight.size(0) - rows, rows).t());
+  }
+  return upstream;
 }
 
 }  // namespace
 
 torch::Tensor GanBlock::operator()(const torch::Tensor& x) const {
-  return residual_norm(x, weight, bias, gain, shift, 1e-5);
+  return residual_norm(x, weight, bias, gain, shift, kEps);
 }
 
 torch::Tensor nearest_codes(const torch::Tensor& slots, const torch::Tensor& codes) {
@@ -198,25 +262,87 @@ VectorGan::NetworkLoss VectorGan::loss_of_network(const Coded& coded, const torc
 
 double VectorGan::step(const torch::Tensor& source, const torch::Tensor& target,
                        const torch::Tensor& direction) {
-  const torch::AutoGradMode with_gradients(true);
-  const Coded coded = code(source, direction);
-  const auto e_hat = decode(coded);
+  const torch::NoGradGuard no_grad;
+  const int64_t n = source.size(0), width = options_.width;
+  const auto per_row = 1 / static_cast<double>(std::max<int64_t>(1, n));
+  struct Part {
+    torch::Tensor target, direction, z, codes, z_q, e_hat;
+    std::vector<ResidualNorm> encoder, decoder;
+    double distance = 0;
+  };
+  std::vector<Part> parts(kParts);
+  const auto in_parts = [&](const std::function<void(int64_t, Part&)>& body) {
+    parallel_for(0, kParts, 1, [&](int64_t begin, int64_t end) {
+      const torch::NoGradGuard in_this_thread;
+      for (int64_t k = begin; k < end; ++k) body(k, parts[static_cast<size_t>(k)]);
+    });
+  };
+
+  PartGradients of_judge(kParts, discriminator()), of_network(kParts, network());
+  in_parts([&](int64_t k, Part& part) {
+    const int64_t first = k * n / kParts, rows = (k + 1) * n / kParts - first;
+    part.target = target.narrow(0, first, rows);
+    part.direction = direction.narrow(0, first, rows);
+    part.encoder = forward(
+        encoder_,
+        torch::cat({source.narrow(0, first, rows), prompts_.index_select(0, part.direction)}, 1));
+    part.z = part.encoder.back().out;
+    part.codes = nearest_codes(part.z.view({-1, options_.code_width}), codes_);
+    part.z_q = codes_.index_select(0, part.codes).view_as(part.z);
+    part.decoder = forward(decoder_, part.z + (part.z_q - part.z));
+    part.e_hat = part.decoder.back().out;
+    if (options_.adv <= 0) return;
+
+    const auto judged = forward(judge_, torch::cat({part.target, part.e_hat}));
+    const auto& last = judged.back().out;
+    const auto logits = torch::addmm(logit_bias_, last, logit_weight_);
+    // softplus(-x) falls by sigmoid(-x), softplus(x) rises by sigmoid(x).
+    const auto slope = torch::cat({logits.narrow(0, 0, rows).neg().sigmoid().neg_(),
+                                   logits.narrow(0, rows, rows).sigmoid()})
+                           .mul_(kDiscriminatorWeight * per_row);
+    auto to = of_judge.part(k);
+    backward(judge_, judged, slope.matmul(logit_weight_.t()), to.take(judge_), 0);
+    to.take(logit_weight_.sizes()).copy_(last.t().matmul(slope));
+    to.take(logit_bias_.sizes()).copy_(slope.sum(0));
+  });
 
   AdamOptions options;
   options.beta1 = 0.5;
   options.beta2 = 0.9;
   if (options_.adv > 0) {
-    loss_of_discriminator(target, e_hat).backward();
     options.learning_rate = [](int64_t) { return kDiscriminatorRate; };
-    take_step(discriminator_adam_, discriminator(), options);
+    of_judge.take_step(discriminator_adam_, discriminator(), options);
   }
-  const NetworkLoss loss = loss_of_network(coded, e_hat, target);
-  loss.total.backward();
+
+  in_parts([&](int64_t k, Part& part) {
+    const auto away = part.e_hat - part.target;
+    part.distance = away.abs().sum(torch::kFloat64).item<double>();
+    auto g = away.sign_().mul_(per_row / static_cast<double>(width));
+    if (options_.adv > 0) {
+      const auto judged = forward(judge_, part.e_hat);
+      const auto slope = torch::addmm(logit_bias_, judged.back().out, logit_weight_)
+                             .neg_()
+                             .sigmoid_()
+                             .mul_(-options_.adv * per_row);
+      g += backward(judge_, judged, slope.matmul(logit_weight_.t()), {}, width);
+    }
+    auto to = of_network.part(k);
+    const auto prompts = to.take(prompts_.sizes()).zero_(), codes = to.take(codes_.sizes()).zero_();
+    const auto encoder = to.take(encoder_), decoder = to.take(decoder_);
+    auto dz = backward(decoder_, part.decoder, g, decoder, part.z.size(1));
+    const auto apart = (part.z - part.z_q).mul_(2 * per_row / static_cast<double>(part.z.size(1)));
+    dz += apart;
+    codes.index_add_(0, part.codes, apart.view({-1, options_.code_width}), -kCodebookWeight);
+    prompts.index_add_(0, part.direction,
+                       backward(encoder_, part.encoder, dz, encoder, options_.prompt));
+  });
   options.learning_rate = [this](int64_t) { return options_.learning_rate; };
   options.weight_decay = 0.01;
   options.decay = AdamOptions::Decay::decoupled;
-  take_step(adam_, network(), options);
-  return loss.distance.item<double>();
+  of_network.take_step(adam_, network(), options);
+  double distance = 0;
+  for (const Part& part : parts) distance += part.distance;
+  return distance * per_row / static_cast<double>(width);
 }
 
 void VectorGan::remember_best() {

@@ -52,7 +52,8 @@ class VectorGan {
   /// Rows of the target modality. source [n, width], direction int64 [n]
   torch::Tensor rewrite(const torch::Tensor& source, const torch::Tensor& direction) const;
   /// One step of the discriminator on the detached fake, then one of the network with the
-  /// discriminator frozen; returns mean |e_hat - target| before it.
+  /// discriminator frozen; returns mean |e_hat - target| before it. The gradients of the losses
+  /// below, written out; the batch goes in two halves side by side.
   double step(const torch::Tensor& source, const torch::Tensor& target,
               const torch::Tensor& direction);
   // The losses of step(), of tensors of any one float type.

@@ -13,7 +13,7 @@ namespace tessera {
 
 /// Adam (Kingma & Ba 2015), bias-corrected, in the order of operations
 ///   m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g g;
-///   p <- p - lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps)
+///   p <- p - lr / (1 - b1^t) * m / (sqrt(v) * (1 / sqrt(1 - b2^t)) + eps)
 /// with weight decay none, added to the gradient (g + decay p), or decoupled (p <- p - lr decay p
 /// first, AdamW).
 struct AdamOptions {

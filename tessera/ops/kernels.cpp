@@ -18,7 +18,7 @@ template <typename T, bool kGradientDecay, bool kDecoupled>
   const T beta1 = static_cast<T>(constants.beta1), beta2 = static_cast<T>(constants.beta2);
   const T rest1 = static_cast<T>(1 - constants.beta1), rest2 = static_cast<T>(1 - constants.beta2);
   const T eps = static_cast<T>(constants.eps), decay = static_cast<T>(constants.gradient_decay);
-  const T zeros[kChunk] = {};
+  static constexpr T zeros[kChunk] = {};
   for (int64_t begin = 0; begin < n; begin += kChunk) {
     const int64_t size = n - begin < kChunk ? n - begin : kChunk;
     const T* __restrict grad = gradient ? gradient + begin : zeros;
@@ -26,7 +26,8 @@ template <typename T, bool kGradientDecay, bool kDecoupled>
     T* __restrict mc = m + begin;
     T* __restrict vc = v + begin;
     for (int64_t s = 0; s < n_steps; ++s) {
-      const T step_size = static_cast<T>(steps[s].size), root = static_cast<T>(steps[s].root);
+      const T step_size = static_cast<T>(steps[s].size);
+      const T by = static_cast<T>(steps[s].inverse_root);
       const T shrink = static_cast<T>(steps[s].shrink);
       for (int64_t i = 0; i < size; ++i) {
         T value = pc[i], g = grad[i];
@@ -36,7 +37,7 @@ template <typename T, bool kGradientDecay, bool kDecoupled>
         const T second = beta2 * vc[i] + rest2 * g * g;
         mc[i] = first;
         vc[i] = second;
-        pc[i] = value - step_size * first / (std::sqrt(second) / root + eps);
+        pc[i] = value - step_size * first / (std::sqrt(second) * by + eps);
       }
     }
   }
@@ -167,9 +168,9 @@ template <typename T>
     to[i] = g[i] + by * (g[i] * gain[i] - a - (y[i] - mean) * by * b);
   }
   if (sums == nullptr) return;
-  for (int64_t i = 0; i < n; ++i) sums[i] += g[i] * ((y[i] - mean) * by);
-  for (int64_t i = 0; i < n; ++i) sums[n + i] += g[i];
-  for (int64_t i = 0; i < n; ++i) sums[2 * n + i] += to[i];
+  for (int64_t i = 0; i < n; ++i) sums[i] += to[i];
+  for (int64_t i = 0; i < n; ++i) sums[n + i] += g[i] * ((y[i] - mean) * by);
+  for (int64_t i = 0; i < n; ++i) sums[2 * n + i] += g[i];
 }
 
 template <typename T>

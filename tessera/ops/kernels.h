@@ -1,14 +1,25 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 /// The inner loops, on raw memory: one thread, no checks. Compiled for several instruction sets,
 /// the best of which is chosen at run time; the functions around them share out the work.
 namespace tessera::kernels {
 
-/// What Adam needs of one step, tabulated in double: lr / (1 - b1^t), sqrt(1 - b2^t), lr * decay.
+/// Asks for a row that is soon read or written, to hide the way from main memory.
+template <typename T>
+inline void prefetch(const T* row, int64_t n) {
+  constexpr std::size_t kLine = 64;
+  for (std::size_t at = 0; at < static_cast<std::size_t>(n) * sizeof(T); at += kLine) {
+    __builtin_prefetch(reinterpret_cast<const char*>(row) + at);
+  }
+}
+
+/// What Adam needs of one step, tabulated in double: lr / (1 - b1^t), 1 / sqrt(1 - b2^t), lr *
+/// decay.
 struct AdamStep {
-  double size, root, shrink;
+  double size, inverse_root, shrink;
 };
 struct AdamConstants {
   double beta1, beta2, eps;
@@ -60,7 +71,7 @@ RowNorm<float> norm_row(float* y, const float* bias, const float* gain, const fl
                         int64_t n, double eps, float* to);
 RowNorm<double> norm_row(double* y, const double* bias, const double* gain, const double* shift,
                          int64_t n, double eps, double* to);
-/// Its gradient: `to` [n] for y, given g for its result; adds those for gain, shift and bias to
+/// Its gradient: `to` [n] for y, given g for its result; adds those for bias, gain and shift to
 /// `sums` [3, n], which may be null.
 void norm_row_back(const float* y, RowNorm<float> norm, const float* g, const float* gain,
                    int64_t n, float* to, float* sums);

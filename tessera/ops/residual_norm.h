@@ -10,6 +10,25 @@ namespace tessera {
 torch::Tensor residual_norm(const torch::Tensor& x, const torch::Tensor& weight,
                             const torch::Tensor& bias, const torch::Tensor& gain,
                             const torch::Tensor& shift, double eps);
+
+/// The same without a graph, for a step that writes its gradients out itself.
+struct ResidualNorm {
+  torch::Tensor x, y, norms;  ///< what the gradient needs
+  torch::Tensor out;          ///< [n, out]
+};
+ResidualNorm residual_norm_forward(const torch::Tensor& x, const torch::Tensor& weight,
+                                   const torch::Tensor& bias, const torch::Tensor& gain,
+                                   const torch::Tensor& shift, double eps);
+/// Where the gradients of the parameters go; what was there is lost. Undefined: nowhere.
+struct ResidualNormGradients {
+  torch::Tensor weight;  ///< [in, out]
+  torch::Tensor sums;    ///< [3, out]: of bias, gain and shift
+};
+/// The gradient of y = x W + b [n, out] from that of `out`; x's is y's times W^T.
+torch::Tensor residual_norm_backward(const ResidualNorm& kept, const torch::Tensor& gain,
+                                     const torch::Tensor& upstream,
+                                     const ResidualNormGradients& to);
+
 /// The same in operations of torch.
 torch::Tensor residual_norm_composed(const torch::Tensor& x, const torch::Tensor& weight,
                                      const torch::Tensor& bias, const torch::Tensor& gain,

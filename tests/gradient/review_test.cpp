@@ -308,6 +308,39 @@ TEST(R2mrGradients, LossOfTheDiscriminator) {
   for (const auto* tensor : small.network) EXPECT_FALSE(tensor->grad().defined());
 }
 
+// The step writes out what autograd makes of its losses: Adam's first moments after one step are
+// half the gradients. An even batch, an odd one and one whose first half is empty.
+TEST(R2mrGradients, AStepHasTheGradientsOfItsLosses) {
+  for (const int64_t n : {4, 3, 1}) {
+    SmallGan stepped, twin;
+    const auto source = stepped.source.narrow(0, 0, n), target = stepped.target.narrow(0, 0, n);
+    const auto direction = stepped.direction.narrow(0, 0, n);
+    const auto of = [&] { return twin.gan.code(source, direction); };
+    const double distance = stepped.gan.step(source, target, direction);
+    const auto compare = [&](DenseAdam& adam, const std::string& prefix, bool inverse) {
+      size_t compared = 0;
+      for (auto& [name, tensor] : twin.gan.tensors()) {
+        if (!tensor->defined() || (name.rfind(prefix, 0) == 0) == inverse) continue;
+        const auto& m = adam.moments().at(name).m;
+        EXPECT_TRUE(torch::allclose(m, .5 * tensor->grad(), 1e-9, 1e-14)) << name << " " << n;
+        EXPECT_GT(m.abs().max().item<double>(), 0) << name;
+        ++compared;
+      }
+      return compared;
+    };
+    twin.gan.loss_of_discriminator(target, twin.gan.decode(of())).backward();
+    EXPECT_EQ(compare(stepped.gan.discriminator_adam(), "gan.discriminator", false), 10U);
+    for (size_t i = 0; i < twin.discriminator.size(); ++i) {
+      *twin.discriminator[i] = stepped.discriminator[i]->detach().clone();
+    }
+    const Coded coded = of();
+    const auto loss = twin.gan.loss_of_network(coded, twin.gan.decode(coded), target);
+    loss.total.backward();
+    EXPECT_EQ(compare(stepped.gan.adam(), "gan.discriminator", true), 18U);
+    EXPECT_NEAR(distance, loss.distance.item<double>(), 1e-12);
+  }
+}
+
 // dz = 2 (z - z_q) / n, dcode = .1 * 2 (z_q - z) / n: section 7.
 TEST(R2mrGradients, Codes) {
   const auto z = values(3, 4, "z"), z_q = values(3, 4, "c");
