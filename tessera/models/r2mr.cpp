@@ -530,6 +530,7 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
             : to_items(graph_, training ? dropped(users_, "drop.neighbours", step) : users_));
     torch::Tensor p;
     if (config_.reviewer == "bpr") p = live_tastes(training, step);
+    const bool rows_alone = batch != nullptr && !similar_.defined();
     std::vector<torch::Tensor> items, users;
     for (int64_t m = 0; m < static_cast<int64_t>(modalities_.size()); ++m) {
       const Modality& of = modalities_[static_cast<size_t>(m)];
@@ -545,16 +546,16 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
       } else {
         s = scores_.select(1, m);
       }
-      items.push_back(fused_unit_rows(s, e, h, config_.floor));
-      users.push_back(unit_rows(*of.ids));
+      const auto x = fused_unit_rows(s, e, h, config_.floor), y = unit_rows(*of.ids);
+      const auto [user, item] = rows_alone
+                                    ? layer_mean_rows(graph_, y, x, kPropagations,
+                                                      batch->distinct_users, batch->distinct_items)
+                                    : layer_mean(graph_, y, x, kPropagations);
+      users.push_back(user);
+      items.push_back(item);
     }
-    const auto all_users = torch::cat(users, 1), all_items = torch::cat(items, 1);
-    const bool rows_alone = batch != nullptr && !similar_.defined();
-    const auto [u, i] = rows_alone ? layer_mean_rows(graph_, all_users, all_items, kPropagations,
-                                                     batch->distinct_users, batch->distinct_items)
-                                   : layer_mean(graph_, all_users, all_items, kPropagations);
     const double n_layers = static_cast<double>(kPropagations + 1);
-    auto user = u * n_layers, item = i * n_layers;
+    auto user = torch::cat(users, 1) * n_layers, item = torch::cat(items, 1) * n_layers;
     if (similar_.defined()) {
       item = item + tessera::propagate(similar_, item);
       if (batch != nullptr) {
