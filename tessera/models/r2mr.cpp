@@ -293,6 +293,7 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
     scores_ = torch::zeros({n, n_modalities});
     null_scores_ = torch::zeros({n, n_modalities, kNullDraws});
     eta_ = torch::zeros({n_modalities}, torch::kFloat64);
+    consensus_ = torch::ones({n_modalities}, torch::kInt64);
     // Before prepare() no row is anything yet.
     round_of_ = torch::full({n, n_modalities}, -1, torch::kInt64);
     source_ = torch::full({n, n_modalities}, -1, torch::kInt64);
@@ -337,6 +338,7 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
     state.add("scores", scores_, Role::scoring);
     state.add("null_scores", null_scores_, Role::scoring);
     state.add("eta", eta_, Role::scoring);
+    state.add("consensus", consensus_, Role::scoring);
     state.add("round_of", round_of_, Role::scoring);
     state.add("source", source_, Role::scoring);
     state.add("score_before", score_before_, Role::scoring);
@@ -445,7 +447,6 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
     torch::Tensor* ids = nullptr;     // q^m [n_users, d]
     ReviewWeights review;             // of reviewer = bpr
     std::optional<double> threshold;  // none: auto
-    bool consensus = true;            // false: takes no part in rewriting
     std::optional<Pca> pca;
   };
 
@@ -643,8 +644,9 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
       const double null = means.empty() ? 0
                                         : std::accumulate(means.begin(), means.end(), 0.0) /
                                               static_cast<double>(means.size());
-      of.consensus = of.threshold || median_of(own) - null >= kNoConsensus;
-      if (!of.consensus) {
+      const bool agreed = of.threshold || median_of(own) - null >= kNoConsensus;
+      consensus_[m] = agreed;
+      if (!agreed) {
         log_.warn(
             "R2MR: '{}' carries no consensus (median score {:.3f}, {:.3f} with its rows permuted): "
             "it is neither rewritten nor a source",
@@ -714,10 +716,9 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
       rewriter_->begin_round();
       if (pause(watch, true)) return;
     }
-    find_consensus();
     const Areas now = areas();
     std::vector<bool> takes_part;
-    for (const auto& m : modalities_) takes_part.push_back(m.consensus);
+    for (int64_t m = 0; m < n_modalities(); ++m) takes_part.push_back(has_consensus(m));
     const int64_t n_items = rewriter_->choose(now.high, takes_part, n_rounds_);
     Json entry = {{"round", n_rounds_ + 1}, {"epoch", epoch_}};
     if (n_items < kFewestItems) {
@@ -738,20 +739,8 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
     log_areas(watch, now, n_rounds_, std::move(entry));
   }
 
-  /// What review() found of the modalities, again after a resume. Rows filled since then are left
-  /// out.
-  void find_consensus() {
-    for (int64_t m = 0; m < n_modalities(); ++m) {
-      const auto index = has_null(m).nonzero().flatten();
-      at(m).consensus = at(m).threshold || median_of(scores_.select(1, m).index_select(0, index)) -
-                                                   null_scores_.select(1, m)
-                                                       .index_select(0, index)
-                                                       .to(torch::kFloat64)
-                                                       .mean()
-                                                       .item<double>() >=
-                                               kNoConsensus;
-    }
-  }
+  /// What the last review() found; a modality without it takes no part in rewriting.
+  bool has_consensus(int64_t m) const { return consensus_[m].item<bool>(); }
 
   /// False when asked to stop.
   bool train_rewriter(const Watch& watch, Json& entry) {
@@ -790,7 +779,7 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
 
   /// Items that proposals() may write of modality b from modality a.
   torch::Tensor targets(const Areas& now, int64_t a, int64_t b) {
-    if (a == b || !at(a).consensus || !at(b).consensus) return torch::empty({0}, torch::kInt64);
+    if (a == b || !has_consensus(a) || !has_consensus(b)) return torch::empty({0}, torch::kInt64);
     auto wanted = (now.area == Area::disparity)
                       .logical_and(now.high.select(1, b).logical_not())
                       .logical_and(now.high.select(1, a));
@@ -968,6 +957,7 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
   torch::Tensor scores_;       // [n_items, M]
   torch::Tensor null_scores_;  // [n_items, M, kNullDraws]
   torch::Tensor eta_;          // float64 [M]
+  torch::Tensor consensus_;    // int64 [M], 0 or 1
   // The record of a row's last rewriting, [n_items, M]; it goes wherever the rows go.
   torch::Tensor round_of_;                    // int64, 0: as given
   torch::Tensor source_;                      // int64, modality
@@ -1103,10 +1093,10 @@ Quality R2mr::quality() {
   const Areas now = reviewed();
   for (int64_t m = 0; m < n_modalities(); ++m) {
     const Modality& of = at(m);
-    out.modalities.push_back({of.name, eta_[m].item<double>(), of.consensus, of.present, exists(m),
-                              scores_.select(1, m), null_scores_.select(1, m), has_null(m),
-                              now.high.select(1, m), round_of_.select(1, m), original_of(m),
-                              of.rows->detach()});
+    out.modalities.push_back({of.name, eta_[m].item<double>(), has_consensus(m), of.present,
+                              exists(m), scores_.select(1, m), null_scores_.select(1, m),
+                              has_null(m), now.high.select(1, m), round_of_.select(1, m),
+                              original_of(m), of.rows->detach()});
   }
   out.scored = scored();
   out.area = now.area;
@@ -1130,11 +1120,7 @@ Quality R2mr::found() {
   if ((round_of_ < 0).any().item<bool>()) {
     throw usage_error("R2MR: nothing to report before fit or a training");
   }
-  if (cross_) {
-    find_consensus();
-  } else {
-    review(kReportDraws);  // the reviewer has learned on since the last round
-  }
+  if (!cross_) review(kReportDraws);  // the reviewer has learned on since the last round
   return quality();
 }
 

@@ -227,8 +227,14 @@ std::string base64(const std::string& bytes) {
 /// Titles and pictures of items; pictures are put into the page while there is room.
 class Items {
  public:
-  Items(const fs::path& folder, const Dataset& data)
-      : data_(data), folder_(folder), pictures_(picture_files(folder)) {}
+  Items(const fs::path& folder, const Dataset& data, const Log& log)
+      : data_(data), folder_(folder) {
+    try {
+      pictures_ = picture_files(folder);
+    } catch (const InputError& e) {
+      log.warn("without pictures: {}", e.what());
+    }
+  }
   /// Fills title and picture of a card that has an id.
   void fill(Json& card, Json& pictures) {
     const auto id = card.value("id", std::string());
@@ -255,7 +261,7 @@ class Items {
  private:
   const Dataset& data_;
   const fs::path folder_;
-  const std::map<std::string, std::string> pictures_;  // by raw id
+  std::map<std::string, std::string> pictures_;  // by raw id
   size_t used_ = 0;
 };
 
@@ -389,7 +395,7 @@ Json run_data(const fs::path& run, const Log& log) {
     try {
       OpenRun open = open_run(run, log);
       const fs::path folder = config.value("dataset", std::string());
-      Items items(folder, *open.data);
+      Items items(folder, *open.data, log);
       Json views = Json::array({user_cards(run, *open.data)});
       for (const auto& view : model_views(run, open, log)) views.push_back(view);
       fill_cards(views, items, out["pictures"]);
@@ -560,9 +566,9 @@ Json several_data(const std::vector<fs::path>& runs, const fs::path& folder) {
 }
 
 /// What 'features --encoder r2mr' found in a dataset folder.
-Json features_data(const fs::path& folder) {
+Json features_data(const fs::path& folder, const Log& log) {
   const Dataset data = load_dataset(folder);
-  Items items(folder, data);
+  Items items(folder, data, log);
   Json out;
   out["title"] = "Item features of " + data.name;
   out["subtitle"] = "reviewed by " + read_json(folder / kQuality).value("model", std::string());
@@ -577,7 +583,7 @@ bool is_reviewed_dataset(const fs::path& path) {
 }
 
 Json data_of(const std::vector<fs::path>& paths, const Log& log) {
-  if (paths.size() == 1 && is_reviewed_dataset(paths[0])) return features_data(paths[0]);
+  if (paths.size() == 1 && is_reviewed_dataset(paths[0])) return features_data(paths[0], log);
   std::vector<fs::path> runs;
   fs::path folder;
   for (const auto& path : paths) {

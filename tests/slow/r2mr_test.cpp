@@ -392,7 +392,7 @@ TEST(Speed, EdgeScoresAtClothingSize) {
       "edge scores, %d edges, d 384: %.3f s with %d threads (aim .3 with two), one thread "
       "%.3f s of work\n",
       static_cast<int>(graph.n_edges()), wall, n_threads, own);
-  EXPECT_LT(own, 1.2);
+  EXPECT_LT(own, .6);
 }
 
 }  // namespace
