@@ -76,7 +76,8 @@ class Recorder : public Model {
     config.stop_requested = [&] { return losses.size() >= n_steps; };
     try {
       train_model(*this, data_, config);
-    } catch (const RunError&) {  // stopped after n_steps
+    } catch (const RunError&) {
+      if (losses.size() < n_steps) throw;  // stopped for another reason
     }
     seen["loss"] = torch::tensor(losses, torch::kFloat64);
   }

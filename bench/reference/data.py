@@ -9,6 +9,21 @@ import numpy as np
 import torch
 
 
+def peak_mb():
+    """Peak memory of this program; ru_maxrss begins at that of the process which started it."""
+    with open("/proc/self/status", encoding="utf-8") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmHWM:")) / 1024
+
+
+def agree(differences):
+    """Prints the largest difference of two losses by name; whether there are any of each name, all of them
+    numbers, none above 1e-4."""
+    print(json.dumps({"steps": [len(d) for d in differences.values()],
+                      "largest_loss_difference": max(float(np.max(d)) if d else np.inf for d in differences.values()),
+                      **{name: float(np.max(d)) if d else None for name, d in differences.items()}}))
+    return all(len(d) > 0 and bool(np.all(np.isfinite(d))) and np.max(d) <= 1e-4 for d in differences.values())
+
+
 class Data:
     """Rows by split, in the file's order, which is that of time within a user; ids are the indices of
     the maps. trained: items of train rows; taken: user * n_items + item of train rows, both rising."""

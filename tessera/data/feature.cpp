@@ -1,6 +1,8 @@
 #include "tessera/data/feature.h"
 
 #include <c10/util/Half.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
@@ -123,6 +125,15 @@ void MappedArray::read_row(int64_t row, float* to) const {
   floats_of(dtype_, data_ + row * width_ * item_size(), to, width_);
 }
 
+void MappedArray::forget() const {
+  if (!in_file_) return;
+  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const auto begin = reinterpret_cast<uintptr_t>(data_) / page * page;
+  const auto end = reinterpret_cast<uintptr_t>(data_) + bytes().size();
+  // Only advice: without it the pages stay.
+  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+}
+
 MappedArray map_npy(const std::filesystem::path& path) {
   const std::string what = path.string();
   MappedFile file = map_file(path);
@@ -134,6 +145,7 @@ MappedArray map_npy(const std::filesystem::path& path) {
   out.width_ = head.shape[1];
   out.dtype_ = head.dtype;
   out.owner_ = std::move(file.owner);
+  out.in_file_ = true;
   return out;
 }
 
@@ -165,6 +177,7 @@ MappedArray map_safetensors(const std::filesystem::path& path, const std::string
   out.width_ = found->shape[1];
   out.dtype_ = found->dtype;
   out.owner_ = std::move(file.owner);
+  out.in_file_ = true;
   return out;
 }
 
@@ -184,6 +197,7 @@ torch::Tensor Feature::gather(const torch::Tensor& items) const {
 torch::Tensor Feature::all() const {
   torch::Tensor out = torch::empty({n_items(), width()}, torch::kFloat);
   gather_rows<int64_t>(*this, nullptr, n_items(), out.mutable_data_ptr<float>());
+  rows.forget();
   return out;
 }
 

@@ -35,11 +35,14 @@ class MappedArray {
     return {data_, static_cast<size_t>(n_rows_ * width_ * item_size())};
   }
   int64_t item_size() const;
+  /// Gives the file's pages back to the system; they are read again when next touched.
+  void forget() const;
 
  private:
   friend MappedArray map_npy(const std::filesystem::path& path);
   friend MappedArray map_safetensors(const std::filesystem::path& path, const std::string& tensor);
   std::shared_ptr<const void> owner_;  // keeps the mapping alive
+  bool in_file_ = false;
   const char* data_ = nullptr;
   int64_t n_rows_ = 0, width_ = 0;
   torch::ScalarType dtype_ = torch::kFloat;

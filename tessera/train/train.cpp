@@ -351,6 +351,10 @@ class Training {
     model_.end_epoch(epoch_, watch_);
     if (hook_checkpoint_) throw_if_stopped();
     epoch_done_ = nullptr;
+    // Steps that rows have pending are this epoch's work, not that of whoever reads them next.
+    for (const auto& group : model_.parameter_groups()) {
+      for (const auto& [name, table] : group.tables) table->catch_up();
+    }
     const double time_s = seconds_since(start);
     train_s_ += time_s;
     epoch_s_.push_back(time_s);
