@@ -1,4 +1,5 @@
 """The report page: all data inside, nothing asked from outside, untrusted text stays text."""
+import base64
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import unittest
 from browser import Browser, charts_have_marks, no_horizontal_scroll, picture, quiet
 from command_line import CommandLine
 from features_test import LARGE, make_shop
+from page_test import PNG
 
 
 class Report(CommandLine):
@@ -115,8 +117,16 @@ class Report(CommandLine):
     def test_views_of_models(self):
         self.n_items = make_shop(self, **LARGE)
         self.trained(("R2MR", "KDSR"))
+        self.write("titled/one.png", base64.b64decode(PNG.split(",")[1]))
+        media = [f"i{i}\timage\tone.png\t{'0' * 64}\n" for i in range(self.n_items)]
+        self.write("titled/media.tsv", "item_id\tmodality\tpath\tsha256\n" + "".join(media))
         self.succeeds("report", "runs/R2MR", "-o", "r.html", "-q")
-        sections = {part["title"]: part["blocks"] for part in self.data_of("r.html")["sections"]}
+        page = self.data_of("r.html")
+        self.assertEqual(set(page["pictures"].values()), {PNG})
+        sections = {part["title"]: part["blocks"] for part in page["sections"]}
+        notes = {part["title"]: part.get("note") for part in page["sections"]}
+        self.assertIn("niche items score low without being broken", notes["Quality of item features"])
+        sections_of_r2mr = list(sections)
         kinds = [block["kind"] for block in sections["Quality of item features"]]
         self.assertEqual(kinds[:4], ["bars", "table", "histogram", "intervals"])
         histogram = sections["Quality of item features"][2]
@@ -155,6 +165,12 @@ class Report(CommandLine):
         self.assertEqual([one["name"] for one in gate["series"]], ["id", "image", "text"])
         for place in ("r.html", "k.html"):
             self.in_a_browser(place)
+        # A table of pictures that cannot be read costs the pictures alone.
+        self.write("titled/media.tsv", "wrong\n")
+        self.assertIn("without pictures", self.succeeds("report", "runs/R2MR", "-o", "n.html").stderr)
+        page = self.data_of("n.html")
+        self.assertEqual(page["pictures"], {})
+        self.assertEqual([part["title"] for part in page["sections"]], list(sections_of_r2mr))
 
     def in_a_browser(self, place):
         """Draws every chart without a word on the console or a request, where there is a Chromium."""
