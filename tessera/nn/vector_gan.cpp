@@ -51,8 +51,9 @@ void name_blocks(std::vector<std::pair<std::string, torch::Tensor*>>& out,
 class PartGradients {
  public:
   PartGradients(int64_t n_parts, const std::vector<std::pair<std::string, torch::Tensor*>>& named) {
-    for (const auto& [name, tensor] : named) n_ += tensor->numel();
-    flat_ = torch::empty({n_parts, n_}, named.front().second->options().requires_grad(false));
+    int64_t n = 0;
+    for (const auto& [name, tensor] : named) n += tensor->numel();
+    flat_ = torch::empty({n_parts, n}, named.front().second->options().requires_grad(false));
   }
 
   /// Views of one part, taken in the order of the names.
@@ -88,7 +89,6 @@ class PartGradients {
   }
 
  private:
-  int64_t n_ = 0;
   torch::Tensor flat_;
 };
 
