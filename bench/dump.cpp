@@ -1,12 +1,12 @@
 // dump DATASET MODEL OUT.safetensors [--name=value...]: what a training starts from and sees in its
 // first 50 steps, so that another program can repeat it: weights after prepare() under "init.",
-// users, positives, negatives and dropout masks of step k under "k.", the losses under "loss".
-// Of sequence models step k has the rows (items, offsets), the targets and the epoch, and no masks:
-// give their dropouts as 0. Of MMSSL also the weights of the interpolates under "k.alpha" and
-// its generated graphs, "k.edges.NAME", at steps that see new ones. Of a model that is pretrained
-// on items also the weights before that under "start.", the items of its first 50 steps under
-// "pre.k.items" from k = 0, the losses under "pre.loss", and rows of a modality under "x." where
-// they are not as wide as the dataset's.
+// users, positives, negatives and dropout masks of step k under "k.", the losses under "loss", what
+// a validation found before the first under "valid.". Of sequence models step k has the rows
+// (items, offsets), the targets and the epoch, and no masks: give their dropouts as 0. Of MMSSL
+// also the weights of the interpolates under "k.alpha" and its generated graphs, "k.edges.NAME", at
+// steps that see new ones. Of a model that is pretrained on items also the weights before that
+// under "start.", the items of its first 50 steps under "pre.k.items" from k = 0, the losses under
+// "pre.loss", and rows of a modality under "x." where they are not as wide as the dataset's.
 #include <torch/types.h>
 
 #include <cstdio>
@@ -35,6 +35,10 @@ class Spy : public Recorder {
     // An epoch of pretraining is behind such a model already, and is enough of a start.
     if (dynamic_cast<ItemPretrainer*>(&inner_) == nullptr) return Recorder::prepare(watch);
     keep_weights("init.");
+  }
+  void begin_epoch(int64_t epoch, const Watch& watch) override {
+    if (epoch == 0 && has_rows(data_, Split::valid)) keep_evaluation();
+    Recorder::begin_epoch(epoch, watch);
   }
 
  protected:

@@ -1,6 +1,8 @@
-// Single ops against the machine's own limits, which this program measures first: bytes moved over
-// the bandwidth of a sum of two arrays, or operations over the rate of a square GEMM. The counter
-// `share` is the part of that limit that is reached; rates are those of the threads in use.
+// Single ops against the machine's own limits, which this program measures: bytes moved over the
+// bandwidth of a sum of two arrays that, with the sum, are as large as what the op goes over again
+// and again (so that both come from the same cache or from main memory), or operations over the
+// rate of a square GEMM. The counter `limit` is that bandwidth, `share` the part of the limit that
+// is reached; rates are those of the threads in use.
 #include <ATen/Parallel.h>
 #include <benchmark/benchmark.h>
 #include <torch/autograd.h>
@@ -11,6 +13,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <map>
 #include <vector>
 
 #include "tessera/base/random.h"
@@ -38,38 +41,48 @@ double seconds(const std::function<void()>& body) {
   return best;
 }
 
-struct Limits {
-  double bytes_per_s, flop_per_s;
-};
-
-const Limits& limits() {
-  static const Limits measured = [] {
-    constexpr int64_t n = 1 << 25;
+/// Bytes a second of c = a + b, the three together `size` bytes.
+double bandwidth(double size) {
+  static std::map<double, double> measured;
+  double& rate = measured[size];
+  if (rate == 0) {
+    const auto n = static_cast<int64_t>(size / 12);
+    const int64_t times = std::max<int64_t>(1, (1 << 25) / n);
     std::vector<float> a(n, 1), b(n, 2), c(n, 0);
     const double pass = seconds([&] {
-      parallel_for(0, n, 1 << 16, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) c[i] = a[i] + b[i];
-      });
+      for (int64_t k = 0; k < times; ++k) {
+        parallel_for(0, n, 8192, [&](int64_t begin, int64_t end) {
+          for (int64_t i = begin; i < end; ++i) c[i] = a[i] + b[i];
+        });
+        benchmark::ClobberMemory();
+      }
     });
+    rate = 12.0 * static_cast<double>(n * times) / pass;
+  }
+  return rate;
+}
+
+double flop_per_s() {
+  static const double measured = [] {
     const auto x = torch::ones({1536, 1536}), y = torch::ones({1536, 1536});
     const double product = seconds([&] { benchmark::DoNotOptimize(x.matmul(y)); });
-    return Limits{12.0 * n / pass, 2.0 * 1536 * 1536 * 1536 / product};
+    return 2.0 * 1536 * 1536 * 1536 / product;
   }();
   return measured;
 }
 
-void bytes(benchmark::State& state, double each) {
-  const double total = each * static_cast<double>(state.iterations());
+/// `each`: bytes moved by an iteration; `size`: bytes that the iterations go over.
+void bytes(benchmark::State& state, double each, double size) {
+  const double total = each * static_cast<double>(state.iterations()), limit = bandwidth(size);
   state.counters["GB/s"] = benchmark::Counter(total / 1e9, benchmark::Counter::kIsRate);
-  state.counters["share"] =
-      benchmark::Counter(total / limits().bytes_per_s, benchmark::Counter::kIsRate);
+  state.counters["limit"] = limit / 1e9;
+  state.counters["share"] = benchmark::Counter(total / limit, benchmark::Counter::kIsRate);
 }
 
 void flop(benchmark::State& state, double each) {
   const double total = each * static_cast<double>(state.iterations());
   state.counters["GFLOP/s"] = benchmark::Counter(total / 1e9, benchmark::Counter::kIsRate);
-  state.counters["share"] =
-      benchmark::Counter(total / limits().flop_per_s, benchmark::Counter::kIsRate);
+  state.counters["share"] = benchmark::Counter(total / flop_per_s(), benchmark::Counter::kIsRate);
 }
 
 // The size of Baby: 19,445 users, 7,050 items, 118,551 train pairs.
@@ -114,7 +127,8 @@ void propagation(benchmark::State& state) {
   const auto users = table(kUsers, kDim), items = table(kItems, kDim);
   for (auto _ : state) benchmark::DoNotOptimize(propagate(g, users, items));
   // A row is read for each end of each edge, and each output row is written.
-  bytes(state, static_cast<double>(2 * g.n_edges() + kUsers + kItems) * kDim * 4);
+  constexpr double kTables = 4.0 * (kUsers + kItems) * kDim;
+  bytes(state, static_cast<double>(2 * g.n_edges()) * kDim * 4 + kTables, 2 * kTables);
 }
 BENCHMARK(propagation)->UseRealTime()->Unit(benchmark::kMillisecond);
 
@@ -129,7 +143,8 @@ void adam_dense(benchmark::State& state) {
   const auto gradient = table(kUsers + kItems, kDim);
   DenseAdam adam;
   for (auto _ : state) adam.step("value", value, gradient, adam_options());
-  bytes(state, 7.0 * 4 * static_cast<double>(value.numel()));  // reads p m v g, writes p m v
+  const auto table_bytes = 4.0 * static_cast<double>(value.numel());
+  bytes(state, 7 * table_bytes, 4 * table_bytes);  // reads p m v g, writes p m v
 }
 BENCHMARK(adam_dense)->UseRealTime()->Unit(benchmark::kMillisecond);
 
@@ -142,7 +157,8 @@ void adam_rows(benchmark::State& state) {
     leaf.mutable_grad() = torch::ones_like(leaf);
     rows.step();
   }
-  bytes(state, 9.0 * 4 * 4096 * static_cast<double>(touched.numel()));  // and the gathered copy
+  const double row_bytes = 4.0 * 4096 * static_cast<double>(touched.numel());
+  bytes(state, 9 * row_bytes, 5 * row_bytes);  // p m v g, read and written, and the gathered copy
 }
 BENCHMARK(adam_rows)->UseRealTime()->Unit(benchmark::kMillisecond);
 
@@ -154,7 +170,8 @@ void gather_and_back(benchmark::State& state) {
     gather_rows(x, rows).backward(g);
     x.mutable_grad().reset();
   }
-  bytes(state, (4.0 * 4096 + kItems) * kDim * 4);  // reads and writes rows twice, clears the table
+  // Reads and writes rows twice, clears the table.
+  bytes(state, (4.0 * 4096 + kItems) * kDim * 4, (2.0 * kItems + 2 * 4096) * kDim * 4);
 }
 BENCHMARK(gather_and_back)->UseRealTime()->Unit(benchmark::kMillisecond);
 
@@ -166,8 +183,8 @@ void bpr(benchmark::State& state) {
   for (auto _ : state) {
     benchmark::DoNotOptimize(torch::autograd::grad({bpr_loss(users, items, at)}, {users, items}));
   }
-  bytes(state,
-        (8.0 * 2048 + kUsers + kItems) * kDim * 4);  // reads rows twice, writes both gradients
+  // Reads rows twice, writes both gradients.
+  bytes(state, (8.0 * 2048 + kUsers + kItems) * kDim * 4, 2.0 * (kUsers + kItems) * kDim * 4);
 }
 BENCHMARK(bpr)->UseRealTime()->Unit(benchmark::kMillisecond);
 
@@ -222,9 +239,9 @@ BENCHMARK(softmax)
 }  // namespace tessera
 
 int main(int argc, char** argv) {
-  const auto& limit = tessera::limits();
-  std::printf("limits, %d threads: %.1f GB/s, %.0f GFLOP/s\n", at::get_num_threads(),
-              limit.bytes_per_s / 1e9, limit.flop_per_s / 1e9);
+  std::printf("limits, %d threads: %.1f GB/s from main memory, %.0f GFLOP/s\n",
+              at::get_num_threads(), tessera::bandwidth(12.0 * (1 << 25)) / 1e9,
+              tessera::flop_per_s() / 1e9);
   benchmark::Initialize(&argc, argv);
   benchmark::RunSpecifiedBenchmarks();
 }

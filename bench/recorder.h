@@ -9,6 +9,7 @@
 
 #include "tessera/base/error.h"
 #include "tessera/data/safetensors.h"
+#include "tessera/eval/evaluate.h"
 #include "tessera/model/registry.h"
 #include "tessera/train/train.h"
 
@@ -67,6 +68,21 @@ class Recorder : public Model {
     for (const auto* tensors : {&saved.weights, &saved.optimizer}) {
       for (const auto& [name, tensor] : *tensors) seen[prefix + name] = tensor.detach().clone();
     }
+  }
+  /// What validation finds now, each metric under "valid.".
+  void keep_evaluation() {
+    EvalOptions options;
+    for (const char* metric : {"recall", "precision", "ndcg", "hit", "map", "mrr"}) {
+      for (const char* k : {"@5", "@10", "@20", "@50"})
+        options.metrics.push_back(metric + std::string(k));
+    }
+    inner_.train(false);
+    const auto found = evaluate(inner_, data_, find_protocol("mmrec"), Split::valid, options);
+    inner_.train(training());
+    for (const auto& [name, value] : found.metrics) {
+      seen["valid." + name] = torch::tensor(value, torch::kFloat64);
+    }
+    seen["valid.n_users"] = torch::tensor(static_cast<double>(found.n_users), torch::kFloat64);
   }
   /// Trains `n_steps` steps and keeps their losses under "loss".
   void train_steps(size_t n_steps, const TrainSettings& settings) {

@@ -148,14 +148,9 @@ Json settings_json(const std::vector<Fields::Row>& rows) {
 }
 
 Json model_json(const ModelInfo& info, bool settings) {
-  const Abilities can = abilities_of(info);
-  Json out = {{"name", info.name},
-              {"title", info.title},
-              {"aliases", alias_names(info)},
-              {"uses_features", can.uses_features},
-              {"score_reads_features", can.score_reads_features},
-              {"ranks_cold_items", can.ranks_cold_items},
-              {"takes_histories", can.takes_histories}};
+  Abilities can = abilities_of(info);
+  Json out = {{"name", info.name}, {"title", info.title}, {"aliases", alias_names(info)}};
+  for (const auto& [name, flag] : flags_of(can)) out[name] = *flag;
   if (settings) {
     out["settings"] = settings_json(own_settings(info));
     out["training"] = settings_json(training_settings(&info));

@@ -60,7 +60,7 @@ void similar(const Common& common, const Flags& flags) {
   ask.by = flags.by;
   if (!flags.exclude.empty()) ask.exclude = read_ids(flags.exclude, true);
   if (!flags.only.empty()) ask.only = read_ids(flags.only);
-  Recommender recommender(load_bundle(flags.bundle, log), log);
+  Recommender recommender(load_bundle(flags.bundle, log, BundleUse::answers), log);
   ask.n = list_length(flags.n, recommender.bundle().data->n_items);
   const auto* titles = recommender.bundle().data->item_columns.find("title");
   int64_t n_lists = 0, left_out = 0;

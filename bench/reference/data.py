@@ -15,13 +15,15 @@ def peak_mb():
         return next(int(line.split()[1]) for line in file if line.startswith("VmHWM:")) / 1024
 
 
-def agree(differences):
+def agree(differences, ranking=None):
     """Prints the largest difference of two losses by name; whether there are any of each name, all of them
-    numbers, none above 1e-4."""
+    numbers, none above 1e-4, and none of a ranking's metrics above its own bound (1)."""
     largest = {name: float(np.max(d, initial=0)) if d else np.inf for name, d in differences.items()}
-    print(json.dumps({"steps": [len(d) for d in differences.values()],
-                      "largest_loss_difference": float(np.max(list(largest.values()))), **largest}))
-    return all(one <= 1e-4 for one in largest.values())  # NaN is not
+    print(json.dumps({"steps": [len(d) for d in differences.values()], "metrics": len(ranking or {}),
+                      "largest_loss_difference": float(np.max(list(largest.values()))), **largest,
+                      "ranking": ranking or {}}))
+    return (all(one <= 1e-4 for one in largest.values())  # NaN is not
+            and all(one <= 1 for one in (ranking or {}).values()))
 
 
 class Data:

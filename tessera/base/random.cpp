@@ -67,12 +67,10 @@ double Random::normal(uint64_t step, uint64_t row, uint32_t draw) const {
 }
 
 uint32_t Random::below(uint32_t n, uint64_t step, uint64_t row, uint32_t& draw) const {
-  // Lemire's multiply-shift with rejection.
-  const uint32_t threshold = (0u - n) % n;
-  for (;;) {
-    const uint64_t product = uint64_t{bits(step, row, draw++)} * n;
-    if (static_cast<uint32_t>(product) >= threshold) return static_cast<uint32_t>(product >> 32);
+  uint32_t out = 0;
+  while (!scaled(bits(step, row, draw++), n, out)) {
   }
+  return out;
 }
 
 }  // namespace tessera

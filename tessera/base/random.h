@@ -41,14 +41,25 @@ class Random {
   /// Fisher-Yates shuffle keyed by (step, row).
   template <typename T>
   void shuffle(std::vector<T>& values, uint64_t step, uint64_t row = 0) const {
-    uint32_t draw = 0;
+    std::array<uint32_t, 4> words{};
+    uint32_t draw = 0, j = 0;
     for (size_t i = values.size(); i > 1; --i) {
-      const uint32_t j = below(static_cast<uint32_t>(i), step, row, draw);
+      do {
+        if (draw % 4 == 0) words = block(step, row, draw / 4);
+      } while (!scaled(words[draw++ % 4], static_cast<uint32_t>(i), j));
       std::swap(values[i - 1], values[j]);
     }
   }
 
  private:
+  /// Lemire's multiply-shift: `word` as an integer in [0, n), or false where that would be unfair.
+  static bool scaled(uint32_t word, uint32_t n, uint32_t& out) {
+    const uint64_t product = uint64_t{word} * n;
+    const auto low = static_cast<uint32_t>(product);
+    out = static_cast<uint32_t>(product >> 32);
+    return low >= n || low >= (0u - n) % n;  // the rest of a division only where it can matter
+  }
+
   uint64_t seed_;
   std::array<uint32_t, 2> key_;
 };

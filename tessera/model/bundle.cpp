@@ -9,6 +9,7 @@
 #include "tessera/base/version.h"
 #include "tessera/data/folder.h"
 #include "tessera/data/manifest.h"
+#include "tessera/data/mapped_file.h"
 #include "tessera/data/npy.h"
 #include "tessera/model/sequence_model.h"
 
@@ -172,8 +173,18 @@ auto as_damage(const std::string& what, Body body) {
   }
 }
 
-/// Every file that model.json names is there and has the hash written there.
-void check_files(const fs::path& root, const Json& about, const std::vector<std::string>& wanted) {
+void check_hash(const fs::path& path, const std::string& expected) {
+  const std::string found = sha256_of_file(path);
+  if (found != expected) {
+    throw data_error("{} is damaged: its sha256 is {}.., model.json says {}..; copy it again",
+                     path.string(), found.substr(0, 12), printable(expected, 12));
+  }
+}
+
+/// Every file that model.json names is there and, but for those of `later`, has the hash written
+/// there.
+void check_files(const fs::path& root, const Json& about, const std::vector<std::string>& wanted,
+                 const std::vector<std::string>& later) {
   const std::string where = (root / "model.json").string();
   const Json files = json_get<Json>(about, "files", where);
   for (const auto& name : wanted) {
@@ -190,10 +201,8 @@ void check_files(const fs::path& root, const Json& about, const std::vector<std:
       throw data_error("{} is missing from the bundle; copy the whole folder again",
                        (root / name).string());
     }
-    const std::string found = sha256_of_file(root / name);
-    if (found != expected) {
-      throw data_error("{} is damaged: its sha256 is {}.., model.json says {}..; copy it again",
-                       (root / name).string(), found.substr(0, 12), printable(expected, 12));
+    if (std::find(later.begin(), later.end(), name) == later.end()) {
+      check_hash(root / name, expected);
     }
   }
 }
@@ -287,13 +296,43 @@ void check_sizes(const std::vector<Resolved>& settings, const std::vector<Resolv
   }
 }
 
-void check_vectors(const fs::path& path, int64_t n_rows) {
-  std::error_code ignored;
-  if (!fs::exists(path, ignored)) return;
-  const MappedArray vectors = map_npy(path);
-  if (vectors.n_rows() != n_rows) {
-    throw data_error("{} has {} rows, wanted {}", path.string(), vectors.n_rows(), n_rows);
+/// float32 [n_rows, width] as it lies in the file.
+torch::Tensor map_vectors(const fs::path& path, int64_t n_rows) {
+  const MappedFile file = map_file(path);
+  const NpyHeader head = parse_npy(file.bytes, path.string());
+  if (head.dtype != torch::kFloat || head.shape.size() != 2 ||
+      head.data_offset % alignof(float) != 0) {
+    throw data_error("{}: wanted aligned float32 [rows, width], found {} {}", path.string(),
+                     toString(head.dtype), fmt::join(head.shape, " x "));
   }
+  if (head.shape[0] != n_rows) {
+    throw data_error("{} has {} rows, wanted {}", path.string(), head.shape[0], n_rows);
+  }
+  // Nothing writes to it: the pages are read-only.
+  return torch::from_blob(
+      const_cast<char*>(file.bytes.data() + head.data_offset), head.shape,
+      [owner = file.owner](void*) {}, torch::kFloat);
+}
+
+/// The vectors of a bundle, and what its model said it can do.
+class StoredFactors final : public FactorModel {
+ public:
+  StoredFactors(const Context& context, Vectors vectors, const Abilities& abilities)
+      : FactorModel(context), vectors_(std::move(vectors)), abilities_(abilities) {}
+  Abilities abilities() const override { return abilities_; }
+
+ protected:
+  Vectors vectors() override { return vectors_; }
+
+ private:
+  const Vectors vectors_;
+  const Abilities abilities_;
+};
+
+Abilities read_abilities(const Json& from, const std::string& where) {
+  Abilities out;
+  for (const auto& [name, flag] : flags_of(out)) *flag = json_get<bool>(from, name, where);
+  return out;
 }
 
 }  // namespace
@@ -354,6 +393,8 @@ void save_bundle(const fs::path& folder, Model& model, const ModelInfo& info,
     for (const auto* group : {&settings.model, &settings.train}) {
       for (const auto& setting : *group) about["settings"][setting.name] = setting.value;
     }
+    Abilities can = model.abilities();
+    for (const auto& [name, flag] : flags_of(can)) about["abilities"][name] = *flag;
     about["n_users"] = data.n_users;
     about["n_items"] = data.n_items;
     about["modalities"] = std::move(modalities);
@@ -378,10 +419,18 @@ void save_bundle(const fs::path& folder, Model& model, const ModelInfo& info,
   });
 }
 
-Bundle load_bundle(const fs::path& folder, const Log& log) {
+void Bundle::check(const std::string& file) {
+  const auto found = std::find(unchecked.begin(), unchecked.end(), file);
+  if (found == unchecked.end()) return;
+  check_hash(folder / file, about["files"][file].get<std::string>());
+  unchecked.erase(found);
+}
+
+Bundle load_bundle(const fs::path& folder, const Log& log, BundleUse use) {
   const fs::path root = bundle_root(folder);
   const std::string where = (root / "model.json").string();
   Bundle bundle;
+  bundle.folder = root;
   bundle.about = read_json(root / "model.json");
   const Json& about = bundle.about;
   const auto format = json_get<int64_t>(about, "format", where);
@@ -415,7 +464,21 @@ Bundle load_bundle(const fs::path& folder, const Log& log) {
     wanted.push_back(modality + "_feat.npy");
     wanted.push_back(modality + "_feat.ids");
   }
-  check_files(root, about, wanted);
+  const auto files = json_get<Json>(about, "files", where);
+  const bool has_vectors = files.contains("user_emb.npy") && files.contains("item_emb.npy");
+  Abilities abilities;
+  if (about.contains("abilities")) {
+    abilities = read_abilities(json_get<Json>(about, "abilities", where), where + ": abilities");
+  }
+  const bool by_vectors = use == BundleUse::answers && has_vectors && about.contains("abilities") &&
+                          !abilities.takes_histories;
+  if (by_vectors) {
+    bundle.unchecked = {"weights.safetensors"};
+    for (const auto& [modality, entry] : modalities.items()) {
+      bundle.unchecked.push_back(modality + "_feat.npy");
+    }
+  }
+  check_files(root, about, wanted, bundle.unchecked);
   const ModelInfo& info = as_damage(where, [&]() -> std::reference_wrapper<const ModelInfo> {
                             return find_model(name);
                           }).get();
@@ -457,6 +520,20 @@ Bundle load_bundle(const fs::path& folder, const Log& log) {
     data.features.push_back(open_feature(root, modality, manifest, data.item_ids, false));
   }
 
+  Vectors vectors;
+  if (has_vectors) {
+    vectors = {map_vectors(root / "user_emb.npy", n_users),
+               map_vectors(root / "item_emb.npy", n_items)};
+    if (vectors.users.size(1) != vectors.items.size(1)) {
+      throw data_error("{}: user_emb.npy has width {}, item_emb.npy {}", root.string(),
+                       vectors.users.size(1), vectors.items.size(1));
+    }
+  }
+  if (by_vectors) {
+    bundle.model = std::make_unique<StoredFactors>(Context{data, Random(0), {}, log},
+                                                   std::move(vectors), abilities);
+    return bundle;
+  }
   State::Saved saved;
   saved.weights = read_safetensors(root / "weights.safetensors");
   saved.values = values;
@@ -476,10 +553,6 @@ Bundle load_bundle(const fs::path& folder, const Log& log) {
     bundle.model->state(state);
     state.load(saved, true);
   });
-  if (dynamic_cast<FactorModel*>(bundle.model.get())) {
-    check_vectors(root / "user_emb.npy", n_users);
-    check_vectors(root / "item_emb.npy", n_items);
-  }
   return bundle;
 }
 

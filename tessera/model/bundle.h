@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "tessera/model/registry.h"
 
@@ -13,7 +14,17 @@ struct Bundle {
   Json about;                     ///< model.json
   std::unique_ptr<Dataset> data;  ///< rebuilt from the bundle's maps, train and seen rows, features
   std::unique_ptr<Model> model;
+  std::filesystem::path folder;
+  std::vector<std::string> unchecked;  ///< files that are mapped or left alone, not hashed yet
+
+  /// To be called before an unchecked file is read; exit 3 where it is damaged.
+  void check(const std::string& file);
 };
+
+/// What a bundle is loaded for. `answers`: to rank and compare items; where the bundle holds the
+/// vectors whose products are the scores, these are mapped in place of building the model, and what
+/// is then not read (weights, features) is not hashed.
+enum class BundleUse { all, answers };
 
 /// Writes the bundle folder beside its place and renames it. `metrics` goes into model.json and
 /// the card. Features are stored only where the score reads them or content neighbours need them.
@@ -22,6 +33,7 @@ void save_bundle(const std::filesystem::path& folder, Model& model, const ModelI
 
 /// Checks format, shapes and hashes first; exit 3 naming what is damaged. Unknown extra fields and
 /// files are ignored. Loading runs no code of the bundle.
-Bundle load_bundle(const std::filesystem::path& folder, const Log& log = {});
+Bundle load_bundle(const std::filesystem::path& folder, const Log& log = {},
+                   BundleUse use = BundleUse::all);
 
 }  // namespace tessera

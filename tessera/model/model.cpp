@@ -86,6 +86,13 @@ void Model::state(State& state) {
   for (auto& t : tables_) state.add(t.name, t.value, t.role);
 }
 
+std::array<std::pair<const char*, bool*>, 4> flags_of(Abilities& abilities) {
+  return {{{"uses_features", &abilities.uses_features},
+           {"score_reads_features", &abilities.score_reads_features},
+           {"ranks_cold_items", &abilities.ranks_cold_items},
+           {"takes_histories", &abilities.takes_histories}}};
+}
+
 const Vectors& FactorModel::remembered() {
   if (!remembered_.users.defined()) {
     const torch::NoGradGuard no_grad;

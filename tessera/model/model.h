@@ -4,6 +4,7 @@
 #include <torch/types.h>
 #include <torch/utils.h>
 
+#include <array>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -152,6 +153,9 @@ struct Abilities {
   bool ranks_cold_items = false;      ///< items without a train row get a meaningful score
   bool takes_histories = false;       ///< scores from a history natively
 };
+
+/// Each by its name, for files and tables.
+std::array<std::pair<const char*, bool*>, 4> flags_of(Abilities& abilities);
 
 class Model {
  public:

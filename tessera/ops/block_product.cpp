@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "tessera/ops/instruction_set.h"
+
 namespace tessera::kernels {
 namespace {
 
@@ -67,24 +69,26 @@ template <typename T, int64_t kBytes, int64_t kRows>
 }
 
 // Rows of a tile: as many as the registers hold.
-#if defined(__x86_64__)
+#ifdef TESSERA_AVX512
 template <typename T>
-[[gnu::target("avx512f")]] void product_avx512(const BlockProduct<T>& p) {
+TESSERA_AVX512 void product_avx512(const BlockProduct<T>& p) {
   product_any<T, 64, 12>(p);
 }
+#endif
+#ifdef TESSERA_AVX2
 template <typename T>
-[[gnu::target("avx2,fma")]] void product_avx2(const BlockProduct<T>& p) {
+TESSERA_AVX2 void product_avx2(const BlockProduct<T>& p) {
   product_any<T, 32, 6>(p);
 }
 #endif
 
 template <typename T>
 void product_best(const BlockProduct<T>& p) {
-#if defined(__x86_64__)
-  static const bool avx512 = __builtin_cpu_supports("avx512f");
-  static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (avx512) return product_avx512(p);
-  if (avx2) return product_avx2(p);
+#ifdef TESSERA_AVX512
+  if (has_avx512()) return product_avx512(p);
+#endif
+#ifdef TESSERA_AVX2
+  if (has_avx2()) return product_avx2(p);
 #endif
   product_any<T, 16, 3>(p);
 }

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <limits>
 
+#include "tessera/ops/instruction_set.h"
 #include "tessera/ops/spmm.h"
 
 namespace tessera::kernels {
@@ -114,14 +115,15 @@ template <typename T, int kBytes, typename Weights, typename Matrix>
 [[gnu::always_inline]] inline void spmm_any(const Matrix& s, const T* x, const T* base, T* out,
                                             int64_t begin, int64_t end) {
   constexpr int64_t kLanes = kBytes / sizeof(T);
+  constexpr int kWide = kBytes == 64 ? 4 : 8, kNarrow = kBytes == 64 ? 1 : 2;  // vectors of a strip
   const int64_t stop = s.offsets[end];
   for (int64_t row = begin; row < end; ++row) {
     int64_t c = 0;
-    for (; c + 8 * kLanes <= s.width; c += 8 * kLanes) {
-      spmm_strip<T, kBytes, 8, Weights>(s, x, base, out, row, c, stop);
+    for (; c + kWide * kLanes <= s.width; c += kWide * kLanes) {
+      spmm_strip<T, kBytes, kWide, Weights>(s, x, base, out, row, c, stop);
     }
-    for (; c + 2 * kLanes <= s.width; c += 2 * kLanes) {
-      spmm_strip<T, kBytes, 2, Weights>(s, x, base, out, row, c, stop);
+    for (; c + kNarrow * kLanes <= s.width; c += kNarrow * kLanes) {
+      spmm_strip<T, kBytes, kNarrow, Weights>(s, x, base, out, row, c, stop);
     }
     for (; c < s.width; ++c) spmm_strip<T, sizeof(T), 1, Weights>(s, x, base, out, row, c, stop);
   }
@@ -193,44 +195,46 @@ template <typename T>
 
 }  // namespace
 
-#if defined(__x86_64__)
-[[gnu::target_clones("avx512f", "avx2", "default")]]
-#endif
+TESSERA_CLONES
 void adam(float* p, float* m, float* v, const float* gradient, int64_t n,
           const AdamConstants& constants, const AdamStep* steps, int64_t n_steps) {
   adam_any(p, m, v, gradient, n, constants, steps, n_steps);
 }
 
-#if defined(__x86_64__)
-[[gnu::target_clones("avx512f", "avx2", "default")]]
-#endif
+TESSERA_CLONES
 void adam(double* p, double* m, double* v, const double* gradient, int64_t n,
           const AdamConstants& constants, const AdamStep* steps, int64_t n_steps) {
   adam_any(p, m, v, gradient, n, constants, steps, n_steps);
 }
 
-#if defined(__x86_64__)
+// These are chosen by hand: the width of the lanes depends on the instruction set.
 namespace {
+#ifdef TESSERA_AVX512
 template <typename T, typename Weights, typename Matrix>
-[[gnu::target("avx2")]] void spmm_avx2(const Matrix& s, const T* x, const T* base, T* out,
-                                       int64_t begin, int64_t end) {
+TESSERA_AVX512 void spmm_avx512(const Matrix& s, const T* x, const T* base, T* out, int64_t begin,
+                                int64_t end) {
+  spmm_any<T, 64, Weights>(s, x, base, out, begin, end);
+}
+#endif
+#ifdef TESSERA_AVX2
+template <typename T, typename Weights, typename Matrix>
+TESSERA_AVX2 void spmm_avx2(const Matrix& s, const T* x, const T* base, T* out, int64_t begin,
+                            int64_t end) {
   spmm_any<T, 32, Weights>(s, x, base, out, begin, end);
 }
-bool has_avx2() {
-  static const bool has = __builtin_cpu_supports("avx2");
-  return has;
-}
-}  // namespace
 #endif
-
-// These two are chosen by hand: the width of the lanes depends on the instruction set.
 template <typename T, typename Weights, typename Matrix>
 void spmm_best(const Matrix& s, const T* x, const T* base, T* out, int64_t begin, int64_t end) {
-#if defined(__x86_64__)
+#ifdef TESSERA_AVX512
+  if (has_avx512()) return spmm_avx512<T, Weights>(s, x, base, out, begin, end);
+#endif
+#ifdef TESSERA_AVX2
   if (has_avx2()) return spmm_avx2<T, Weights>(s, x, base, out, begin, end);
 #endif
   spmm_any<T, 16, Weights>(s, x, base, out, begin, end);
 }
+}  // namespace
+
 void spmm(const Spmm& s, const float* x, const float* base, float* out, int64_t begin,
           int64_t end) {
   spmm_best<float, RootWeights<float>>(s, x, base, out, begin, end);
@@ -249,69 +253,47 @@ void spmm(const WeightedSpmm<double>& s, const double* x, double* out, int64_t b
   spmm_best<double, GivenWeights<double, double>>(s, x, nullptr, out, begin, end);
 }
 
-#if defined(__x86_64__)
-[[gnu::target_clones("avx512f", "avx2", "default")]]
-#endif
+TESSERA_CLONES
 float dot(const float* a, const float* b, int64_t n) {
   return sum_any<float>(n, [=](int64_t i) { return a[i] * b[i]; });
 }
 
-#if defined(__x86_64__)
-[[gnu::target_clones("avx512f", "avx2", "default")]]
-#endif
+TESSERA_CLONES
 double dot(const double* a, const double* b, int64_t n) {
   return sum_any<double>(n, [=](int64_t i) { return a[i] * b[i]; });
 }
 
-#if defined(__x86_64__)
-[[gnu::target_clones("avx512f", "avx2", "default")]]
-#endif
+TESSERA_CLONES
 RowNorm<float> norm_row(float* y, const float* bias, const float* gain, const float* shift,
                         int64_t n, double eps, float* to) {
   return norm_row_any(y, bias, gain, shift, n, eps, to);
 }
 
-#if defined(__x86_64__)
-[[gnu::target_clones("avx512f", "avx2", "default")]]
-#endif
+TESSERA_CLONES
 RowNorm<double> norm_row(double* y, const double* bias, const double* gain, const double* shift,
                          int64_t n, double eps, double* to) {
   return norm_row_any(y, bias, gain, shift, n, eps, to);
 }
 
-#if defined(__x86_64__)
-[[gnu::target_clones("avx512f", "avx2", "default")]]
-#endif
+TESSERA_CLONES
 void norm_row_back(const float* y, RowNorm<float> norm, const float* g, const float* gain,
                    int64_t n, float* to, float* sums) {
   norm_row_back_any(y, norm, g, gain, n, to, sums);
 }
 
-#if defined(__x86_64__)
-[[gnu::target_clones("avx512f", "avx2", "default")]]
-#endif
+TESSERA_CLONES
 void norm_row_back(const double* y, RowNorm<double> norm, const double* g, const double* gain,
                    int64_t n, double* to, double* sums) {
   norm_row_back_any(y, norm, g, gain, n, to, sums);
 }
 
-#if defined(__x86_64__)
-[[gnu::target_clones("avx512f", "avx2", "default")]]
-#endif
-int64_t smallest(const float* values, int64_t n) {
-  return smallest_any(values, n);
-}
+TESSERA_CLONES
+int64_t smallest(const float* values, int64_t n) { return smallest_any(values, n); }
 
-#if defined(__x86_64__)
-[[gnu::target_clones("avx512f", "avx2", "default")]]
-#endif
-int64_t smallest(const double* values, int64_t n) {
-  return smallest_any(values, n);
-}
+TESSERA_CLONES
+int64_t smallest(const double* values, int64_t n) { return smallest_any(values, n); }
 
-#if defined(__x86_64__)
-[[gnu::target_clones("avx512f", "avx2", "default")]]
-#endif
+TESSERA_CLONES
 void dropout_row(float* to, int64_t width, const Philox& random, uint64_t limit, float kept) {
   constexpr int kBlocks = 16;  // side by side, four words each
   for (int64_t begin = 0; begin < width; begin += 4 * kBlocks) {
@@ -342,32 +324,24 @@ void dropout_row(float* to, int64_t width, const Philox& random, uint64_t limit,
   }
 }
 
-#if defined(__x86_64__)
-[[gnu::target_clones("avx512f", "avx2", "default")]]
-#endif
+TESSERA_CLONES
 void combine(float x, const float* a, float y, const float* b, int64_t n, float* to) {
   for (int64_t i = 0; i < n; ++i) to[i] = x * a[i] + y * b[i];
 }
 
-#if defined(__x86_64__)
-[[gnu::target_clones("avx512f", "avx2", "default")]]
-#endif
+TESSERA_CLONES
 void combine(double x, const double* a, double y, const double* b, int64_t n, double* to) {
   for (int64_t i = 0; i < n; ++i) to[i] = x * a[i] + y * b[i];
 }
 
-#if defined(__x86_64__)
-[[gnu::target_clones("avx512f", "avx2", "default")]]
-#endif
+TESSERA_CLONES
 bool has_nan(const float* values, int64_t n) {
   int found = 0;
   for (int64_t i = 0; i < n; ++i) found |= values[i] != values[i];
   return found != 0;
 }
 
-#if defined(__x86_64__)
-[[gnu::target_clones("avx512f", "avx2", "default")]]
-#endif
+TESSERA_CLONES
 Counts count(const float* values, int64_t n, float threshold) {
   Counts counts;
   constexpr int64_t kChunk = 1 << 20;  // the inner counters are 32 bits wide
@@ -384,9 +358,7 @@ Counts count(const float* values, int64_t n, float threshold) {
   return counts;
 }
 
-#if defined(__x86_64__)
-[[gnu::target_clones("avx512f", "avx2", "default")]]
-#endif
+TESSERA_CLONES
 void above(const float* __restrict values, int64_t n_words, float threshold,
            uint32_t* __restrict bits) {
   for (int64_t w = 0; w < n_words; ++w, values += 32) {
@@ -396,9 +368,7 @@ void above(const float* __restrict values, int64_t n_words, float threshold,
   }
 }
 
-#if defined(__x86_64__)
-[[gnu::target_clones("avx512f", "avx2", "default")]]
-#endif
+TESSERA_CLONES
 void places(const int64_t* __restrict values, int64_t n, int64_t* __restrict places) {
   for (int64_t i = 0; i < n; ++i) {
     const int64_t own = values[i];
@@ -408,9 +378,7 @@ void places(const int64_t* __restrict values, int64_t n, int64_t* __restrict pla
   }
 }
 
-#if defined(__x86_64__)
-[[gnu::target_clones("avx512f", "avx2", "default")]]
-#endif
+TESSERA_CLONES
 void fold_max(const float* __restrict values, int64_t n, int64_t times, float* __restrict to) {
   for (int64_t j = 0; j < n; ++j) to[j] = -std::numeric_limits<float>::infinity();
   for (int64_t t = 0; t < times; ++t, values += n) {

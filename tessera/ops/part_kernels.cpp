@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "tessera/ops/block_product.h"
+#include "tessera/ops/instruction_set.h"
 
 namespace tessera::kernels {
 namespace {
@@ -45,9 +46,7 @@ constexpr float kNone = -3e38F;
 
 }  // namespace
 
-#if defined(__x86_64__)
-[[gnu::target_clones("avx512f", "avx2", "default")]]
-#endif
+TESSERA_CLONES
 void part_softmax(const float* a, int64_t stride, const float* open, int64_t n_parts, float* y) {
   float top[kPartLanes], sum[kPartLanes] = {}, weighted[kPartLanes] = {};
   highest(a, stride, open, n_parts, top);
@@ -66,9 +65,7 @@ void part_softmax(const float* a, int64_t stride, const float* open, int64_t n_p
   }
 }
 
-#if defined(__x86_64__)
-[[gnu::target_clones("avx512f", "avx2", "default")]]
-#endif
+TESSERA_CLONES
 bool part_below(const float* a, int64_t stride, const float* open, int64_t n_parts, float limit) {
   // part_softmax() errs by (n_parts + 2) units at most, this sum by a few; size also carries NaN.
   const float slack = static_cast<float>(n_parts + 8) * 0x1p-23F;

@@ -3,6 +3,7 @@
 #include <bit>
 #include <cmath>
 
+#include "tessera/ops/instruction_set.h"
 #include "tessera/ops/kernels.h"
 
 namespace tessera::kernels {
@@ -128,17 +129,11 @@ template <typename T>
 
 }  // namespace
 
-#if defined(__x86_64__)
-[[gnu::target_clones("avx512f", "avx2", "default")]]
-#endif
-ExpSum<float> exp_row(float* z, int64_t n, float least) {
-  return exp_row_any(z, n, least);
-}
+TESSERA_CLONES
+ExpSum<float> exp_row(float* z, int64_t n, float least) { return exp_row_any(z, n, least); }
 ExpSum<double> exp_row(double* z, int64_t n, double least) { return exp_row_any(z, n, least); }
 
-#if defined(__x86_64__)
-[[gnu::target_clones("avx512f", "avx2", "default")]]
-#endif
+TESSERA_CLONES
 void add_scaled(float a, const float* __restrict x, float* __restrict to, int64_t n) {
   for (int64_t i = 0; i < n; ++i) to[i] += a * x[i];
 }
@@ -146,24 +141,14 @@ void add_scaled(double a, const double* __restrict x, double* __restrict to, int
   for (int64_t i = 0; i < n; ++i) to[i] += a * x[i];
 }
 
-#if defined(__x86_64__)
-[[gnu::target_clones("avx512f", "avx2", "default")]]
-#endif
-void gru_step(const GruStep<float>& s, int64_t h) {
-  gru_step_any(s, h);
-}
+TESSERA_CLONES
+void gru_step(const GruStep<float>& s, int64_t h) { gru_step_any(s, h); }
 void gru_step(const GruStep<double>& s, int64_t h) { gru_step_any(s, h); }
-#if defined(__x86_64__)
-[[gnu::target_clones("avx512f", "avx2", "default")]]
-#endif
-void gru_back(const GruBack<float>& s, int64_t h) {
-  gru_back_any(s, h);
-}
+TESSERA_CLONES
+void gru_back(const GruBack<float>& s, int64_t h) { gru_back_any(s, h); }
 void gru_back(const GruBack<double>& s, int64_t h) { gru_back_any(s, h); }
 
-#if defined(__x86_64__)
-[[gnu::target_clones("avx512f", "avx2", "default")]]
-#endif
+TESSERA_CLONES
 void keep_row(std::array<uint32_t, 2> key, uint64_t row, uint32_t limit, uint8_t* kept, int64_t n) {
   // Philox 4x32-10 of eight neighbouring counters at once: 64 draws of 16 bits.
   constexpr int64_t kBlocks = 8;
@@ -203,9 +188,7 @@ void keep_row(std::array<uint32_t, 2> key, uint64_t row, uint32_t limit, uint8_t
   }
 }
 
-#if defined(__x86_64__)
-[[gnu::target_clones("avx512f", "avx2", "default")]]
-#endif
+TESSERA_CLONES
 void masked(const float* x, const uint8_t* kept, float scale, float* to, int64_t n) {
   masked_any(x, kept, scale, to, n);
 }
@@ -213,9 +196,7 @@ void masked(const double* x, const uint8_t* kept, double scale, double* to, int6
   masked_any(x, kept, scale, to, n);
 }
 
-#if defined(__x86_64__)
-[[gnu::target_clones("avx512f", "avx2", "default")]]
-#endif
+TESSERA_CLONES
 int64_t nearest(const float* x, int64_t n, const float* __restrict columns, int64_t k,
                 float* __restrict scratch) {
   for (int64_t j = 0; j < k; ++j) scratch[j] = 0;

@@ -1,5 +1,7 @@
 #include "tessera/ops/triple_kernels.h"
 
+#include "tessera/ops/instruction_set.h"
+
 namespace tessera::kernels {
 namespace {
 
@@ -44,18 +46,14 @@ template <typename T>
 
 }  // namespace
 
-#if defined(__x86_64__)
-[[gnu::target_clones("avx512f", "avx2", "default")]]
-#endif
+TESSERA_CLONES
 Triple<float> triple(const float* u, const float* p, const float* n, int64_t d) {
   return triple_any(u, p, n, d);
 }
 Triple<double> triple(const double* u, const double* p, const double* n, int64_t d) {
   return triple_any(u, p, n, d);
 }
-#if defined(__x86_64__)
-[[gnu::target_clones("avx512f", "avx2", "default")]]
-#endif
+TESSERA_CLONES
 void move_triple(float* u, float* p, float* n, int64_t d, float pull, float keep) {
   move_any(u, p, n, d, pull, keep);
 }

@@ -368,6 +368,7 @@ int64_t Recommender::similar(const AskSimilar& ask, const std::function<void(Nei
       throw usage_error("the bundle cannot compare by '{}'{}: it has {}", printable(ask.by),
                         did_you_mean(ask.by, ways), fmt::join(ways, ", "));
     }
+    bundle_.check(feature->name + "_feat.npy");
   }
   const torch::NoGradGuard no_grad;
   torch::Tensor gone = barred(ask.only, ask.exclude);

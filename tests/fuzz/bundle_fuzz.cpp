@@ -10,9 +10,9 @@
 
 namespace {
 
-const char* const kFiles[] = {"model.json",      "user_map.tsv",       "item_map.tsv",
-                              "items.tsv",       "train_indptr.npy",   "train_items.npy",
-                              "seen_indptr.npy", "weights.safetensors"};
+const char* const kFiles[] = {"model.json",      "user_map.tsv",        "item_map.tsv",
+                              "items.tsv",       "train_indptr.npy",    "train_items.npy",
+                              "seen_indptr.npy", "weights.safetensors", "user_emb.npy"};
 
 /// The bundle as saved, written once, and the one file that the last input replaced.
 struct Place {
@@ -60,16 +60,18 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     about["files"][name] = tessera::sha256(bytes);
     put(place.root / "model.json", about.dump());
   }
-  try {
-    tessera::Recommender recommender(tessera::load_bundle(place.root));
-    tessera::Ask ask;
-    ask.history = {"apple"};
-    ask.n = 1;
-    recommender.recommend(ask);
-    recommender.similar("apple", 1, "image");
-  } catch (const tessera::InputError&) {
-  } catch (const tessera::RunError&) {
-    // A weight may be NaN, which ranking must refuse.
+  for (const auto use : {tessera::BundleUse::all, tessera::BundleUse::answers}) {
+    try {
+      tessera::Recommender recommender(tessera::load_bundle(place.root, {}, use));
+      tessera::Ask ask;
+      ask.history = {"apple"};
+      ask.n = 1;
+      recommender.recommend(ask);
+      recommender.similar("apple", 1, "image");
+    } catch (const tessera::InputError&) {
+    } catch (const tessera::RunError&) {
+      // A weight may be NaN, which ranking must refuse.
+    }
   }
   if (name != "model.json") put(place.root / "model.json", place.about.dump());
   return 0;

@@ -4,6 +4,7 @@
 
 #include "tessera/base/files.h"
 #include "tessera/data/npy.h"
+#include "tessera/serve/recommender.h"
 #include "tests/planted_bundle.h"
 #include "tests/unit/temp_folder.h"
 
@@ -145,6 +146,56 @@ TEST_F(BundleTest, RefusesEveryFileCutShortChangedOrMissing) {
     write_file(root() / name, bytes);
   }
   EXPECT_NO_THROW(load_bundle(root()));
+}
+
+// What ranking by stored vectors does not read is hashed when it is first read.
+TEST_F(BundleTest, AnswersReadNoMoreThanTheyNeed) {
+  Recommender whole(load_bundle(root()));
+  for (const char* name : {"weights.safetensors", "image_feat.npy"}) {
+    std::string bytes = read_file(root() / name);
+    bytes.back() ^= 1;
+    write_file(root() / name, bytes);
+  }
+  Recommender quick(load_bundle(root(), {}, BundleUse::answers));
+  const Ask everybody{.n = 6, .filter_seen = false, .all_users = true};
+  const auto want = whole.recommend(everybody), found = quick.recommend(everybody);
+  ASSERT_EQ(found.size(), 4U);
+  for (size_t u = 0; u < found.size(); ++u) {
+    EXPECT_EQ(found[u].via, want[u].via);
+    ASSERT_EQ(found[u].items.size(), want[u].items.size());
+    for (size_t r = 0; r < found[u].items.size(); ++r) {
+      EXPECT_EQ(found[u].items[r].item, want[u].items[r].item);
+      EXPECT_EQ(found[u].items[r].score, want[u].items[r].score);
+    }
+  }
+  EXPECT_EQ(quick.similar("apple", 3).size(), 3U);
+  EXPECT_NE(error_of([&] { quick.similar("apple", 3, "image"); }).find("image_feat.npy is damaged"),
+            std::string::npos);
+  expect_refused("is damaged");
+}
+
+TEST_F(BundleTest, AnswersAreRefusedWithDamagedVectors) {
+  const Json whole = about();
+  auto refused = [&] { return error_of([&] { load_bundle(root(), {}, BundleUse::answers); }); };
+  for (const char* name : {"user_emb.npy", "item_emb.npy", "seen_items.npy", "image_feat.ids"}) {
+    const std::string bytes = read_file(root() / name);
+    std::string changed = bytes;
+    changed.back() ^= 1;
+    write_file(root() / name, changed);
+    EXPECT_NE(refused().find(name + std::string(" is damaged")), std::string::npos);
+    write_file(root() / name, bytes);
+  }
+  write_npy(root() / "user_emb.npy", torch::zeros({4, 3}));
+  rehash("user_emb.npy");
+  EXPECT_NE(refused().find("user_emb.npy has width 3, item_emb.npy 2"), std::string::npos);
+  write_npy(root() / "user_emb.npy", torch::zeros({4, 2}, torch::kFloat64));
+  rehash("user_emb.npy");
+  EXPECT_NE(refused().find("wanted aligned float32 [rows, width], found Double 4 x 2"),
+            std::string::npos);
+  Json changed = whole;
+  changed["abilities"]["takes_histories"] = "no";
+  write_about(changed);
+  EXPECT_NE(refused().find("'takes_histories' must be"), std::string::npos);
 }
 
 TEST_F(BundleTest, RefusesAForeignFormat) {
