@@ -1,10 +1,86 @@
+#include <algorithm>
+#include <cstring>
+
 #include "tessera/base/error.h"
 #include "tessera/model/registry.h"
+#include "tessera/ops/by_type.h"
 #include "tessera/ops/fill.h"
+#include "tessera/ops/parallel.h"
 #include "tessera/ops/triples.h"
 
 namespace tessera {
 namespace {
+
+constexpr int64_t kRankedRows = 4096;  // float16 rows widened at once for ranking
+
+/// The rows as they stand in the file, zero where missing. float16 [n_items, width]
+torch::Tensor halves_of(const Feature& feature) {
+  torch::Tensor out = torch::zeros({feature.n_items(), feature.width()}, torch::kHalf);
+  auto* to = static_cast<char*>(out.mutable_data_ptr());
+  const auto* row_of_item = feature.row_of_item.const_data_ptr<int32_t>();
+  const int64_t bytes = 2 * feature.width();
+  for (int64_t item = 0; item < feature.n_items(); ++item) {
+    if (row_of_item[item] < 0) continue;
+    std::memcpy(to + item * bytes, feature.rows.bytes().data() + row_of_item[item] * bytes, bytes);
+  }
+  feature.rows.forget();
+  return out;
+}
+
+/// rows [n, 2d]: ids [n, d] and the first d columns of content beside them; offsets [n]: bias [n,
+/// 1] and the last column of content [n, d + 1]. Without a bias content is [n, d] and offsets are
+/// empty.
+class Joined : public torch::autograd::Function<Joined> {
+ public:
+  static torch::autograd::variable_list forward(torch::autograd::AutogradContext* context,
+                                                const torch::Tensor& ids,
+                                                const torch::Tensor& content,
+                                                const torch::Tensor& bias) {
+    const int64_t n = ids.size(0), d = ids.size(1), width = content.size(1);
+    auto rows = torch::empty({n, 2 * d}, ids.options());
+    auto offsets = torch::empty({width > d ? n : 0}, ids.options());
+    by_type(ids, [&](auto type) {
+      using T = decltype(type);
+      const T *left = ids.const_data_ptr<T>(), *right = content.const_data_ptr<T>();
+      const T* own = bias.const_data_ptr<T>();
+      T *to = rows.mutable_data_ptr<T>(), *offset = offsets.mutable_data_ptr<T>();
+      parallel_for(0, n, kGrain, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          std::copy_n(left + i * d, d, to + 2 * i * d);
+          std::copy_n(right + i * width, d, to + (2 * i + 1) * d);
+          if (width > d) offset[i] = own[i] + right[i * width + d];
+        }
+      });
+    });
+    context->saved_data["width"] = width;
+    return {rows, offsets};
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 torch::autograd::variable_list upstream) {
+    const auto rows = upstream[0].contiguous(), offsets = upstream[1].contiguous();
+    const int64_t n = rows.size(0), d = rows.size(1) / 2;
+    const int64_t width = context->saved_data["width"].toInt();
+    auto ids = torch::empty({n, d}, rows.options());
+    auto content = torch::empty({n, width}, rows.options());
+    by_type(rows, [&](auto type) {
+      using T = decltype(type);
+      const T *from = rows.const_data_ptr<T>(), *offset = offsets.const_data_ptr<T>();
+      T *left = ids.mutable_data_ptr<T>(), *right = content.mutable_data_ptr<T>();
+      parallel_for(0, n, kGrain, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          std::copy_n(from + 2 * i * d, d, left + i * d);
+          std::copy_n(from + (2 * i + 1) * d, d, right + i * width);
+          if (width > d) right[i * width + d] = offset[i];
+        }
+      });
+    });
+    return {ids, content, width > d ? offsets.unsqueeze(1) : torch::Tensor()};
+  }
+
+ private:
+  static constexpr int64_t kGrain = 64;  // rows a thread takes at least
+};
 
 /// VBPR (He & McAuley, AAAI 2016): BPR-MF plus the raw features through a learned projection,
 ///   score = b_i + g_u . g_i + t_u . (E f_i) + w . f_i,
@@ -80,16 +156,12 @@ class Vbpr : public FactorModel {
   Loss loss(const Batch& batch) override {
     const auto users = users_->gather(batch.distinct_users);
     const auto ids = items_->gather(batch.distinct_items);
-    const auto f = features_.index_select(0, batch.distinct_items);
+    const auto f = feature_rows(batch.distinct_items);
     const Triples at{batch.user_inverse, batch.positive_inverse, batch.negative_inverse};
     // Items as [ID ; E f], users as [g ; t]: the score is one inner product and the item's offset.
-    const auto seen = content(f);
-    const auto rows = torch::cat({ids, seen.narrow(1, 0, projection_->size(0))}, 1);
-    torch::Tensor bias, offsets;
-    if (linear_) {
-      bias = item_bias_->gather(batch.distinct_items);
-      offsets = (bias + seen.narrow(1, projection_->size(0), 1)).flatten();
-    }
+    const auto bias = linear_ ? item_bias_->gather(batch.distinct_items) : torch::empty({0, 1});
+    const auto joined = Joined::apply(ids, content(f), bias);
+    const auto &rows = joined[0], &offsets = joined[1];
     const auto bpr = bpr_loss(users, rows, at, offsets);
     Loss out{bpr, {{"bpr", bpr}}};
     const auto reg = config_.reg == "norm" ? norm_rows(users, rows, at, batch.size())
@@ -114,7 +186,7 @@ class Vbpr : public FactorModel {
   Vectors vectors() override {
     const auto trained =
         (item_counts(data_.train, data_.n_items) > 0).to(torch::kFloat).unsqueeze(1);
-    torch::Tensor users = users_->value(), seen = content(features_);
+    torch::Tensor users = users_->value(), seen = content_of_all();
     if (linear_) {
       seen.select(1, projection_->size(0)).add_((item_bias_->value() * trained).flatten());
       users = torch::cat({users, torch::ones({data_.n_users, 1})}, 1);
@@ -123,8 +195,8 @@ class Vbpr : public FactorModel {
   }
 
  private:
-  /// The features side by side, float32 [n_items, sum of widths]; the published code puts text
-  /// first.
+  /// The features side by side [n_items, sum of widths]; the published code puts text first.
+  /// float16 where all files are and no gap needs another number, else float32.
   torch::Tensor concatenated(const Config& config) const {
     if (data_.features.empty()) {
       throw data_error(
@@ -132,13 +204,45 @@ class Vbpr : public FactorModel {
           "--feature NAME=FILE'",
           data_.name);
     }
+    const bool halves =
+        std::all_of(data_.features.begin(), data_.features.end(), [&](const Feature& feature) {
+          return feature.rows.dtype() == torch::kHalf &&
+                 (config.missing == "zero" || feature.present().all().item<bool>());
+        });
     std::vector<torch::Tensor> parts;
     for (const auto& feature : data_.features) {
-      const auto rows = filled(data_, feature, config.missing);
+      const auto rows = halves ? halves_of(feature) : filled(data_, feature, config.missing);
       const bool first = config.variant == "released" && feature.name == "text";
       parts.insert(first ? parts.begin() : parts.end(), rows);
     }
     return torch::cat(parts, 1);
+  }
+
+  /// float32 [n, width] of these items.
+  torch::Tensor feature_rows(const torch::Tensor& items) const {
+    if (features_.scalar_type() == torch::kFloat) return features_.index_select(0, items);
+    const int64_t width = features_.size(1);
+    torch::Tensor out = torch::empty({items.size(0), width}, torch::kFloat);
+    const auto* from = static_cast<const char*>(features_.const_data_ptr());
+    const auto* item = items.const_data_ptr<int64_t>();
+    auto* to = out.mutable_data_ptr<float>();
+    parallel_for(0, items.size(0), std::max<int64_t>(1, 8192 / width),
+                 [&](int64_t begin, int64_t end) {
+                   for (int64_t i = begin; i < end; ++i) {
+                     floats_of(torch::kHalf, from + 2 * item[i] * width, to + i * width, width);
+                   }
+                 });
+    return out;
+  }
+
+  torch::Tensor content_of_all() const {
+    if (features_.scalar_type() == torch::kFloat) return content(features_);
+    std::vector<torch::Tensor> parts;
+    for (int64_t begin = 0; begin < data_.n_items; begin += kRankedRows) {
+      const int64_t end = std::min(begin + kRankedRows, data_.n_items);
+      parts.push_back(content(feature_rows(torch::arange(begin, end, torch::kInt64))));
+    }
+    return torch::cat(parts);
   }
 
   /// E f of each row, and beta' f as one column more where there is one: one pass over f.

@@ -5,6 +5,8 @@
 #include <torch/utils.h>
 
 #include <cmath>
+#include <optional>
+#include <vector>
 
 #include "tessera/ops/by_type.h"
 #include "tessera/ops/gather.h"
@@ -36,26 +38,37 @@ struct Groups {
   }
 };
 
-/// Row r of the result: the sum over r's places k of weights[k] * rows[columns[k]]. [n_rows, d]
+/// A sparse matrix [n_rows, .] of entries (keys[k], columns[k], weights[k]); repeated ones add up.
 template <typename T>
-torch::Tensor sums(const Groups& groups, const std::vector<int64_t>& columns,
-                   const std::vector<T>& weights, const torch::Tensor& rows) {
-  const auto n_rows = static_cast<int64_t>(groups.offsets.size()) - 1, d = rows.size(1);
-  std::vector<int32_t> column(groups.places.size());
-  std::vector<T> weight(groups.places.size());
-  for (size_t e = 0; e < groups.places.size(); ++e) {
-    const auto k = static_cast<size_t>(groups.places[e]);
-    column[e] = static_cast<int32_t>(columns[k]);
-    weight[e] = weights[k];
+class Scatter {
+ public:
+  Scatter(const std::vector<int64_t>& keys, int64_t n_rows, const std::vector<int64_t>& columns,
+          const std::vector<T>& weights)
+      : groups_(keys, n_rows), columns_(keys.size()), weights_(keys.size()) {
+    for (size_t e = 0; e < keys.size(); ++e) {
+      const auto k = static_cast<size_t>(groups_.places[e]);
+      columns_[e] = static_cast<int32_t>(columns[k]);
+      weights_[e] = weights[k];
+    }
   }
-  const auto out = torch::empty({n_rows, d}, rows.options());
-  const kernels::WeightedSpmm<T> spmm{groups.offsets.data(), column.data(), weight.data(), d, 1.0};
-  const T* from = rows.const_data_ptr<T>();
-  T* to = out.mutable_data_ptr<T>();
-  for_rows(spmm.offsets, n_rows, d,
-           [&](int64_t begin, int64_t end) { kernels::spmm(spmm, from, to, begin, end); });
-  return out;
-}
+  /// [n_rows, d], of rows [., d]
+  torch::Tensor times(const torch::Tensor& rows) const {
+    const auto n_rows = static_cast<int64_t>(groups_.offsets.size()) - 1, d = rows.size(1);
+    const auto out = torch::empty({n_rows, d}, rows.options());
+    const kernels::WeightedSpmm<T> spmm{groups_.offsets.data(), columns_.data(), weights_.data(), d,
+                                        1.0};
+    const T* from = rows.const_data_ptr<T>();
+    T* to = out.mutable_data_ptr<T>();
+    for_rows(spmm.offsets, n_rows, d,
+             [&](int64_t begin, int64_t end) { kernels::spmm(spmm, from, to, begin, end); });
+    return out;
+  }
+
+ private:
+  Groups groups_;
+  std::vector<int32_t> columns_;
+  std::vector<T> weights_;
+};
 
 class IndexedBpr : public torch::autograd::Function<IndexedBpr> {
  public:
@@ -111,13 +124,12 @@ class IndexedBpr : public torch::autograd::Function<IndexedBpr> {
     const int64_t* u = saved[3].const_data_ptr<int64_t>();
     const int64_t* p = saved[4].const_data_ptr<int64_t>();
     const int64_t* q = saved[5].const_data_ptr<int64_t>();
-    std::vector<int64_t> user, item;
-    user.reserve(static_cast<size_t>(slopes.numel()));
-    item.reserve(static_cast<size_t>(slopes.numel()));
+    std::vector<int64_t> user(static_cast<size_t>(slopes.numel())), item(user.size());
     for (int64_t b = 0; b < n; ++b) {
       for (int64_t j = 0; j <= k; ++j) {
-        user.push_back(u[b]);
-        item.push_back(j == 0 ? p[b] : q[b * k + j - 1]);
+        const auto e = static_cast<size_t>(b * (k + 1) + j);
+        user[e] = u[b];
+        item[e] = j == 0 ? p[b] : q[b * k + j - 1];
       }
     }
     variable_list out(6);
@@ -127,8 +139,13 @@ class IndexedBpr : public torch::autograd::Function<IndexedBpr> {
       const T* slope = slopes.const_data_ptr<T>();
       std::vector<T> weights(user.size());
       for (size_t e = 0; e < weights.size(); ++e) weights[e] = by * slope[e];
-      out[0] = sums(Groups(user, users.size(0)), item, weights, items);
-      out[1] = sums(Groups(item, items.size(0)), user, weights, users);
+      std::optional<Scatter<T>> to_users, to_items;  // made side by side
+      parallel_for(0, 2, 1, [&](int64_t begin, int64_t end) {
+        if (begin == 0) to_users.emplace(user, users.size(0), item, weights);
+        if (end == 2) to_items.emplace(item, items.size(0), user, weights);
+      });
+      out[0] = to_users->times(items);
+      out[1] = to_items->times(users);
       if (offsets.numel() > 0) {
         out[2] = torch::zeros_like(offsets);
         T* to = out[2].mutable_data_ptr<T>();
@@ -180,8 +197,8 @@ class RowDots : public torch::autograd::Function<RowDots> {
     by_type(g, [&](auto type) {
       using T = decltype(type);
       const std::vector<T> weights(g.const_data_ptr<T>(), g.const_data_ptr<T>() + g.numel());
-      if (context->needs_input_grad(0)) da = sums(Groups(i, a.size(0)), j, weights, b);
-      if (context->needs_input_grad(1)) db = sums(Groups(j, b.size(0)), i, weights, a);
+      if (context->needs_input_grad(0)) da = Scatter<T>(i, a.size(0), j, weights).times(b);
+      if (context->needs_input_grad(1)) db = Scatter<T>(j, b.size(0), i, weights).times(a);
     });
     return {da, db, torch::Tensor(), torch::Tensor()};
   }
