@@ -69,7 +69,7 @@ class Recorder : public Model {
       for (const auto& [name, tensor] : *tensors) seen[prefix + name] = tensor.detach().clone();
     }
   }
-  /// What validation finds now, each metric under "valid.".
+  /// What validation finds now, each metric under "valid.", and lists of the first users.
   void keep_evaluation() {
     EvalOptions options;
     for (const char* metric : {"recall", "precision", "ndcg", "hit", "map", "mrr"}) {
@@ -78,10 +78,17 @@ class Recorder : public Model {
     }
     inner_.train(false);
     const auto found = evaluate(inner_, data_, find_protocol("mmrec"), Split::valid, options);
-    inner_.train(training());
     for (const auto& [name, value] : found.metrics) {
       seen["valid." + name] = torch::tensor(value, torch::kFloat64);
     }
+    Queries first{torch::arange(std::min<int64_t>(1000, data_.n_users), torch::kInt64), {}};
+    const auto rows = [&](const Interactions& train) {
+      return Ragged{train.items, train.offsets.slice(0, 0, first.size() + 1)};
+    };
+    if (abilities().takes_histories) first.histories = rows(data_.train);
+    const int64_t k = std::min<int64_t>(50, data_.n_items);
+    seen["lists"] = top_lists(inner_, first, rows(data_.train_distinct), {}, k).items;
+    inner_.train(training());
     seen["valid.n_users"] = torch::tensor(static_cast<double>(found.n_users), torch::kFloat64);
   }
   /// Trains `n_steps` steps and keeps their losses under "loss".

@@ -3,13 +3,13 @@
 #include <algorithm>
 #include <fstream>
 #include <limits>
+#include <optional>
 
 #include "tessera/base/error.h"
 #include "tessera/base/files.h"
 #include "tessera/base/version.h"
 #include "tessera/data/folder.h"
 #include "tessera/data/manifest.h"
-#include "tessera/data/mapped_file.h"
 #include "tessera/data/npy.h"
 #include "tessera/model/sequence_model.h"
 
@@ -183,10 +183,9 @@ void check_hash(const fs::path& path, const std::string& expected) {
 
 /// Every file that model.json names is there and, but for those of `later`, has the hash written
 /// there.
-void check_files(const fs::path& root, const Json& about, const std::vector<std::string>& wanted,
+void check_files(const fs::path& root, const Json& files, const std::vector<std::string>& wanted,
                  const std::vector<std::string>& later) {
   const std::string where = (root / "model.json").string();
-  const Json files = json_get<Json>(about, "files", where);
   for (const auto& name : wanted) {
     if (!files.contains(name)) throw data_error("{}: 'files' does not name {}", where, name);
   }
@@ -296,22 +295,19 @@ void check_sizes(const std::vector<Resolved>& settings, const std::vector<Resolv
   }
 }
 
-/// float32 [n_rows, width] as it lies in the file.
+/// float32 [n_rows, width] as it lies in the file. Nothing may write to it.
 torch::Tensor map_vectors(const fs::path& path, int64_t n_rows) {
-  const MappedFile file = map_file(path);
-  const NpyHeader head = parse_npy(file.bytes, path.string());
-  if (head.dtype != torch::kFloat || head.shape.size() != 2 ||
-      head.data_offset % alignof(float) != 0) {
-    throw data_error("{}: wanted aligned float32 [rows, width], found {} {}", path.string(),
-                     toString(head.dtype), fmt::join(head.shape, " x "));
+  const MappedArray rows = map_npy(path);
+  if (rows.n_rows() != n_rows) {
+    throw data_error("{} has {} rows, wanted {}", path.string(), rows.n_rows(), n_rows);
   }
-  if (head.shape[0] != n_rows) {
-    throw data_error("{} has {} rows, wanted {}", path.string(), head.shape[0], n_rows);
+  const char* at = rows.bytes().data();
+  if (rows.dtype() != torch::kFloat || reinterpret_cast<uintptr_t>(at) % alignof(float) != 0) {
+    throw data_error("{}: wanted aligned float32, found {}", path.string(),
+                     dtype_name(rows.dtype()));
   }
-  // Nothing writes to it: the pages are read-only.
   return torch::from_blob(
-      const_cast<char*>(file.bytes.data() + head.data_offset), head.shape,
-      [owner = file.owner](void*) {}, torch::kFloat);
+      const_cast<char*>(at), {n_rows, rows.width()}, [rows](void*) {}, torch::kFloat);
 }
 
 /// The vectors of a bundle, and what its model said it can do.
@@ -329,9 +325,14 @@ class StoredFactors final : public FactorModel {
   const Abilities abilities_;
 };
 
-Abilities read_abilities(const Json& from, const std::string& where) {
+/// What model.json says of it; nothing where it does not say all.
+std::optional<Abilities> read_abilities(const Json& about, const std::string& where) {
+  const auto from = json_get<Json>(about, "abilities", where, Json::object());
   Abilities out;
-  for (const auto& [name, flag] : flags_of(out)) *flag = json_get<bool>(from, name, where);
+  for (const auto& [name, flag] : flags_of(out)) {
+    if (!from.contains(name)) return {};
+    *flag = json_get<bool>(from, name, where + ": abilities");
+  }
   return out;
 }
 
@@ -466,19 +467,15 @@ Bundle load_bundle(const fs::path& folder, const Log& log, BundleUse use) {
   }
   const auto files = json_get<Json>(about, "files", where);
   const bool has_vectors = files.contains("user_emb.npy") && files.contains("item_emb.npy");
-  Abilities abilities;
-  if (about.contains("abilities")) {
-    abilities = read_abilities(json_get<Json>(about, "abilities", where), where + ": abilities");
-  }
-  const bool by_vectors = use == BundleUse::answers && has_vectors && about.contains("abilities") &&
-                          !abilities.takes_histories;
+  std::optional<Abilities> abilities;
+  if (use == BundleUse::answers && has_vectors) abilities = read_abilities(about, where);
+  const bool by_vectors = abilities && !abilities->takes_histories;
   if (by_vectors) {
-    bundle.unchecked = {"weights.safetensors"};
     for (const auto& [modality, entry] : modalities.items()) {
       bundle.unchecked.push_back(modality + "_feat.npy");
     }
   }
-  check_files(root, about, wanted, bundle.unchecked);
+  check_files(root, files, wanted, bundle.unchecked);
   const ModelInfo& info = as_damage(where, [&]() -> std::reference_wrapper<const ModelInfo> {
                             return find_model(name);
                           }).get();
@@ -529,16 +526,17 @@ Bundle load_bundle(const fs::path& folder, const Log& log, BundleUse use) {
                        vectors.users.size(1), vectors.items.size(1));
     }
   }
+  const Settings known = as_damage(where, [&] { return known_settings(info, stored, where, log); });
   if (by_vectors) {
     bundle.model = std::make_unique<StoredFactors>(Context{data, Random(0), {}, log},
-                                                   std::move(vectors), abilities);
+                                                   std::move(vectors), *abilities);
     return bundle;
   }
   State::Saved saved;
   saved.weights = read_safetensors(root / "weights.safetensors");
   saved.values = values;
   as_damage(where, [&] {
-    const RunSettings settings = resolve_settings(info, known_settings(info, stored, where, log));
+    const RunSettings settings = resolve_settings(info, known);
     check_sizes(settings.model, info.resolve({}), saved.weights, data);
     Settings own;
     for (const auto& setting : settings.model) {

@@ -15,15 +15,15 @@ struct Bundle {
   std::unique_ptr<Dataset> data;  ///< rebuilt from the bundle's maps, train and seen rows, features
   std::unique_ptr<Model> model;
   std::filesystem::path folder;
-  std::vector<std::string> unchecked;  ///< files that are mapped or left alone, not hashed yet
+  std::vector<std::string> unchecked;  ///< files that are mapped but not hashed yet
 
   /// To be called before an unchecked file is read; exit 3 where it is damaged.
   void check(const std::string& file);
 };
 
 /// What a bundle is loaded for. `answers`: to rank and compare items; where the bundle holds the
-/// vectors whose products are the scores, these are mapped in place of building the model, and what
-/// is then not read (weights, features) is not hashed.
+/// vectors whose products are the scores, these are mapped in place of building the model, and the
+/// features, which are then not read, are not hashed.
 enum class BundleUse { all, answers };
 
 /// Writes the bundle folder beside its place and renames it. `metrics` goes into model.json and

@@ -3,7 +3,7 @@
 // What a kernel is compiled for. TESSERA_CLONES makes AVX-512, AVX2 and plain forms of a function,
 // of which the processor's best is taken at run time; a function under TESSERA_AVX512 or
 // TESSERA_AVX2 is called where has_avx512() or has_avx2(). With TESSERA_AT_MOST_AVX2 or
-// TESSERA_PLAIN defined (tests/unit/CMakeLists.txt) the better forms are left out.
+// TESSERA_PLAIN defined (tests/CMakeLists.txt) the better forms are left out.
 
 #if !defined(__x86_64__) || defined(TESSERA_PLAIN)
 #define TESSERA_CLONES

@@ -37,7 +37,7 @@ void put(const tessera::fs::path& path, const std::string& bytes) {
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   static Place place;
   if (size == 0) return 0;
-  const std::string name = kFiles[data[0] % std::size(kFiles)];
+  const std::string name = kFiles[static_cast<uint8_t>(data[0] - '0') % std::size(kFiles)];
   std::string bytes(reinterpret_cast<const char*>(data) + 1, size - 1);
   if (!place.changed.empty()) put(place.root / place.changed, place.original);
   place.changed = name;

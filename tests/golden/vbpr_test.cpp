@@ -131,5 +131,24 @@ TEST(Vbpr, Float16FeaturesTrainToTheSameBits) {
   EXPECT_TRUE(torch::equal(wide.scores(), half.scores()));
 }
 
+// Ranking widens some thousand float16 rows at a time.
+TEST(Vbpr, Float16FeaturesRankManyItemsAlike) {
+  constexpr int64_t n_items = 4099;
+  const TempFolder folder;
+  const auto rows = normal(n_items, 2, 0, 1, Random(5)).to(torch::kHalf);
+  write_npy(folder / "image.npy", rows);
+  const std::vector<int32_t> ids = {0, 1};
+  std::vector<torch::Tensor> scores;
+  for (const bool halves : {false, true}) {
+    Feature f = feature("image", rows);
+    if (halves) f.rows = map_npy(folder / "image.npy");
+    GoldenModel model(make_dataset(2, n_items, make_interactions(2, ids, ids), {}, {}, {f}), "VBPR",
+                      {{"embedding_size", kWidth, "test"}});
+    scores.push_back(model.scores());
+  }
+  EXPECT_GT((scores[0].slice(1, 4096) - scores[0][0][5]).abs().min().item<double>(), 0);
+  EXPECT_TRUE(torch::allclose(scores[0], scores[1], 1e-5, 1e-6));
+}
+
 }  // namespace
 }  // namespace tessera
