@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <cstring>
 
 #include "tessera/base/error.h"
 #include "tessera/model/registry.h"
@@ -12,20 +11,6 @@ namespace tessera {
 namespace {
 
 constexpr int64_t kRankedRows = 4096;  // float16 rows widened at once for ranking
-
-/// The rows as they stand in the file, zero where missing. float16 [n_items, width]
-torch::Tensor halves_of(const Feature& feature) {
-  torch::Tensor out = torch::zeros({feature.n_items(), feature.width()}, torch::kHalf);
-  auto* to = static_cast<char*>(out.mutable_data_ptr());
-  const auto* row_of_item = feature.row_of_item.const_data_ptr<int32_t>();
-  const int64_t bytes = 2 * feature.width();
-  for (int64_t item = 0; item < feature.n_items(); ++item) {
-    if (row_of_item[item] < 0) continue;
-    std::memcpy(to + item * bytes, feature.rows.bytes().data() + row_of_item[item] * bytes, bytes);
-  }
-  feature.rows.forget();
-  return out;
-}
 
 /// rows [n, 2d]: ids [n, d] and the first d columns of content beside them; offsets [n]: bias [n,
 /// 1] and the last column of content [n, d + 1]. Without a bias content is [n, d] and offsets are
@@ -156,7 +141,7 @@ class Vbpr : public FactorModel {
   Loss loss(const Batch& batch) override {
     const auto users = users_->gather(batch.distinct_users);
     const auto ids = items_->gather(batch.distinct_items);
-    const auto f = feature_rows(batch.distinct_items);
+    const auto f = features_.index_select(0, batch.distinct_items).to(torch::kFloat);
     const Triples at{batch.user_inverse, batch.positive_inverse, batch.negative_inverse};
     // Items as [ID ; E f], users as [g ; t]: the score is one inner product and the item's offset.
     const auto bias = linear_ ? item_bias_->gather(batch.distinct_items) : torch::empty({0, 1});
@@ -211,36 +196,19 @@ class Vbpr : public FactorModel {
         });
     std::vector<torch::Tensor> parts;
     for (const auto& feature : data_.features) {
-      const auto rows = halves ? halves_of(feature) : filled(data_, feature, config.missing);
+      auto rows = filled(data_, feature, config.missing);
+      if (halves) rows = rows.to(torch::kHalf);  // as they were in the file
       const bool first = config.variant == "released" && feature.name == "text";
       parts.insert(first ? parts.begin() : parts.end(), rows);
     }
     return torch::cat(parts, 1);
   }
 
-  /// float32 [n, width] of these items.
-  torch::Tensor feature_rows(const torch::Tensor& items) const {
-    if (features_.scalar_type() == torch::kFloat) return features_.index_select(0, items);
-    const int64_t width = features_.size(1);
-    torch::Tensor out = torch::empty({items.size(0), width}, torch::kFloat);
-    const auto* from = static_cast<const char*>(features_.const_data_ptr());
-    const auto* item = items.const_data_ptr<int64_t>();
-    auto* to = out.mutable_data_ptr<float>();
-    parallel_for(0, items.size(0), std::max<int64_t>(1, 8192 / width),
-                 [&](int64_t begin, int64_t end) {
-                   for (int64_t i = begin; i < end; ++i) {
-                     floats_of(torch::kHalf, from + 2 * item[i] * width, to + i * width, width);
-                   }
-                 });
-    return out;
-  }
-
   torch::Tensor content_of_all() const {
-    if (features_.scalar_type() == torch::kFloat) return content(features_);
+    const bool halves = features_.scalar_type() == torch::kHalf;
     std::vector<torch::Tensor> parts;
-    for (int64_t begin = 0; begin < data_.n_items; begin += kRankedRows) {
-      const int64_t end = std::min(begin + kRankedRows, data_.n_items);
-      parts.push_back(content(feature_rows(torch::arange(begin, end, torch::kInt64))));
+    for (const auto& rows : features_.split(halves ? kRankedRows : data_.n_items)) {
+      parts.push_back(content(rows.to(torch::kFloat)));
     }
     return torch::cat(parts);
   }
