@@ -176,7 +176,7 @@ auto as_damage(const std::string& what, Body body) {
 void check_hash(const fs::path& path, const std::string& expected) {
   const std::string found = sha256_of_file(path);
   if (found != expected) {
-    throw data_error("{} is damaged: its sha256 is {}.., model.json says {}..; copy it again",
+    throw data_error("{} is damaged: its sha256 is {}.., model.json says {}; copy it again",
                      path.string(), found.substr(0, 12), printable(expected, 12));
   }
 }
