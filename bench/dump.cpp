@@ -16,6 +16,7 @@
 #include "bench/recorder.h"
 #include "tessera/base/error.h"
 #include "tessera/data/safetensors.h"
+#include "tessera/folder/load.h"
 #include "tessera/model/item_pretrainer.h"
 #include "tessera/model/registry.h"
 #include "tessera/ops/fill.h"
@@ -28,8 +29,8 @@ constexpr size_t kSteps = 50;
 
 class Spy : public Recorder {
  public:
-  Spy(Model& inner, const Context& context, double dropout)
-      : Recorder(inner, context), dropout_(dropout) {}
+  Spy(Model& inner, const Dataset& dataset, const Context& context, double dropout)
+      : Recorder(inner, dataset, context), dropout_(dropout) {}
 
   void prepare(const Watch& watch) override {
     // An epoch of pretraining is behind such a model already, and is enough of a start.
@@ -37,7 +38,7 @@ class Spy : public Recorder {
     keep_weights("init.");
   }
   void begin_epoch(int64_t epoch, const Watch& watch) override {
-    if (epoch == 0 && has_rows(data_, Split::valid)) keep_evaluation();
+    if (epoch == 0 && has_rows(dataset_, Split::valid)) keep_evaluation();
     Recorder::begin_epoch(epoch, watch);
   }
 
@@ -132,14 +133,15 @@ int run(int argc, char** argv) {
   DatasetView view;
   view.modalities = settings.train_settings.modalities;
   const Dataset data = load_dataset(argv[1], view);
-  const Context context{data, Random(settings.train_settings.seed), settings.train_settings, Log()};
+  const Context context{data.view(), Random(settings.train_settings.seed), settings.train_settings,
+                        Log()};
   const auto model = info.make(settings.given, context);
   double dropout = 0;
   for (const auto& setting : settings.model) {
     if (setting.name == "dropout") dropout = setting.value;
   }
 
-  Spy spy(*model, context, dropout);
+  Spy spy(*model, data, context, dropout);
   pretrain(*model, data, spy);
   spy.train_steps(kSteps, settings.train_settings);
   spy.write(argv[3]);

@@ -13,6 +13,7 @@
 #include "bench/recorder.h"
 #include "tessera/base/error.h"
 #include "tessera/data/safetensors.h"
+#include "tessera/folder/load.h"
 #include "tessera/model/registry.h"
 #include "tessera/nn/vector_gan.h"
 #include "tessera/ops/fill.h"
@@ -28,8 +29,9 @@ constexpr int64_t kGanSteps = 20;  // later a slot may lie between two codes, an
 
 class Spy : public Recorder {
  public:
-  Spy(Model& inner, const Context& context, std::string drawn, double dropout)
-      : Recorder(inner, context), drawn_(std::move(drawn)), dropout_(dropout) {}
+  Spy(Model& inner, const Dataset& dataset, const Context& context, std::string drawn,
+      double dropout)
+      : Recorder(inner, dataset, context), drawn_(std::move(drawn)), dropout_(dropout) {}
 
  protected:
   void note(const Batch& batch, const std::string& k) override {
@@ -105,7 +107,7 @@ int measure(int argc, char** argv) {
   use_device_and_threads(settings.train_settings);
   const Dataset data = load_dataset(argv[1]);
   const Random random(static_cast<uint64_t>(settings.train_settings.seed));
-  const Context context{data, random, settings.train_settings, Log()};
+  const Context context{data.view(), random, settings.train_settings, Log()};
   const auto model = info.make(settings.given, context);
   if (n_epochs > 0) {
     Json round;
@@ -131,7 +133,7 @@ int measure(int argc, char** argv) {
     if (setting.name == "reviewer") live = setting.value == "bpr";
     if (setting.name == "dropout") dropout = setting.value;
   }
-  Spy spy(*model, context, live ? "drop.taste" : "drop.neighbours", dropout);
+  Spy spy(*model, data, context, live ? "drop.taste" : "drop.neighbours", dropout);
   spy.train_steps(kSteps, settings.train_settings);
   if (spy.seen.at("init.user_embedding").size(1) == VectorGanOptions().width) {
     dump_rewriter(spy.seen, random);

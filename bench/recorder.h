@@ -39,7 +39,8 @@ inline void give(Settings& settings, const std::string& name, const std::string&
 /// "init.", the losses, and what note() keeps of a batch.
 class Recorder : public Model {
  public:
-  Recorder(Model& inner, const Context& context) : Model(context), inner_(inner) {}
+  Recorder(Model& inner, const Dataset& dataset, const Context& context)
+      : Model(context), inner_(inner), dataset_(dataset) {}
 
   Abilities abilities() const override { return inner_.abilities(); }
   BatchSpec batch_spec() const override { return inner_.batch_spec(); }
@@ -77,7 +78,7 @@ class Recorder : public Model {
         options.metrics.push_back(metric + std::string(k));
     }
     inner_.train(false);
-    const auto found = evaluate(inner_, data_, find_protocol("mmrec"), Split::valid, options);
+    const auto found = evaluate(inner_, dataset_, find_protocol("mmrec"), Split::valid, options);
     for (const auto& [name, value] : found.metrics) {
       seen["valid." + name] = torch::tensor(value, torch::kFloat64);
     }
@@ -98,7 +99,7 @@ class Recorder : public Model {
     config.protocol = find_protocol("mmrec");
     config.stop_requested = [&] { return losses.size() >= n_steps; };
     try {
-      train_model(*this, data_, config);
+      train_model(*this, dataset_, config);
     } catch (const RunError&) {
       if (losses.size() < n_steps) throw;  // stopped for another reason
     }
@@ -118,6 +119,7 @@ class Recorder : public Model {
   void forget() override { inner_.train(training()); }
 
   Model& inner_;
+  const Dataset& dataset_;
 };
 
 }  // namespace tessera

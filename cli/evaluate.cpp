@@ -4,6 +4,7 @@
 #include "cli/cli.h"
 #include "tessera/base/files.h"
 #include "tessera/eval/sampled.h"
+#include "tessera/folder/load.h"
 #include "tessera/model/bundle.h"
 #include "tessera/model/eval_mask.h"
 #include "tessera/study/run.h"
@@ -71,7 +72,7 @@ void check_same_rows(const Bundle& bundle, const Dataset& data, const std::strin
     return true;
   };
   if (!same(own.user_ids, data.user_ids) || !same(own.item_ids, data.item_ids) ||
-      train_sha256(own) != train_sha256(data)) {
+      train_sha256(own.view()) != train_sha256(data.view())) {
     throw data_error(
         "{}: its users, items or train rows are not those that the bundle was trained on: give the "
         "dataset folder of that training",

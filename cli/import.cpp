@@ -1,4 +1,4 @@
-#include "tessera/data/import.h"
+#include "tessera/import/import.h"
 
 #include <fmt/ranges.h>
 

@@ -2,8 +2,8 @@
 
 #include "cli/cli.h"
 #include "cli/read_flags.h"
-#include "tessera/data/known_sets.h"
-#include "tessera/data/readers.h"
+#include "tessera/read/known_sets.h"
+#include "tessera/read/readers.h"
 
 namespace tessera::cli {
 

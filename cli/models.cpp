@@ -58,7 +58,7 @@ Abilities abilities_of(const ModelInfo& info) {
   const Dataset data =
       make_dataset(2, 3, make_interactions(2, users, items), {}, {}, std::move(features));
   const RunSettings settings = resolve_settings(info, {});
-  const Context context{data, Random(1), settings.train_settings, {}};
+  const Context context{data.view(), Random(1), settings.train_settings, {}};
   return info.make({}, context)->abilities();
 }
 

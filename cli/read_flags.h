@@ -1,7 +1,7 @@
 #pragma once
 
 #include "cli/cli.h"
-#include "tessera/data/readers.h"
+#include "tessera/read/readers.h"
 
 namespace tessera::cli {
 

@@ -27,7 +27,7 @@ struct KdsrRun {
     given.push_back({"protocol", "seq-none", "test"});
     const ModelInfo& info = find_model("KDSR");
     const RunSettings settings = resolve_settings(info, given);
-    model = info.make(given, Context{data, Random(1), settings.train_settings, {}});
+    model = info.make(given, Context{data.view(), Random(1), settings.train_settings, {}});
     TrainConfig config;
     config.settings = settings.train_settings;
     config.protocol = find_protocol("seq-none");

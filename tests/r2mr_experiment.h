@@ -64,7 +64,8 @@ inline std::unique_ptr<MadeR2mr> make_r2mr(const Dataset& data, const Settings& 
   const ModelInfo& info = find_model("R2MR");
   auto out = std::make_unique<MadeR2mr>();
   out->settings = resolve_settings(info, settings);
-  out->model = info.make(settings, Context{data, Random(seed), out->settings.train_settings, {}});
+  out->model =
+      info.make(settings, Context{data.view(), Random(seed), out->settings.train_settings, {}});
   return out;
 }
 

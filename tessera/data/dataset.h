@@ -25,16 +25,14 @@ struct ItemColumns {
   bool hidden(int64_t item) const;
 };
 
-/// Everything a model may learn from. Immutable once built.
-struct Dataset {
+/// What a model is built from and may learn from: train rows, features, ids. Held-out rows are not
+/// reachable from here, by type.
+struct TrainView {
   std::string name;
   int64_t n_users = 0, n_items = 0;
-  Interactions train, valid, test;  ///< by user, in time order where time or position is known
-  Interactions history;             ///< given rows of cold-user splits
-  Interactions seen;                ///< read events: never train, masked by recommend only
-  Interactions known;               ///< train, valid, history and seen rows together, oldest first
-  Interactions train_distinct;      ///< sorted_distinct(train)
-  std::vector<Feature> features;    ///< in the order asked for, else of features.json
+  Interactions train;             ///< by user, in time order where time or position is known
+  Interactions train_distinct;    ///< sorted_distinct(train)
+  std::vector<Feature> features;  ///< in the order asked for, else of features.json
   Vocabulary user_ids, item_ids;
   ItemColumns item_columns;
   Json about;                    ///< dataset.json: split, counts, hashes
@@ -44,19 +42,26 @@ struct Dataset {
   const Feature* feature(const std::string& modality) const;  ///< null when there is none
 };
 
-/// How a model sees a dataset folder.
-struct DatasetView {
-  std::vector<std::string> modalities;  ///< empty: all that no Tessera model made; {"none"}: none
-  std::vector<std::string>
-      permute;  ///< modalities whose rows are shuffled among items that have one
-  uint64_t permute_seed = 999;
-  int64_t fold = -1;  ///< of a k-fold split: test = fold, valid = fold + 1
-  bool verify_hashes = false;
+/// A dataset with its held-out rows; models get view(). Immutable once built. The base is private:
+/// nobody who holds a TrainView can cast it back.
+struct Dataset : private TrainView {
+  using TrainView::about, TrainView::feature, TrainView::features, TrainView::folder,
+      TrainView::has_order, TrainView::item_columns, TrainView::item_ids, TrainView::n_items,
+      TrainView::n_users, TrainView::name, TrainView::train, TrainView::train_distinct,
+      TrainView::user_ids;
+  Interactions valid, test;  ///< as train
+  Interactions history;      ///< given rows of cold-user splits
+  Interactions seen;         ///< read events: never train, masked by recommend only
+  Interactions known;        ///< train, valid, history and seen rows together, oldest first
+
+  const TrainView& view() const { return *this; }
 };
 
-/// Reads a dataset folder. Exit 3 for what is missing, damaged or bound to another split; exit 2
-/// for a modality that is not there (with the nearest name).
-Dataset load_dataset(const std::filesystem::path& folder, const DatasetView& view = {});
+/// The valid and test rows together, by user.
+Interactions held_out(const Dataset& data);
+
+/// Dataset::known, made from the parts where the dataset does not hold it.
+Interactions known_rows(const Dataset& data);
 
 /// A dataset from pairs in memory, for tests and planted data: ids are the decimal indices.
 Dataset make_dataset(int64_t n_users, int64_t n_items, Interactions train, Interactions valid = {},
@@ -64,11 +69,11 @@ Dataset make_dataset(int64_t n_users, int64_t n_items, Interactions train, Inter
 
 /// SHA-256 over the lines "user<TAB>item" of the train rows, raw ids, sorted bytewise: what
 /// `valid_for` of a feature names.
-std::string train_sha256(const Dataset& data);
+std::string train_sha256(const TrainView& data);
 
 /// The features with `rows` given for items that lack one, float32 [n_items, width].
 /// `policy` is zero | mean | neighbours | error: see conventions; `error` ends with exit 3 and the
 /// count. neighbours: mean of present rows weighted by train co-occurrence, none: mean.
-torch::Tensor filled(const Dataset& data, const Feature& feature, const std::string& policy);
+torch::Tensor filled(const TrainView& data, const Feature& feature, const std::string& policy);
 
 }  // namespace tessera

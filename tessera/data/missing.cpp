@@ -27,7 +27,7 @@ std::vector<double> mean_row(const Feature& feature) {
 
 /// Fills row i of the missing items with the mean of the present rows that share train users with
 /// it, weighted by the number of shared users; `rest` where none does.
-void fill_from_neighbours(const Dataset& data, const Feature& feature,
+void fill_from_neighbours(const TrainView& data, const Feature& feature,
                           const std::vector<double>& rest, float* rows) {
   const int64_t width = feature.width();
   const Interactions users_of = transposed(data.train_distinct, data.n_items);
@@ -61,7 +61,7 @@ void fill_from_neighbours(const Dataset& data, const Feature& feature,
 
 }  // namespace
 
-torch::Tensor filled(const Dataset& data, const Feature& feature, const std::string& policy) {
+torch::Tensor filled(const TrainView& data, const Feature& feature, const std::string& policy) {
   const int64_t n_missing = feature.n_items() - feature.present().sum().item<int64_t>();
   torch::Tensor rows = feature.all();
   if (policy == "error") {

@@ -6,11 +6,11 @@
 
 #include "tessera/base/error.h"
 #include "tessera/base/files.h"
-#include "tessera/data/folder.h"
-#include "tessera/data/manifest.h"
 #include "tessera/encode/exec.h"
 #include "tessera/encode/features.h"
 #include "tessera/encode/tfidf.h"
+#include "tessera/folder/folder.h"
+#include "tessera/folder/manifest.h"
 
 namespace tessera {
 namespace {

@@ -4,8 +4,8 @@
 
 #include "tessera/base/error.h"
 #include "tessera/base/files.h"
-#include "tessera/data/folder.h"
-#include "tessera/data/manifest.h"
+#include "tessera/folder/folder.h"
+#include "tessera/folder/manifest.h"
 
 namespace tessera {
 namespace {

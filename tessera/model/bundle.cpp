@@ -8,9 +8,9 @@
 #include "tessera/base/error.h"
 #include "tessera/base/files.h"
 #include "tessera/base/version.h"
-#include "tessera/data/folder.h"
-#include "tessera/data/manifest.h"
 #include "tessera/data/npy.h"
+#include "tessera/folder/folder.h"
+#include "tessera/folder/manifest.h"
 #include "tessera/model/sequence_model.h"
 
 namespace tessera {
@@ -81,7 +81,7 @@ void flatten(const Json& value, const std::string& name,
 
 std::string model_card(Model& model, const ModelInfo& info, const RunSettings& settings,
                        const Json& about, const Json& metrics) {
-  const Dataset& data = model.data();
+  const TrainView& data = model.data();
   const Abilities can = model.abilities();
   std::string card = fmt::format("# {} on {}\n\n", info.name, data.name);
   card += fmt::format(
@@ -269,7 +269,7 @@ Settings known_settings(const ModelInfo& info, const Json& stored, const std::st
 /// no weight has and that would take more than a gigabyte. A model's own defaults are no widths
 /// that a damaged file could have made up.
 void check_sizes(const std::vector<Resolved>& settings, const std::vector<Resolved>& defaults,
-                 const TensorMap& weights, const Dataset& data) {
+                 const TensorMap& weights, const TrainView& data) {
   int64_t widest = 0;
   for (const auto& [name, tensor] : weights) {
     for (const int64_t size : tensor.sizes()) widest = std::max(widest, size);
@@ -338,10 +338,9 @@ std::optional<Abilities> read_abilities(const Json& about, const std::string& wh
 
 }  // namespace
 
-void save_bundle(const fs::path& folder, Model& model, const ModelInfo& info,
+void save_bundle(const fs::path& folder, Model& model, const Dataset& data, const ModelInfo& info,
                  const RunSettings& settings, const Json& metrics) {
   const torch::NoGradGuard no_grad;
-  const Dataset& data = model.data();
   State state;
   model.state(state);
   const State::Saved saved = state.save(true);
@@ -384,7 +383,7 @@ void save_bundle(const fs::path& folder, Model& model, const ModelInfo& info,
       modalities[feature.name] = std::move(entry);
     }
 
-    const std::string train_hash = train_sha256(data);
+    const std::string train_hash = train_sha256(data.view());
     const Json& source = data.about;
     Json about;
     about["format"] = kFormat;
@@ -528,7 +527,7 @@ Bundle load_bundle(const fs::path& folder, const Log& log, BundleUse use) {
   }
   const Settings known = as_damage(where, [&] { return known_settings(info, stored, where, log); });
   if (by_vectors) {
-    bundle.model = std::make_unique<StoredFactors>(Context{data, Random(0), {}, log},
+    bundle.model = std::make_unique<StoredFactors>(Context{data.view(), Random(0), {}, log},
                                                    std::move(vectors), *abilities);
     return bundle;
   }
@@ -537,12 +536,12 @@ Bundle load_bundle(const fs::path& folder, const Log& log, BundleUse use) {
   saved.values = values;
   as_damage(where, [&] {
     const RunSettings settings = resolve_settings(info, known);
-    check_sizes(settings.model, info.resolve({}), saved.weights, data);
+    check_sizes(settings.model, info.resolve({}), saved.weights, data.view());
     Settings own;
     for (const auto& setting : settings.model) {
       own.push_back({setting.name, setting.value, setting.origin});
     }
-    const Context context{data, Random(static_cast<uint64_t>(settings.train_settings.seed)),
+    const Context context{data.view(), Random(static_cast<uint64_t>(settings.train_settings.seed)),
                           settings.train_settings, log};
     bundle.model = info.make(own, context);
   });

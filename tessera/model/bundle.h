@@ -28,8 +28,8 @@ enum class BundleUse { all, answers };
 
 /// Writes the bundle folder beside its place and renames it. `metrics` goes into model.json and
 /// the card. Features are stored only where the score reads them or content neighbours need them.
-void save_bundle(const std::filesystem::path& folder, Model& model, const ModelInfo& info,
-                 const RunSettings& settings, const Json& metrics);
+void save_bundle(const std::filesystem::path& folder, Model& model, const Dataset& data,
+                 const ModelInfo& info, const RunSettings& settings, const Json& metrics);
 
 /// Checks format, shapes and hashes first; exit 3 naming what is damaged. Unknown extra fields and
 /// files are ignored. Loading runs no code of the bundle.

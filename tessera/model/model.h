@@ -101,9 +101,9 @@ struct TrainSettings {
   void describe(Fields& f);
 };
 
-/// What a model is built from. The dataset outlives the model.
+/// What a model is built from. The data outlives the model.
 struct Context {
-  const Dataset& data;
+  const TrainView& data;
   Random random;
   TrainSettings train;
   Log log;
@@ -186,7 +186,7 @@ class Model {
   void train(bool on);
   bool training() const { return training_; }
   bool trainable() { return !parameter_groups().empty(); }
-  const Dataset& data() const { return data_; }
+  const TrainView& data() const { return data_; }
 
  protected:
   /// A trained tensor that loss() reads whole; it requires a gradient. The reference stays valid.
@@ -196,7 +196,7 @@ class Model {
   RowTable& table(const std::string& name, torch::Tensor initial, Role role = Role::scoring);
   virtual void forget() {}
 
-  const Dataset& data_;
+  const TrainView& data_;
   const Random random_;
   const TrainSettings train_;
   const Log log_;
@@ -258,11 +258,12 @@ class FeatureSupplier {
   virtual std::vector<NamedRows> export_features(const Json& options) = 0;
 };
 
-/// Numbers a person should see beside the metrics; found by dynamic_cast.
+/// Numbers a person should see beside the metrics; found by dynamic_cast. `held` are the held-out
+/// rows by user, of which a report may tell what became of them; nothing learns from them.
 class Reporter {
  public:
   virtual ~Reporter() = default;
-  virtual Json report() = 0;
+  virtual Json report(const Interactions& held = {}) = 0;
 };
 
 }  // namespace tessera

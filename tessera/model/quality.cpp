@@ -11,7 +11,7 @@
 #include <utility>
 
 #include "tessera/base/error.h"
-#include "tessera/data/folder.h"
+#include "tessera/folder/folder.h"
 #include "tessera/nn/review.h"
 #include "tessera/ops/knn.h"
 
@@ -33,7 +33,7 @@ double share_of(int64_t n, int64_t n_items) {
 /// What is shown of items: their pictures are those of media.tsv, else of the catalogue's columns.
 class Shown {
  public:
-  explicit Shown(const Dataset& of) : data(of) {
+  explicit Shown(const TrainView& of) : data(of) {
     if (data.folder.empty()) return;
     try {
       pictures_ = picture_files(data.folder);
@@ -58,7 +58,7 @@ class Shown {
     return out;
   }
 
-  const Dataset& data;
+  const TrainView& data;
   std::string without_pictures;  ///< why those of media.tsv are missing
 
  private:
@@ -208,7 +208,7 @@ Json worst(const Modality& m, const Quality& quality, const Shown& shown) {
 
 }  // namespace
 
-std::string quality_tsv(const Quality& quality, const Dataset& data) {
+std::string quality_tsv(const Quality& quality, const TrainView& data) {
   std::map<std::pair<int64_t, int64_t>, const Quality::Rewrite*> by_row;
   for (const auto& r : quality.rewrites) by_row[{r.item, r.modality}] = &r;
   std::string out =
@@ -242,7 +242,7 @@ std::string quality_tsv(const Quality& quality, const Dataset& data) {
   return out;
 }
 
-Json quality_report(const Quality& quality, const Dataset& data, const Random& random) {
+Json quality_report(const Quality& quality, const TrainView& data, const Random& random) {
   const torch::NoGradGuard no_grad;
   const Shown shown(data);
   Json out = Json::object();

@@ -42,12 +42,12 @@ struct Quality {
 /// Columns item, modality, present, score, null_score, area, status (original, rewritten, missing),
 /// round, source, score_before; a row for each item and modality, a field empty where there is
 /// nothing to say.
-std::string quality_tsv(const Quality& quality, const Dataset& data);
+std::string quality_tsv(const Quality& quality, const TrainView& data);
 
 /// Areas, counts and shares; by modality the same, a histogram over that of the null (the mean of
 /// its draws), deciles and scores against the number of users; rewritten rows with their neighbours
 /// before and after; the 100 lowest unrepaired items of each modality that
 /// carries a consensus.
-Json quality_report(const Quality& quality, const Dataset& data, const Random& random);
+Json quality_report(const Quality& quality, const TrainView& data, const Random& random);
 
 }  // namespace tessera

@@ -18,7 +18,7 @@ torch::Tensor int64_of(const std::vector<int64_t>& values) {
 
 }  // namespace
 
-Sampler::Sampler(const Dataset& data, const BatchSpec& spec, int64_t batch_size,
+Sampler::Sampler(const TrainView& data, const BatchSpec& spec, int64_t batch_size,
                  const Random& random, bool distinct, bool all_items)
     : data_(data),
       spec_(spec),

@@ -20,7 +20,7 @@ class Sampler {
  public:
   /// `distinct`: batches of pairs also list their distinct rows, with inverses. `all_items`:
   /// negatives need no train row.
-  Sampler(const Dataset& data, const BatchSpec& spec, int64_t batch_size, const Random& random,
+  Sampler(const TrainView& data, const BatchSpec& spec, int64_t batch_size, const Random& random,
           bool distinct = true, bool all_items = false);
 
   void begin_epoch(int64_t epoch);
@@ -42,7 +42,7 @@ class Sampler {
   void draw_negatives(Batch& batch, int64_t step) const;
   void index_distinct(Batch& batch) const;
 
-  const Dataset& data_;
+  const TrainView& data_;
   BatchSpec spec_;
   bool distinct_;
   int64_t batch_size_, n_batches_ = 0, epoch_ = 0, n_left_out_ = 0;

@@ -259,7 +259,6 @@ torch::Tensor SequenceModel::score(const Queries& queries) {
 Vectors SequenceModel::factors(const Queries& queries) {
   const int64_t n = queries.size();
   // The windows as spans into the histories, shortest first, so that rows of like length meet.
-  const Interactions known = queries.histories.defined() ? Interactions{} : known_rows(data_);
   std::vector<std::span<const int32_t>> windows(static_cast<size_t>(n));
   for (int64_t row = 0; row < n; ++row) {
     std::span<const int32_t> history;
@@ -268,7 +267,7 @@ Vectors SequenceModel::factors(const Queries& queries) {
       history = {queries.histories.items.const_data_ptr<int32_t>() + offset[row],
                  static_cast<size_t>(offset[row + 1] - offset[row])};
     } else if (const int64_t user = queries.users.const_data_ptr<int64_t>()[row]; user >= 0) {
-      history = known.of(user);
+      history = data_.train.of(user);
     }
     const auto most = static_cast<size_t>(sequence_.max_length);
     windows[static_cast<size_t>(row)] =
@@ -317,20 +316,6 @@ Vectors SequenceModel::factors(const Queries& queries) {
   }
   if (left.size() == 1) return {vectors, against};
   return {torch::cat(left, 1), torch::cat(right, 1)};
-}
-
-Interactions known_rows(const Dataset& data) {
-  if (data.known.offsets.defined()) return data.known;
-  std::vector<int32_t> users, items;
-  for (int64_t user = 0; user < data.n_users; ++user) {
-    for (const Interactions* rows : {&data.train, &data.valid, &data.history, &data.seen}) {
-      if (user >= rows->n_users()) continue;
-      const auto row = rows->of(user);
-      items.insert(items.end(), row.begin(), row.end());
-      users.insert(users.end(), row.size(), static_cast<int32_t>(user));
-    }
-  }
-  return make_interactions(data.n_users, users, items);
 }
 
 }  // namespace tessera

@@ -48,8 +48,8 @@ class ItemRows {
 };
 
 /// A model that scores a history: the next item from the items before it, oldest first. Users
-/// without a history get the train counts as scores; a query that gives no histories means those
-/// of known_rows(). Queries are cut to the last max_length items.
+/// without a history get the train counts as scores; a query that gives no histories means the
+/// train rows. Queries are cut to the last max_length items.
 class SequenceModel : public Model {
  public:
   SequenceModel(const SequenceSettings& settings, const Context& context);
@@ -92,8 +92,5 @@ class SequenceModel : public Model {
   std::optional<ItemRows> item_rows_;
   torch::Tensor counts_;  // train rows by item, made when first needed
 };
-
-/// The train, valid, history and read rows of each user, oldest first; never test.
-Interactions known_rows(const Dataset& data);
 
 }  // namespace tessera

@@ -52,7 +52,6 @@ class Mc1 : public SequenceModel {
     check();
     const auto popularity = ties();
     const int64_t n = queries.size();
-    const Interactions known = queries.histories.defined() ? Interactions{} : known_rows(data_);
     torch::Tensor out = popularity.expand({n, data_.n_items}).contiguous();
     auto* to = out.mutable_data_ptr<float>();
     const auto* offset = offsets_.const_data_ptr<int64_t>();
@@ -64,7 +63,7 @@ class Mc1 : public SequenceModel {
           last = queries.histories.items.const_data_ptr<int32_t>()[begin[row + 1] - 1];
         }
       } else if (const int64_t user = queries.users.const_data_ptr<int64_t>()[row]; user >= 0) {
-        const auto history = known.of(user);
+        const auto history = data_.train.of(user);
         if (!history.empty()) last = history.back();
       }
       if (last < 0) continue;

@@ -312,7 +312,7 @@ class Pamd : public Model,
   // --- features for others -----------------------------------------------------------------
   void fit(const Watch& watch) override;
   const std::vector<torch::Tensor>& pretraining_rows() const override { return x_; }
-  Json report() override;
+  Json report(const Interactions& held) override;
   void leave_out(const std::vector<std::string>& parts) final {
     ranked_ = attended_.clone();
     for (const auto& part : parts) ranked_ = ranked_.logical_and(token_row(part).logical_not());
@@ -494,7 +494,7 @@ class Pamd : public Model,
   Json check(const torch::Tensor& held, const Watch& watch);
   PartNet::Loss net_loss(const torch::Tensor& items) const;
   void fill_by_decoding();
-  Json attention_view();
+  Json attention_view(const Interactions& held);
   Json cosine_view();
   Json picture_view(const torch::Tensor& tokens) const;
   Json neighbour_view(const torch::Tensor& tokens) const;
@@ -870,7 +870,7 @@ struct AttentionSums {
 
 /// Attention to common and specific parts over hits, lists and all candidates: every pair of a user
 /// and an item without a train row; of users drawn at random where that is too much.
-Json Pamd::attention_view() {
+Json Pamd::attention_view(const Interactions& held) {
   constexpr int64_t kList = 20, kMostPairs = 200'000'000, kBlock = 2'000'000;
   std::vector<int64_t> chosen;
   for (int64_t u = 0; u < data_.n_users; ++u) {
@@ -907,15 +907,15 @@ Json Pamd::attention_view() {
     std::vector<int64_t> hits, listed;  // places in the block of users x items
     for (int64_t row = 0; row < n; ++row) {
       const int64_t user = chosen[static_cast<size_t>(begin + row)];
-      const auto holds = [&](const Interactions& rows, int64_t wanted) {
-        const auto of = rows.of(user);
-        return std::find(of.begin(), of.end(), static_cast<int32_t>(wanted)) != of.end();
-      };
+      const auto held_out = user < held.n_users() ? held.of(user) : std::span<const int32_t>();
       for (int64_t r = 0; r < k; ++r) {
         const int64_t i = item[row * k + r], place = row * data_.n_items + i;
         if (!free[place]) continue;  // a user who has nearly all items
         listed.push_back(place);
-        if (holds(data_.valid, i) || holds(data_.test, i)) hits.push_back(place);
+        if (std::find(held_out.begin(), held_out.end(), static_cast<int32_t>(i)) !=
+            held_out.end()) {
+          hits.push_back(place);
+        }
       }
     }
     const auto w = part_weights(users_->rows(block), all_tokens(), gates).flatten(1);
@@ -1194,12 +1194,12 @@ Json Pamd::separation_view(const torch::Tensor& tokens) const {
                                    {"rows", rows}}})}};
 }
 
-Json Pamd::report() {
+Json Pamd::report(const Interactions& held) {
   const torch::NoGradGuard no_grad;
   const torch::Tensor tokens = all_tokens();
   Json out = {{"model", "PAMD"}, {"views", Json::array()}};
   if (config_.tokens != "whole" && ranked_.any().item<bool>()) {
-    out["views"].push_back(attention_view());
+    out["views"].push_back(attention_view(held));
   }
   out["views"].push_back(cosine_view());
   out["views"].push_back(picture_view(tokens));

@@ -432,7 +432,7 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
   /// `options` (export_space, export_weight, restore) win over the settings of the same names.
   std::vector<NamedRows> export_features(const Json& options) override;
 
-  Json report() override;
+  Json report(const Interactions& held) override;
   /// quality.tsv, and quality.json: what report() gives.
   std::map<std::string, std::string> report_files() override;
 
@@ -1138,7 +1138,7 @@ Json R2mr::report_of(const Quality& found) const {
   return out;
 }
 
-Json R2mr::report() { return report_of(found()); }
+Json R2mr::report(const Interactions&) { return report_of(found()); }
 
 std::map<std::string, std::string> R2mr::report_files() {
   const Quality now = found();

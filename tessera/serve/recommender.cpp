@@ -6,9 +6,9 @@
 #include <numeric>
 
 #include "tessera/base/error.h"
-#include "tessera/data/manifest.h"
 #include "tessera/eval/evaluate.h"
 #include "tessera/eval/ranking.h"
+#include "tessera/folder/manifest.h"
 #include "tessera/ops/topk.h"
 
 namespace tessera {

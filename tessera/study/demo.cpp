@@ -14,8 +14,8 @@
 #include "tessera/base/error.h"
 #include "tessera/base/files.h"
 #include "tessera/base/random.h"
-#include "tessera/data/import.h"
 #include "tessera/data/npy.h"
+#include "tessera/import/import.h"
 #include "tessera/serve/recommender.h"
 #include "tessera/study/run.h"
 

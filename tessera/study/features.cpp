@@ -6,9 +6,10 @@
 #include "tessera/base/error.h"
 #include "tessera/base/files.h"
 #include "tessera/base/version.h"
-#include "tessera/data/manifest.h"
 #include "tessera/encode/content.h"
 #include "tessera/encode/features.h"
+#include "tessera/folder/load.h"
+#include "tessera/folder/manifest.h"
 #include "tessera/model/bundle.h"
 #include "tessera/model/report_files.h"
 #include "tessera/model/row_encoder.h"
@@ -28,7 +29,7 @@ Dataset open_dataset(const fs::path& folder, const TrainSettings& train) {
 }
 
 /// What a supplier made, ready for the folder. `about` goes into every card.
-std::vector<NewFeature> packed(const std::vector<NamedRows>& made, const Dataset& data,
+std::vector<NewFeature> packed(const std::vector<NamedRows>& made, const TrainView& data,
                                const Json& about) {
   Json inputs = Json::object();
   Json bound;  // an input that is good for this split only binds what is made from it
@@ -98,9 +99,9 @@ Json card_of(const FeaturesRequest& request, const ModelInfo& info, const Json& 
 /// What a trained supplier holds for the items and the train rows that it was trained on.
 Json supplied(const FeaturesRequest& request, Model& model, FeatureSupplier& supplier,
               const ModelInfo& info, const Json& card) {
-  const Dataset& before = model.data();
+  const TrainView& before = model.data();
   const Dataset data = load_dataset(request.dataset);
-  bool same = train_sha256(before) == train_sha256(data) && before.n_items == data.n_items;
+  bool same = train_sha256(before) == train_sha256(data.view()) && before.n_items == data.n_items;
   for (int64_t i = 0; same && i < data.n_items; ++i) {
     same = before.item_ids[i] == data.item_ids[i];
   }
@@ -151,7 +152,7 @@ Json encode_with(const FeaturesRequest& request, Model& model, const std::string
   }
   const Dataset data = load_dataset(request.dataset, view);
   const auto made = encoder->encode(data.features, data.n_items);
-  const Dataset& before = model.data();
+  const TrainView& before = model.data();
   const std::string trained_on = before.about.value("train_sha256", train_sha256(before));
   for (const auto& rows : made) {
     if (!rows.card.value("uses_interactions", false) ||
@@ -163,7 +164,7 @@ Json encode_with(const FeaturesRequest& request, Model& model, const std::string
         "out there; train it with --freeze_pretrained true, or use --encoder {}",
         request.encoder, request.dataset.string(), rows.modality, squeezed(name));
   }
-  return put(request, packed(made, data, card), model);
+  return put(request, packed(made, data.view(), card), model);
 }
 
 void throw_if_stopped(const FeaturesRequest& request) {
@@ -206,7 +207,7 @@ Json make_features(const FeaturesRequest& request) {
   keep_freed_memory();
   const Dataset data = open_dataset(request.dataset, train);
   const Random random(static_cast<uint64_t>(train.seed));
-  auto model = info.make(all, Context{data, random, train, request.log});
+  auto model = info.make(all, Context{data.view(), random, train, request.log});
   auto* supplier = dynamic_cast<FeatureSupplier*>(model.get());
   if (supplier == nullptr) {
     throw usage_error("{} makes no features for others: wanted a model like PAMD, or a run of one",
@@ -235,7 +236,7 @@ Json make_features(const FeaturesRequest& request) {
   for (const auto& setting : settings.model) options[setting.name] = setting.value;
   const torch::NoGradGuard no_grad;
   return put(request,
-             packed(supplier->export_features(options), data,
+             packed(supplier->export_features(options), data.view(),
                     {{"name", info.name},
                      {"tessera", kVersion},
                      {"settings", options},

@@ -9,8 +9,9 @@
 #include "tessera/base/error.h"
 #include "tessera/base/files.h"
 #include "tessera/base/version.h"
-#include "tessera/data/folder.h"
 #include "tessera/eval/protocol_words.h"
+#include "tessera/folder/folder.h"
+#include "tessera/folder/load.h"
 #include "tessera/study/report_template.h"
 #include "tessera/study/report_views.h"
 #include "tessera/study/run.h"
@@ -331,7 +332,7 @@ Json model_views(const fs::path& run, OpenRun& open, const Log& log) {
     }
   }
   try {
-    const Json report = reporter->report();
+    const Json report = reporter->report(held_out(*open.data));
     if (report.is_object() && report.contains("views")) return report["views"];
     if (report.is_object() && report.contains("areas")) return quality_sections(report);
     // A model with its own form: its numbers as one table.

@@ -16,6 +16,7 @@
 #include "tessera/base/files.h"
 #include "tessera/base/version.h"
 #include "tessera/eval/protocol_words.h"
+#include "tessera/folder/load.h"
 #include "tessera/model/bundle.h"
 #include "tessera/model/report_files.h"
 #include "tessera/ops/torch_version.h"
@@ -213,7 +214,7 @@ Checked check(const std::string& model, const fs::path& dataset, const Settings&
     }
   }
   out.model = out.info->make(
-      all, Context{*out.data, Random(static_cast<uint64_t>(train.seed)), train, log});
+      all, Context{out.data->view(), Random(static_cast<uint64_t>(train.seed)), train, log});
   out.all = std::move(all);
   check_training(*out.model, *out.data, train, out.protocol);
   return out;
@@ -484,7 +485,7 @@ RunOutcome run(const RunRequest& request) {
     if (auto* files = dynamic_cast<ReportFiles*>(checked.model.get())) {
       for (const auto& [name, text] : files->report_files()) write_file(folder / name, text);
     }
-    save_bundle(folder / "model", *checked.model, *checked.info, checked.settings,
+    save_bundle(folder / "model", *checked.model, data, *checked.info, checked.settings,
                 {{"protocol", train.protocol},
                  {"seen", results["seen"]},
                  {"valid", results["valid"]},

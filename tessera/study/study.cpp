@@ -9,8 +9,8 @@
 
 #include "tessera/base/error.h"
 #include "tessera/base/files.h"
-#include "tessera/data/manifest.h"
 #include "tessera/eval/statistics.h"
+#include "tessera/folder/manifest.h"
 
 namespace tessera {
 namespace {

@@ -11,6 +11,7 @@
 #include "tessera/base/version.h"
 #include "tessera/eval/protocol_words.h"
 #include "tessera/eval/statistics.h"
+#include "tessera/folder/load.h"
 #include "tessera/study/compare.h"
 
 namespace tessera {

@@ -319,8 +319,9 @@ class Training {
   }
 
   void epochs() {
-    Sampler sampler(data_, model_.batch_spec(), settings_.train_batch_size, Random(settings_.seed),
-                    own_ == nullptr, dynamic_cast<DrawsFromAllItems*>(&model_) != nullptr);
+    Sampler sampler(data_.view(), model_.batch_spec(), settings_.train_batch_size,
+                    Random(settings_.seed), own_ == nullptr,
+                    dynamic_cast<DrawsFromAllItems*>(&model_) != nullptr);
     if (sampler.n_left_out() > 0) {
       config_.log.warn("{} train rows left out: their user has no negative", sampler.n_left_out());
     }

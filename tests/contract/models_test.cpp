@@ -21,7 +21,7 @@ class EveryModel : public testing::TestWithParam<std::string> {
 /// True for models that learn from the order of a user's items.
 bool reads_order(const ModelInfo& info) {
   const Dataset data = small_data(2);
-  const auto model = info.make({}, Context{data, Random(1), {}, {}});
+  const auto model = info.make({}, Context{data.view(), Random(1), {}, {}});
   return model->abilities().takes_histories &&
          model->batch_spec().unit == BatchSpec::Unit::sequence_row;
 }
@@ -77,7 +77,7 @@ TEST_P(EveryModel, OneToThreeModalitiesAndItemsWithoutOne) {
 TEST_P(EveryModel, EveryParameterLearns) {
   const Dataset data = small_data(2);
   const RunSettings settings = resolve_settings(info(), {});
-  auto model = info().make({}, Context{data, Random(999), settings.train_settings, {}});
+  auto model = info().make({}, Context{data.view(), Random(999), settings.train_settings, {}});
   State named;
   model->state(named);
   const auto groups = model->parameter_groups();
@@ -149,7 +149,7 @@ TEST_P(EveryModel, BundleScoresTheSame) {
   const Dataset data = small_data(2);
   Trained trained(info(), data, {{"epochs", 1, "test"}});
   const fs::path folder = scratch("bundle_" + squeezed(GetParam()));
-  save_bundle(folder, *trained.model, info(), trained.settings, Json::object());
+  save_bundle(folder, *trained.model, data, info(), trained.settings, Json::object());
   const Bundle bundle = load_bundle(folder);
   const Queries everybody{torch::arange(data.n_users, torch::kInt64), {}};
   const torch::NoGradGuard no_grad;

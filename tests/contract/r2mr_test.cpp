@@ -398,7 +398,7 @@ TEST(R2mrExport, RawRowsStayAndRestoreGivesTheOriginals) {
     EXPECT_TRUE(torch::equal((raw[m].rows != feature.all()).any(1), changed));
     const auto s = made->weights()["scores"].select(1, static_cast<int64_t>(m)).unsqueeze(1);
     EXPECT_TRUE(torch::allclose(weighted[m].rows, plain[m].rows * s));
-    EXPECT_EQ(plain[m].card["train_sha256"], train_sha256(damage.data));
+    EXPECT_EQ(plain[m].card["train_sha256"], train_sha256(damage.data.view()));
   }
   // Back to the model's space with the original tables, bit for bit.
   // Original rows times the scores of others say nothing: refused before any work, and of a run.
@@ -451,7 +451,8 @@ TEST(R2mrBundle, KeepsTheRecordsOfWhatWasRewritten) {
   Trained trained(find_model("R2MR"), damage.data,
                   with(kTiny, {{"epochs", 2, "test"}, {"rewrite_every", 1, "test"}}));
   const fs::path folder = scratch("r2mr_bundle");
-  save_bundle(folder, *trained.model, find_model("R2MR"), trained.settings, Json::object());
+  save_bundle(folder, *trained.model, trained.data, find_model("R2MR"), trained.settings,
+              Json::object());
   const Bundle bundle = load_bundle(folder);
   Json before = dynamic_cast<Reporter&>(*trained.model).report();
   Json after = dynamic_cast<Reporter&>(*bundle.model).report();
@@ -493,7 +494,7 @@ TEST(R2mrResume, InsideARoundEndsBitEqual) {
     fs::create_directories(folder);
     const RunSettings resolved = resolve_settings(info, settings);
     auto model =
-        info.make(settings, Context{damage.data, Random(999), resolved.train_settings, {}});
+        info.make(settings, Context{damage.data.view(), Random(999), resolved.train_settings, {}});
     TrainConfig config = training(settings, info, folder);
     config.resume = resume;
     auto seen = std::make_shared<int64_t>(0);

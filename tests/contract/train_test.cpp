@@ -171,7 +171,7 @@ TEST(Training, InterruptedWithAndWithoutCheckpoint) {
     TrainConfig config = training({{"epochs", 3, "test"}}, staged(), with ? folder : fs::path());
     int64_t asked = 0;
     config.stop_requested = [&] { return ++asked > 1; };
-    auto model = staged().make({}, Context{data, Random(1), config.settings, {}});
+    auto model = staged().make({}, Context{data.view(), Random(1), config.settings, {}});
     try {
       train_model(*model, data, config);
       FAIL() << "the request to stop was not heard";

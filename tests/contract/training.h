@@ -58,7 +58,7 @@ struct Trained {
       : settings(resolve_settings(info, given)), data(data) {
     if (!folder.empty()) fs::create_directories(folder);
     const auto seed = static_cast<uint64_t>(settings.train_settings.seed);
-    model = info.make(given, Context{data, Random(seed), settings.train_settings, {}});
+    model = info.make(given, Context{data.view(), Random(seed), settings.train_settings, {}});
     TrainConfig config = training(given, info, folder);
     config.resume = resume;
     config.on_epoch = std::move(on_epoch);

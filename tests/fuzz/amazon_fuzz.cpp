@@ -1,5 +1,5 @@
 #include "tessera/base/error.h"
-#include "tessera/data/manifest.h"
+#include "tessera/folder/manifest.h"
 #include "tests/fuzz/memory_file.h"
 #include "tests/unit/temp_folder.h"
 

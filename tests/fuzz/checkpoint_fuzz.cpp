@@ -50,7 +50,7 @@ struct Place {
     config.folder = folder.path();
     config.resume = resume;
     const auto model =
-        info.make(given, tessera::Context{data, tessera::Random(999), config.settings, {}});
+        info.make(given, tessera::Context{data.view(), tessera::Random(999), config.settings, {}});
     tessera::train_model(*model, data, config);
   }
 };

@@ -3,7 +3,7 @@
 #include <string_view>
 
 #include "tessera/base/error.h"
-#include "tessera/data/dataset.h"
+#include "tessera/folder/load.h"
 #include "tests/unit/temp_folder.h"
 
 // A dataset folder with one file replaced by the input; its first byte says which.

@@ -1,6 +1,6 @@
 #include "tessera/base/error.h"
-#include "tessera/data/manifest.h"
 #include "tessera/data/npy.h"
+#include "tessera/folder/manifest.h"
 #include "tests/fuzz/memory_file.h"
 #include "tests/unit/temp_folder.h"
 

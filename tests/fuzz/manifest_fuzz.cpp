@@ -1,5 +1,5 @@
 #include "tessera/base/error.h"
-#include "tessera/data/manifest.h"
+#include "tessera/folder/manifest.h"
 #include "tests/fuzz/memory_file.h"
 
 // A features.json, its entries opened in a folder without the files: only InputError may escape.

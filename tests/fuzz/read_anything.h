@@ -4,7 +4,7 @@
 #include <utility>
 
 #include "tessera/base/error.h"
-#include "tessera/data/readers.h"
+#include "tessera/read/readers.h"
 
 namespace tessera {
 

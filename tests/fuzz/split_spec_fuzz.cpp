@@ -2,7 +2,7 @@
 #include <string_view>
 
 #include "tessera/base/error.h"
-#include "tessera/data/split.h"
+#include "tessera/import/split.h"
 
 // "--split" and "--rounding", parted by a line feed; a split that parses labels a small table.
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t size) {

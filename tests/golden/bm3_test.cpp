@@ -52,7 +52,7 @@ struct Golden {
     settings.insert(settings.end(), extra.begin(), extra.end());
     const ModelInfo& info = find_model("BM3");
     const RunSettings resolved = resolve_settings(info, settings);
-    model = info.make(settings, Context{data, Random(1), resolved.train_settings, {}});
+    model = info.make(settings, Context{data.view(), Random(1), resolved.train_settings, {}});
     State state;
     model->state(state);
     State::Saved saved = state.save();
@@ -216,7 +216,7 @@ TEST(Bm3Golden, ParameterCountAndInitialBounds) {
                    {feature("image", torch::ones({n_items, image})),
                     feature("text", torch::ones({n_items, text}))});
   const ModelInfo& info = find_model("bm3");
-  auto model = info.make({}, Context{data, Random(3), {}, {}});
+  auto model = info.make({}, Context{data.view(), Random(3), {}, {}});
   int64_t n = 0;
   double low = 1, high = -1;
   for (const auto& group : model->parameter_groups()) {
@@ -248,11 +248,11 @@ TEST(Bm3Golden, StartValueIsNearTen) {
   for (int seed = 0; seed < kSeeds; ++seed) {
     const TrainSettings train;
     auto model = info.make({{"reg_weight", 0, "test"}},
-                           Context{data, Random(static_cast<uint64_t>(seed)), train, {}});
+                           Context{data.view(), Random(static_cast<uint64_t>(seed)), train, {}});
     for (const auto& group : model->parameter_groups()) {
       for (const auto& [name, table] : group.tables) table->configure({[](int64_t) { return 0.; }});
     }
-    Sampler sampler(data, model->batch_spec(), 2048, Random(7));
+    Sampler sampler(data.view(), model->batch_spec(), 2048, Random(7));
     sampler.begin_epoch(0);
     model->train(true);
     const double loss = model->loss(sampler.batch(0, 1)).total.item<double>();
@@ -266,7 +266,7 @@ TEST(Bm3Golden, StartValueIsNearTen) {
 TEST(Bm3Golden, NeedsFeaturesAndDrawsNoNegatives) {
   const std::vector<int32_t> users = {0, 1}, items = {0, 1};
   const Dataset bare = make_dataset(2, 2, make_interactions(2, users, items));
-  EXPECT_THROW(find_model("BM3").make({}, Context{bare, Random(1), {}, {}}), InputError);
+  EXPECT_THROW(find_model("BM3").make({}, Context{bare.view(), Random(1), {}, {}}), InputError);
   Golden golden({});
   EXPECT_EQ(golden.model->batch_spec().n_negatives, 0);
 }
@@ -326,7 +326,7 @@ TEST(Bm3Golden, LearningRateIsConstantAndOneEpochImproves) {
   const Dataset data = planted_pairs({});
   const ModelInfo& info = find_model("BM3");
   const RunSettings settings = resolve_settings(info, {});
-  auto model = info.make({}, Context{data, Random(5), settings.train_settings, {}});
+  auto model = info.make({}, Context{data.view(), Random(5), settings.train_settings, {}});
   for (const auto& group : model->parameter_groups()) {
     EXPECT_FALSE(group.learning_rate) << group.name << " has a schedule of its own";
   }

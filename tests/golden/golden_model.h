@@ -38,7 +38,7 @@ struct GoldenModel {
       : data(std::move(with)) {
     const ModelInfo& info = find_model(name);
     const RunSettings resolved = resolve_settings(info, settings);
-    model = info.make(settings, Context{data, Random(1), resolved.train_settings, {}});
+    model = info.make(settings, Context{data.view(), Random(1), resolved.train_settings, {}});
   }
 
   /// Replaces weights by name; the others stay.

@@ -642,7 +642,7 @@ TEST(Kdsr, WithoutWeightsOneStepIsThatOfThePlainHost) {
   const KdsrRun run(data, given);
   const ModelInfo& info = find_model("KDSR");
   const RunSettings settings = resolve_settings(info, given);
-  const auto model = info.make(given, Context{data, Random(1), settings.train_settings, {}});
+  const auto model = info.make(given, Context{data.view(), Random(1), settings.train_settings, {}});
   model->prepare({});
   std::map<std::string, torch::Tensor> start, after;
   const auto groups = model->parameter_groups();
@@ -657,7 +657,7 @@ TEST(Kdsr, WithoutWeightsOneStepIsThatOfThePlainHost) {
   }
   ASSERT_EQ(start.size(), after.size());
 
-  Sampler sampler(data, model->batch_spec(), 64, Random(settings.train_settings.seed));
+  Sampler sampler(data.view(), model->batch_spec(), 64, Random(settings.train_settings.seed));
   ASSERT_EQ(sampler.n_batches(), 1);
   sampler.begin_epoch(0);
   const Batch batch = sampler.batch(0, 1);
@@ -798,7 +798,7 @@ TEST(Kdsr, PreparationGoesOnInsideAnAutoEncoder) {
     fs::remove_all(config.folder);
     fs::create_directories(config.folder);
     const auto made = [&] {
-      return info.make(given, Context{data, Random(1), settings.train_settings, {}});
+      return info.make(given, Context{data.view(), Random(1), settings.train_settings, {}});
     };
     int looks = 0;
     config.stop_requested = [&] { return ++looks > most; };
@@ -854,7 +854,7 @@ TEST(Ratio20, SettingsAndRates) {
   EXPECT_EQ(own.train_settings.train_batch_size, 128);
 
   const Dataset data = small(1);
-  const auto model = info.make(given, Context{data, Random(1), settings.train_settings, {}});
+  const auto model = info.make(given, Context{data.view(), Random(1), settings.train_settings, {}});
   const int64_t per_epoch = 3;  // 60 users of 11 prefixes in batches of 256
   for (const auto& group : model->parameter_groups()) {
     EXPECT_DOUBLE_EQ(group.learning_rate(40 * per_epoch), 1e-3) << group.name;
@@ -912,7 +912,7 @@ TEST(Ratio20, StopsWhereTheReleasedLogEnds) {
 TEST(Kdsr, CodesStartAtTheLogOfTheCodebook) {
   const Dataset data = small(1);
   KdsrRun run(data, small_settings({{"epochs", 1, "test"}, {"learning_rate", 0, "test"}}));
-  Sampler sampler(data, run.model->batch_spec(), 32, Random(1));
+  Sampler sampler(data.view(), run.model->batch_spec(), 32, Random(1));
   sampler.begin_epoch(0);
   const Loss loss = run.model->loss(sampler.batch(0, 1));
   std::map<std::string, double> parts;
@@ -927,7 +927,7 @@ TEST(Kdsr, RatesOfTheModalityTables) {
   const ModelInfo& info = find_model("KDSR");
   const Settings given = small_settings({});
   const RunSettings settings = resolve_settings(info, given);
-  const auto model = info.make(given, Context{data, Random(1), settings.train_settings, {}});
+  const auto model = info.make(given, Context{data.view(), Random(1), settings.train_settings, {}});
   const auto groups = model->parameter_groups();
   ASSERT_EQ(groups.size(), 2);
   EXPECT_TRUE(groups[0].tables.empty());
@@ -940,7 +940,8 @@ TEST(Kdsr, RatesOfTheModalityTables) {
 
   const auto made = [&](const Settings& extra) {
     const Settings all = small_settings(extra);
-    return info.make(all, Context{data, Random(1), resolve_settings(info, all).train_settings, {}});
+    return info.make(
+        all, Context{data.view(), Random(1), resolve_settings(info, all).train_settings, {}});
   };
   // constant: a quarter throughout; off: one group at the rate of the rest.
   const auto constant = made({{"async_lr", "constant", "test"}});
@@ -974,7 +975,8 @@ TEST(Kdsr, Refusals) {
                                 Settings{{"ae", false, "test"}},
                                 Settings{{"skd_weight", Json::array({1.0, 2.0}), "test"}}}) {
     try {
-      info.make(given, Context{data, Random(1), resolve_settings(info, given).train_settings, {}});
+      info.make(given,
+                Context{data.view(), Random(1), resolve_settings(info, given).train_settings, {}});
       ADD_FAILURE() << given[0].name << " was taken";
     } catch (const InputError& e) {
       EXPECT_EQ(e.code(), Exit::usage) << e.what();

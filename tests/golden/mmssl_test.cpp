@@ -256,8 +256,8 @@ struct Instance {
       : data(std::move(d)), settings(std::move(given)) {
     const ModelInfo& info = find_model("MMSSL");
     const RunSettings resolved = resolve_settings(info, settings);
-    model = info.make(settings, Context{data, Random(7), resolved.train_settings, {}});
-    Sampler sampler(data, model->batch_spec(), batch_size, Random(7), true, true);
+    model = info.make(settings, Context{data.view(), Random(7), resolved.train_settings, {}});
+    Sampler sampler(data.view(), model->batch_spec(), batch_size, Random(7), true, true);
     sampler.begin_epoch(0);
     batch = sampler.batch(0, 1);
   }
@@ -565,7 +565,7 @@ TEST(MmsslModel, ColdItemsAreDrawnAsNegatives) {
   const ModelInfo& info = find_model("MMSSL");
   Trained trained(info, data, settings);
   const auto start = info.make(
-      settings, Context{data,
+      settings, Context{data.view(),
                         Random(static_cast<uint64_t>(trained.settings.train_settings.seed)),
                         trained.settings.train_settings,
                         {}});
@@ -588,7 +588,7 @@ TEST(MmsslModel, EverythingOffIsLightGcn) {
   Instance mmssl(small_data(2), off);
   const ModelInfo& info = find_model("LightGCN");
   const Settings plain = {{"n_layers", 2, "test"}, {"reg_weight", 0, "test"}};
-  auto light = info.make(plain, Context{mmssl.data, Random(7), {}, {}});
+  auto light = info.make(plain, Context{mmssl.data.view(), Random(7), {}, {}});
   const Queries everybody{torch::arange(mmssl.data.n_users, torch::kInt64), {}};
   {
     const torch::NoGradGuard no_grad;
@@ -1101,7 +1101,7 @@ TEST(MmsslTraining, ReleasedResumesBitEqualAndScoresFromItsBundle) {
     EXPECT_TRUE(torch::equal(tensor, y.optimizer.at(name))) << name;
   }
   const fs::path folder = scratch("mmssl_bundle");
-  save_bundle(folder, *unbroken.model, info, unbroken.settings, Json::object());
+  save_bundle(folder, *unbroken.model, unbroken.data, info, unbroken.settings, Json::object());
   const Bundle bundle = load_bundle(folder);
   const torch::NoGradGuard no_grad;
   EXPECT_TRUE(torch::equal(unbroken.scores(),

@@ -461,7 +461,7 @@ struct Pamd {
   Pamd(Dataset rows, const Settings& settings) : data(std::move(rows)) {
     const ModelInfo& info = find_model("PAMD");
     const RunSettings resolved = resolve_settings(info, settings);
-    model = info.make(settings, Context{data, Random(1), resolved.train_settings, {}});
+    model = info.make(settings, Context{data.view(), Random(1), resolved.train_settings, {}});
     for (const auto& group : model->parameter_groups()) {
       for (const auto& [name, table] : group.tables) {
         table->configure({[](int64_t) { return 1e-3; }});
@@ -1030,7 +1030,7 @@ TEST(PamdModel, ChecksTheLastEpoch) {
     EXPECT_EQ(card["pretraining_epochs"], n);
     EXPECT_EQ(card["matched"], lines.back()["matched"]);
     Json rows;
-    const Json report = dynamic_cast<Reporter&>(*pamd.model).report();
+    const Json report = dynamic_cast<Reporter&>(*pamd.model).report(held_out(pamd.data));
     for (const Json& view : report["views"]) {
       if (view["title"] == "Do the common parts agree?") rows = view["blocks"][0]["rows"];
     }
@@ -1133,7 +1133,8 @@ struct Measured {
     const RunSettings resolved = resolve_settings(info, settings);
     auto model = info.make(
         settings,
-        Context{factors.data, Random(static_cast<uint64_t>(seed)), resolved.train_settings, {}});
+        Context{
+            factors.data.view(), Random(static_cast<uint64_t>(seed)), resolved.train_settings, {}});
     Watch watch;
     watch.log = [&](const Json& line) { ordered = line["ordered"].get<double>(); };
     dynamic_cast<FeatureSupplier&>(*model).fit(watch);

@@ -29,7 +29,7 @@ struct Row {
 class Popularity : public Model {
  public:
   explicit Popularity(const Dataset& data)
-      : Model(Context{data, Random(0), {}, {}}),
+      : Model(Context{data.view(), Random(0), {}, {}}),
         counts_(item_counts(data.train, data.n_items).to(torch::kFloat)) {}
   Abilities abilities() const override { return {}; }
   torch::Tensor score(const Queries& queries) override {
@@ -208,7 +208,7 @@ void check_exact(const std::string& file, std::vector<Row> (*read)(const fs::pat
   if (!fs::exists(path)) GTEST_SKIP() << path.string() << " is missing: set TESSERA_DATA";
   const Dataset data = build(read(path));
   for (const Exact& exact : rows) {
-    const auto model = find_model(exact.model).make({}, Context{data, Random(0), {}, {}});
+    const auto model = find_model(exact.model).make({}, Context{data.view(), Random(0), {}, {}});
     model->prepare({});
     EvalOptions options;
     options.metrics = {"hit@5", "hit@10", "hit@20", "ndcg@10"};
@@ -295,14 +295,14 @@ TEST(ExactTable, ShuffledHistories) {
     if (!fs::exists(path)) GTEST_SKIP() << path.string() << " is missing: set TESSERA_DATA";
     const Dataset data = build(wanted.read(path));
     const auto ranked = [&](const std::string& name, std::optional<uint64_t> seed) {
-      const auto model = find_model(name).make({}, Context{data, Random(0), {}, {}});
+      const auto model = find_model(name).make({}, Context{data.view(), Random(0), {}, {}});
       model->prepare({});
       EvalOptions options;
       options.metrics = {"hit@10", "ndcg@10"};
       options.shuffle_histories = seed;
       return evaluate(*model, data, find_protocol("seq-none"), Split::test, options);
     };
-    const auto mc1 = find_model("MC1").make({}, Context{data, Random(0), {}, {}});
+    const auto mc1 = find_model("MC1").make({}, Context{data.view(), Random(0), {}, {}});
     mc1->prepare({});
     const auto [exact_hit, exact_ndcg] = expected_when_shuffled(*mc1, data);
     EXPECT_EQ(fmt::format("{:.6f}", exact_hit), fmt::format("{:.6f}", wanted.hit10)) << wanted.file;
@@ -358,7 +358,7 @@ TEST(Ratio20, Counts) {
     BatchSpec spec;
     spec.unit = BatchSpec::Unit::sequence_row;
     spec.rows = BatchSpec::Rows::prefix;
-    EXPECT_EQ(Sampler(data, spec, 1, Random(1)).n_batches(), wanted.train_rows);
+    EXPECT_EQ(Sampler(data.view(), spec, 1, Random(1)).n_batches(), wanted.train_rows);
     if (wanted.mean_prefix > 0) {
       const auto n = static_cast<double>(wanted.train_rows);
       EXPECT_EQ(fmt::format("{:.2f}", prefix / n), fmt::format("{:.2f}", wanted.mean_prefix));
@@ -395,8 +395,9 @@ TEST(SequenceRows, TargetsOfTheSets) {
       spec.unit = BatchSpec::Unit::sequence_row;
       spec.rows = rows;
       spec.max_length = length;
-      if (rows == BatchSpec::Rows::prefix) return Sampler(data, spec, 1, Random(1)).n_batches();
-      Sampler sampler(data, spec, 1024, Random(1));
+      if (rows == BatchSpec::Rows::prefix)
+        return Sampler(data.view(), spec, 1, Random(1)).n_batches();
+      Sampler sampler(data.view(), spec, 1024, Random(1));
       sampler.begin_epoch(0);
       int64_t n = 0;
       for (int64_t i = 0; i < sampler.n_batches(); ++i) n += sampler.batch(i, 1).targets.size(0);

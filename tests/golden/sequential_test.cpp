@@ -194,8 +194,8 @@ TEST(Golden, Losses) {
 std::unique_ptr<Model> make(const std::string& name, const Dataset& data,
                             const Settings& given = {}) {
   const ModelInfo& info = find_model(name);
-  return info.make(given,
-                   Context{data, Random(1), resolve_settings(info, given).train_settings, {}});
+  return info.make(
+      given, Context{data.view(), Random(1), resolve_settings(info, given).train_settings, {}});
 }
 
 int64_t n_parameters(Model& model) {
@@ -231,7 +231,7 @@ TEST(Models, ParameterCounts) {
 }
 
 Batch batch_of(const Dataset& data, Model& model) {
-  Sampler sampler(data, model.batch_spec(), 128, Random(1));
+  Sampler sampler(data.view(), model.batch_spec(), 128, Random(1));
   sampler.begin_epoch(0);
   return sampler.batch(0, 1);
 }
@@ -660,7 +660,7 @@ TEST(Learning, LazyItemRowsEqualTheWholeTable) {
         train.weight_decay = share == "batch" ? 1e-3 : 0;
         std::vector<torch::Tensor> scores;
         for (const bool whole : {false, true}) {
-          Tiny model(settings, Context{data, Random(1), train, {}}, whole);
+          Tiny model(settings, Context{data.view(), Random(1), train, {}}, whole);
           EXPECT_EQ(model.parameter_groups()[0].tables.size(), whole ? 0 : 1);
           TrainConfig config;
           config.settings = train;
@@ -688,7 +688,7 @@ TEST(Losses, LogqCountsTheItemsThatARowDrawsFrom) {
     settings.logq = settings.unseen_negatives = true;
     settings.neg_share = share;
     settings.n_negatives = 3;
-    Tiny model(settings, Context{data, Random(1), {}, {}}, false);
+    Tiny model(settings, Context{data.view(), Random(1), {}, {}}, false);
     const torch::NoGradGuard no_grad;
     const auto groups = model.parameter_groups();
     for (const auto& [name, tensor] : groups[0].tensors) tensor->zero_();
@@ -731,7 +731,7 @@ TEST(Learning, EveryLossAndRowKind) {
     Settings given = variant;
     given.push_back({"learning_rate", 1e-2, "test"});
     const auto model = make("SASRec", data, given);
-    Sampler sampler(data, model->batch_spec(), 64, Random(1));
+    Sampler sampler(data.view(), model->batch_spec(), 64, Random(1));
     DenseAdam adam;
     AdamOptions rule;
     rule.learning_rate = [](int64_t) { return 1e-2; };

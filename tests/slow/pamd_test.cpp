@@ -53,7 +53,7 @@ TEST(PamdMovieLens, HeldOutPartners) {
     const Settings settings = {{"preset", preset, "test"}};
     const ModelInfo& info = find_model("PAMD");
     const RunSettings resolved = resolve_settings(info, settings);
-    auto model = info.make(settings, Context{data, Random(1), resolved.train_settings, {}});
+    auto model = info.make(settings, Context{data.view(), Random(1), resolved.train_settings, {}});
     Json last;
     Watch watch;
     watch.log = [&](const Json& line) { last = line; };

@@ -7,7 +7,8 @@
 #include <ctime>
 #include <memory>
 
-#include "tessera/data/import.h"
+#include "tessera/folder/load.h"
+#include "tessera/import/import.h"
 #include "tessera/ops/edge_scores.h"
 #include "tessera/ops/fill.h"
 #include "tests/contract/training.h"

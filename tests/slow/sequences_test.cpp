@@ -5,7 +5,8 @@
 
 #include <cstdio>
 
-#include "tessera/data/import.h"
+#include "tessera/folder/load.h"
+#include "tessera/import/import.h"
 #include "tests/kdsr_experiment.h"
 #include "tests/unit/real_data.h"
 
@@ -84,7 +85,8 @@ TEST(Shuffle, ToysSasRecLosesAThird) {
   const Settings given = {{"protocol", "seq-none", "test"}};  // to the protocol's patience
   const ModelInfo& info = find_model("SASRec");
   const RunSettings settings = resolve_settings(info, given);
-  const auto model = info.make(given, Context{data, Random(999), settings.train_settings, {}});
+  const auto model =
+      info.make(given, Context{data.view(), Random(999), settings.train_settings, {}});
   TrainConfig config;
   config.settings = settings.train_settings;
   config.protocol = find_protocol("seq-none");

@@ -90,7 +90,7 @@ TEST_F(BundleTest, CarriesIdsTitlesFlagsRowsAndFeatures) {
   EXPECT_EQ(bundle.about["settings"]["width"], 2);
   EXPECT_EQ(bundle.about["trained_on"], Json({"train"}));
   EXPECT_EQ(bundle.about["modalities"]["image"]["width"], 2);
-  EXPECT_EQ(bundle.about["dataset"]["sha256"], train_sha256(planted::shop()));
+  EXPECT_EQ(bundle.about["dataset"]["sha256"], train_sha256(planted::shop().view()));
   const std::string card = read_file(root() / "MODEL_CARD.md");
   EXPECT_NE(card.find("cold items"), std::string::npos);
   EXPECT_NE(card.find("protocol strict"), std::string::npos);
@@ -113,7 +113,7 @@ TEST_F(BundleTest, SavesAgainWhatItLoaded) {
   Bundle bundle = load_bundle(root());
   const ModelInfo& info = find_model("PlantedFactors");
   const fs::path copy = root().parent_path() / "copy";
-  save_bundle(copy, *bundle.model, info, resolve_settings(info, {}), {});
+  save_bundle(copy, *bundle.model, *bundle.data, info, resolve_settings(info, {}), {});
   for (const auto& [name, hash] : about()["files"].items()) {
     EXPECT_EQ(read_file(copy / name), read_file(root() / name)) << name;
   }

@@ -34,7 +34,7 @@ class CheckLayers(unittest.TestCase):
         self.passes("tessera/model/a.h", '"tessera/ops/adam.h"')  # model > data > ops
         self.passes("tessera/study/a.cpp", '"tessera/base/error.h"')
         self.passes("tessera/ops/a.cpp", "<torch/torch.h>")
-        self.passes("tessera/data/a.cpp", "<arrow/api.h>")
+        self.passes("tessera/read/a.cpp", "<arrow/api.h>")
         self.passes("tessera/base/a.cpp", "<sys/mman.h>")
         self.passes("tessera/base/a.cpp", "<vector>")
         self.passes("cli/a.cpp", "<CLI/CLI.hpp>")
@@ -55,6 +55,7 @@ class CheckLayers(unittest.TestCase):
 
     def test_libraries_stay_in_their_rooms(self):
         self.refused("tessera/base/a.h", "<torch/torch.h>", "'torch' is not of tessera/base")
+        self.refused("tessera/folder/a.cpp", "<arrow/api.h>", "'arrow' is not of tessera/folder")
         self.refused("tessera/model/a.cpp", "<arrow/api.h>", "'arrow' is not of tessera/model")
         self.refused("tessera/train/a.cpp", "<yaml-cpp/yaml.h>", "'yaml' is not of tessera/train")
         self.refused("tessera/data/a.cpp", "<openssl/evp.h>", "'openssl' is not of tessera/data")

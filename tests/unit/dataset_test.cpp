@@ -1,12 +1,11 @@
-#include "tessera/data/dataset.h"
-
 #include <gtest/gtest.h>
 
 #include <algorithm>
 
 #include "tessera/base/files.h"
-#include "tessera/data/folder.h"
 #include "tessera/data/npy.h"
+#include "tessera/folder/folder.h"
+#include "tessera/folder/load.h"
 #include "tests/unit/temp_folder.h"
 
 namespace tessera {
@@ -83,7 +82,7 @@ TEST(Dataset, LoadsInTimeOrder) {
   EXPECT_EQ(row(data.train_distinct, 1), (Items{0, 1}));
   EXPECT_TRUE(data.has_order);
   EXPECT_EQ(data.user_ids[1], "a");
-  EXPECT_EQ(train_sha256(data), shop.about["train_sha256"]);
+  EXPECT_EQ(train_sha256(data.view()), shop.about["train_sha256"]);
 }
 
 TEST(Dataset, ItemColumnsFollowTheItems) {
@@ -213,7 +212,7 @@ TEST(Dataset, MadeInMemory) {
   EXPECT_EQ(row(data.train_distinct, 0), (Items{0, 2}));
   EXPECT_EQ(data.valid.n_users(), 2);
   EXPECT_EQ(data.item_ids[2], "2");
-  EXPECT_EQ(train_sha256(data), sha256("0\t0\n0\t2\n1\t2\n"));
+  EXPECT_EQ(train_sha256(data.view()), sha256("0\t0\n0\t2\n1\t2\n"));
   EXPECT_EQ(data.feature("image"), nullptr);
 }
 
@@ -230,17 +229,17 @@ TEST(Missing, PoliciesByHand) {
   const std::vector<int32_t> users = {0, 0, 0, 1, 1, 2}, items = {0, 1, 3, 0, 3, 1};
   const Dataset data = make_dataset(3, 4, make_interactions(3, users, items));
   const Feature feature = feature_of(torch::tensor({{9.f, 0.f}, {0.f, 6.f}}), {0, 1, -1, -1});
-  EXPECT_TRUE(torch::equal(filled(data, feature, "zero")[3], torch::tensor({0.f, 0.f})));
-  EXPECT_TRUE(torch::equal(filled(data, feature, "mean")[3], torch::tensor({4.5f, 3.f})));
-  const torch::Tensor near = filled(data, feature, "neighbours");
+  EXPECT_TRUE(torch::equal(filled(data.view(), feature, "zero")[3], torch::tensor({0.f, 0.f})));
+  EXPECT_TRUE(torch::equal(filled(data.view(), feature, "mean")[3], torch::tensor({4.5f, 3.f})));
+  const torch::Tensor near = filled(data.view(), feature, "neighbours");
   // Item 3 shares users 0 and 1 with item 0 and user 0 with item 1: (2 * (9, 0) + (0, 6)) / 3.
   EXPECT_TRUE(torch::allclose(near[3], torch::tensor({6.f, 2.f})));
   EXPECT_TRUE(torch::equal(near[2], torch::tensor({4.5f, 3.f})));
   EXPECT_TRUE(torch::equal(near[0], torch::tensor({9.f, 0.f})));
-  EXPECT_EQ(error_of([&] { filled(data, feature, "error"); }),
+  EXPECT_EQ(error_of([&] { filled(data.view(), feature, "error"); }),
             "3: feature 'image': 2 of 4 items have no row and missing = error; give their rows, or "
             "choose missing = zero, mean or neighbours");
-  EXPECT_EQ(error_of([&] { filled(data, feature, "neighbors"); }),
+  EXPECT_EQ(error_of([&] { filled(data.view(), feature, "neighbors"); }),
             "2: no missing policy 'neighbors' (did you mean 'neighbours'?): wanted zero, mean, "
             "neighbours or error");
 }

@@ -1,11 +1,11 @@
-#include "tessera/data/filter.h"
+#include "tessera/import/filter.h"
 
 #include <gtest/gtest.h>
 
 #include <tuple>
 
 #include "tessera/base/error.h"
-#include "tessera/data/readers.h"
+#include "tessera/read/readers.h"
 #include "tests/unit/real_data.h"
 
 namespace tessera {

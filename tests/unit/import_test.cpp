@@ -1,4 +1,4 @@
-#include "tessera/data/import.h"
+#include "tessera/import/import.h"
 
 #include <gtest/gtest.h>
 #include <unistd.h>
@@ -6,10 +6,10 @@
 #include <algorithm>
 
 #include "tessera/base/files.h"
-#include "tessera/data/dataset.h"
-#include "tessera/data/folder.h"
-#include "tessera/data/manifest.h"
 #include "tessera/data/npy.h"
+#include "tessera/folder/folder.h"
+#include "tessera/folder/load.h"
+#include "tessera/folder/manifest.h"
 #include "tests/unit/real_data.h"
 #include "tests/unit/temp_folder.h"
 
@@ -395,7 +395,7 @@ TEST(Import, Ml1mLoadsWithItsFeatures) {
   EXPECT_TRUE(data.has_order);
   EXPECT_EQ(data.feature("image")->present().sum().item<int64_t>(), 3256);
   EXPECT_EQ(data.feature("text")->present().sum().item<int64_t>(), 3883);
-  EXPECT_EQ(train_sha256(data), data.about["train_sha256"]);
+  EXPECT_EQ(train_sha256(data.view()), data.about["train_sha256"]);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-#include "tessera/data/manifest.h"
+#include "tessera/folder/manifest.h"
 
 #include <gtest/gtest.h>
 #include <torch/autograd.h>

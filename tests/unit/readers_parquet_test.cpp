@@ -5,7 +5,7 @@
 #include <parquet/arrow/writer.h>
 
 #include "tessera/base/error.h"
-#include "tessera/data/readers.h"
+#include "tessera/read/readers.h"
 
 namespace tessera {
 namespace {

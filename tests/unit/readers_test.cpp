@@ -1,6 +1,6 @@
 // Detection and reading of users' files. Expected values are worked by hand from the texts given;
 // formats and words follow section 1 of the conventions and sections 1 and 2 of the protocol.
-#include "tessera/data/readers.h"
+#include "tessera/read/readers.h"
 
 #include <gtest/gtest.h>
 
@@ -11,7 +11,7 @@
 
 #include "tessera/base/error.h"
 #include "tessera/base/files.h"
-#include "tessera/data/read_rows.h"
+#include "tessera/read/read_rows.h"
 
 namespace tessera {
 namespace {

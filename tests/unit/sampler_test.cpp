@@ -36,7 +36,7 @@ TEST(DistinctRows, RiseAndAreFoundAgain) {
 TEST(Sampler, EveryPairOnceAndNegativesOutsideTrain) {
   const Dataset data = pairs_data();
   const BatchSpec spec{.unit = BatchSpec::Unit::pair, .n_negatives = 3};
-  Sampler sampler(data, spec, 64, Random(999));
+  Sampler sampler(data.view(), spec, 64, Random(999));
   sampler.begin_epoch(2);
   std::map<std::pair<int64_t, int64_t>, int> seen;
   int64_t n = 0;
@@ -66,7 +66,8 @@ TEST(Sampler, EveryPairOnceAndNegativesOutsideTrain) {
 TEST(Sampler, BatchesDependOnKeysOnly) {
   const Dataset data = pairs_data();
   const BatchSpec spec{.unit = BatchSpec::Unit::pair, .n_negatives = 1};
-  Sampler a(data, spec, 64, Random(5)), b(data, spec, 64, Random(5)), c(data, spec, 64, Random(6));
+  Sampler a(data.view(), spec, 64, Random(5)), b(data.view(), spec, 64, Random(5)),
+      c(data.view(), spec, 64, Random(6));
   a.begin_epoch(0);
   a.begin_epoch(1);
   b.begin_epoch(1);
@@ -81,7 +82,7 @@ TEST(Sampler, UserWithEveryItemIsLeftOut) {
   const std::vector<int32_t> users = {0, 0, 1}, items = {0, 1, 0};
   const Dataset data = make_dataset(2, 3, make_interactions(2, users, items));
   const BatchSpec spec{.unit = BatchSpec::Unit::pair, .n_negatives = 1};
-  Sampler sampler(data, spec, 10, Random(1));
+  Sampler sampler(data.view(), spec, 10, Random(1));
   EXPECT_EQ(sampler.n_left_out(), 2);
   sampler.begin_epoch(0);
   const Batch batch = sampler.batch(0, 1);
@@ -89,7 +90,7 @@ TEST(Sampler, UserWithEveryItemIsLeftOut) {
   EXPECT_EQ(batch.negatives[0][0].item<int64_t>(), 1);
   const Dataset full =
       make_dataset(1, 1, make_interactions(1, std::vector<int32_t>{0}, std::vector<int32_t>{0}));
-  EXPECT_THROW(Sampler(full, spec, 10, Random(1)), InputError);
+  EXPECT_THROW(Sampler(full.view(), spec, 10, Random(1)), InputError);
 }
 
 TEST(Sampler, NegativesOfAHeavyUserAreUniform) {
@@ -104,7 +105,7 @@ TEST(Sampler, NegativesOfAHeavyUserAreUniform) {
     items.push_back(i);
   }
   const Dataset data = make_dataset(2, 1000, make_interactions(2, users, items));
-  Sampler sampler(data, {.unit = BatchSpec::Unit::pair, .n_negatives = 1}, 2000, Random(4));
+  Sampler sampler(data.view(), {.unit = BatchSpec::Unit::pair, .n_negatives = 1}, 2000, Random(4));
   sampler.begin_epoch(0);
   std::map<int64_t, int> counts;
   const Batch batch = sampler.batch(0, 1);
@@ -118,7 +119,7 @@ TEST(Sampler, NegativesOfAHeavyUserAreUniform) {
 TEST(Sampler, NegativesMayComeFromAllItems) {
   const Dataset data = pairs_data();
   const BatchSpec spec{.unit = BatchSpec::Unit::distinct_user, .n_negatives = 1};
-  Sampler sampler(data, spec, 50, Random(3), true, true);
+  Sampler sampler(data.view(), spec, 50, Random(3), true, true);
   sampler.begin_epoch(0);
   std::map<int64_t, int> counts;
   const int64_t n_batches = 200;
@@ -138,13 +139,14 @@ TEST(Sampler, NegativesMayComeFromAllItems) {
   // A user whose train row holds every trained item still has a negative.
   const std::vector<int32_t> users = {0, 0, 1}, items = {0, 1, 0};
   const Dataset small = make_dataset(2, 3, make_interactions(2, users, items));
-  EXPECT_EQ(Sampler(small, spec, 2, Random(1)).n_left_out(), 2);
-  EXPECT_EQ(Sampler(small, spec, 2, Random(1), true, true).n_left_out(), 0);
+  EXPECT_EQ(Sampler(small.view(), spec, 2, Random(1)).n_left_out(), 2);
+  EXPECT_EQ(Sampler(small.view(), spec, 2, Random(1), true, true).n_left_out(), 0);
 }
 
 TEST(Sampler, DistinctUsers) {
   const Dataset data = pairs_data();
-  Sampler sampler(data, {.unit = BatchSpec::Unit::distinct_user, .n_negatives = 1}, 20, Random(2));
+  Sampler sampler(data.view(), {.unit = BatchSpec::Unit::distinct_user, .n_negatives = 1}, 20,
+                  Random(2));
   EXPECT_EQ(sampler.n_batches(), 200 / 20 + 1);  // floor(n_train / B) + 1, mmssl section 1.10
   sampler.begin_epoch(0);
   const Batch batch = sampler.batch(0, 1);
@@ -160,7 +162,7 @@ std::set<std::string> rows_of(BatchSpec::Rows rows, const std::vector<int32_t>& 
   const Dataset data =
       make_dataset(1, 8, make_interactions(1, std::vector<int32_t>(items.size(), 0), items));
   const BatchSpec spec{.unit = BatchSpec::Unit::sequence_row, .rows = rows, .max_length = 3};
-  Sampler sampler(data, spec, 10, Random(1));
+  Sampler sampler(data.view(), spec, 10, Random(1));
   sampler.begin_epoch(0);
   const Batch batch = sampler.batch(0, 1);
   std::set<std::string> out;

@@ -1,11 +1,11 @@
-#include "tessera/data/split.h"
+#include "tessera/import/split.h"
 
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <set>
 
-#include "tessera/data/readers.h"
+#include "tessera/read/readers.h"
 #include "tests/unit/real_data.h"
 #include "tests/unit/temp_folder.h"
 

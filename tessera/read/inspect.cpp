@@ -3,8 +3,8 @@
 #include "tessera/base/error.h"
 #include "tessera/base/files.h"
 #include "tessera/data/feature.h"
-#include "tessera/data/known_sets.h"
-#include "tessera/data/read_rows.h"
+#include "tessera/read/known_sets.h"
+#include "tessera/read/read_rows.h"
 
 namespace tessera {
 namespace {

@@ -1,4 +1,4 @@
-#include "tessera/data/filter.h"
+#include "tessera/import/filter.h"
 
 #include <algorithm>
 

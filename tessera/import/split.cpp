@@ -1,4 +1,4 @@
-#include "tessera/data/split.h"
+#include "tessera/import/split.h"
 
 #include <fmt/format.h>
 
@@ -10,8 +10,8 @@
 
 #include "tessera/base/error.h"
 #include "tessera/base/random.h"
-#include "tessera/data/read_rows.h"
 #include "tessera/data/rows.h"
+#include "tessera/read/read_rows.h"
 
 namespace tessera {
 namespace {

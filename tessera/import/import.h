@@ -8,7 +8,7 @@
 
 #include "tessera/base/json.h"
 #include "tessera/base/log.h"
-#include "tessera/data/readers.h"
+#include "tessera/read/readers.h"
 
 namespace tessera {
 

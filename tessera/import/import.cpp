@@ -1,4 +1,4 @@
-#include "tessera/data/import.h"
+#include "tessera/import/import.h"
 
 #include <torch/types.h>
 #include <unistd.h>
@@ -13,12 +13,12 @@
 
 #include "tessera/base/error.h"
 #include "tessera/base/files.h"
-#include "tessera/data/filter.h"
-#include "tessera/data/folder.h"
-#include "tessera/data/known_sets.h"
-#include "tessera/data/manifest.h"
 #include "tessera/data/rows.h"
-#include "tessera/data/split.h"
+#include "tessera/folder/folder.h"
+#include "tessera/folder/manifest.h"
+#include "tessera/import/filter.h"
+#include "tessera/import/split.h"
+#include "tessera/read/known_sets.h"
 
 namespace tessera {
 namespace {

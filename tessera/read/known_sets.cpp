@@ -1,4 +1,4 @@
-#include "tessera/data/known_sets.h"
+#include "tessera/read/known_sets.h"
 
 #include <algorithm>
 #include <charconv>

@@ -2,7 +2,7 @@
 #include <set>
 
 #include "tessera/base/error.h"
-#include "tessera/data/read_rows.h"
+#include "tessera/read/read_rows.h"
 
 namespace tessera {
 namespace {

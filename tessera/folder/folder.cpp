@@ -1,4 +1,4 @@
-#include "tessera/data/folder.h"
+#include "tessera/folder/folder.h"
 
 #include <algorithm>
 #include <array>

@@ -1,4 +1,4 @@
-#include "tessera/data/manifest.h"
+#include "tessera/folder/manifest.h"
 
 #include <algorithm>
 #include <charconv>
@@ -13,7 +13,7 @@
 #include "tessera/base/files.h"
 #include "tessera/data/mapped_file.h"
 #include "tessera/data/npy.h"
-#include "tessera/data/read_rows.h"
+#include "tessera/read/read_rows.h"
 
 namespace tessera {
 namespace {

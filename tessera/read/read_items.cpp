@@ -6,7 +6,7 @@
 
 #include "tessera/base/error.h"
 #include "tessera/base/files.h"
-#include "tessera/data/read_rows.h"
+#include "tessera/read/read_rows.h"
 
 namespace tessera {
 namespace {

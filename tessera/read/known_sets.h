@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "tessera/data/readers.h"
+#include "tessera/read/readers.h"
 
 namespace tessera {
 

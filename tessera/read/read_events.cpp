@@ -5,7 +5,7 @@
 #include <limits>
 
 #include "tessera/base/error.h"
-#include "tessera/data/read_rows.h"
+#include "tessera/read/read_rows.h"
 
 namespace tessera {
 namespace {

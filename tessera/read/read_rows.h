@@ -11,7 +11,7 @@
 #include <string_view>
 #include <vector>
 
-#include "tessera/data/readers.h"
+#include "tessera/read/readers.h"
 
 namespace tessera {
 
