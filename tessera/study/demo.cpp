@@ -493,7 +493,7 @@ Json run_model(const DemoRequest& request, const std::string& model) {
     run_request.output = folder;
   }
   reset_peak_memory();
-  return run(run_request).results;
+  return run(run_request).result.json();
 }
 
 Json table_row(const Json& results) {

@@ -115,16 +115,6 @@ void log_head(const Log& log, const Dataset& data, Model& model) {
   }
 }
 
-Json slices_json(const Evaluation& evaluation) {
-  Json out = Json::object();
-  for (const auto& slice : evaluation.slices) {
-    out[slice.name] = {{"n_users", slice.n_users},
-                       {"n_pairs", slice.n_pairs},
-                       {"metrics", metrics_json(slice.metrics)}};
-  }
-  return out;
-}
-
 /// The top lists of every user, ranked as the split that was reported.
 void write_lists(const fs::path& path, Model& model, const Dataset& data, const Protocol& protocol,
                  Split split) {
@@ -139,24 +129,6 @@ void write_lists(const fs::path& path, Model& model, const Dataset& data, const 
                 }
               });
   });
-}
-
-void write_results_tsv(const fs::path& path, const Json& results) {
-  std::string head = "model\tdataset\tseed\tprotocol\tseen\tsplit", rows;
-  for (const char* split : {"valid", "test"}) {
-    if (results[split].is_null()) continue;
-    const bool first = rows.empty();
-    rows += fmt::format("{}\t{}\t{}\t{}\t{}\t{}", results["model"].get<std::string>(),
-                        results["dataset"].get<std::string>(), results["seed"].dump(),
-                        results["protocol"].get<std::string>(), results["seen"].get<std::string>(),
-                        split);
-    for (const auto& [name, value] : results[split].items()) {
-      if (first) head += "\t" + name;
-      rows += "\t" + value.dump();
-    }
-    rows += "\n";
-  }
-  write_file(path, head + "\n" + rows);
 }
 
 /// Writes status.json as the run goes, and once more however it ends.
@@ -313,12 +285,6 @@ int64_t peak_rss_mb() {
   return usage.ru_maxrss / 1024;
 }
 
-Json metrics_json(const MetricValues& metrics) {
-  Json out = Json::object();
-  for (const auto& [name, value] : metrics) out[name] = std::isfinite(value) ? Json(value) : Json();
-  return out;
-}
-
 bool is_run_folder(const fs::path& folder) {
   const fs::path config = folder / "config.resolved.json";
   if (!fs::is_regular_file(config)) return false;
@@ -359,7 +325,7 @@ RunOutcome run(const RunRequest& request) {
     const bool finished = fs::exists(folder / "results.json");
     if (finished && request.settings.empty()) {
       request.log.info("{} is finished: nothing to do", folder.string());
-      return {folder, read_json(folder / "results.json")};
+      return {folder, read_results(folder)};
     }
   }
   if (model.empty()) throw usage_error("no model given: add -m NAME, see 'tessera models'");
@@ -436,49 +402,51 @@ RunOutcome run(const RunRequest& request) {
                                                "\n");
     }
     const TrainResult result = train_model(*checked.model, data, config);
-    Json results;
-    results["model"] = checked.info->name;
-    results["dataset"] = data.name;
-    results["seed"] = train.seed;
-    results["protocol"] = train.protocol;
-    results["seen"] = seen_words(checked.protocol);
-    Json modalities = Json::array();
-    for (const auto& feature : data.features) modalities.push_back(feature.name);
-    results["modalities"] = modalities;
-    results["permute"] = train.permute;
-    results["selection"] = {{"split", "valid"},
-                            {"metric", result.valid_metric},
-                            {"epoch", result.best_epoch},
-                            {"value", result.valid ? Json(result.best_score) : Json()}};
-    results["valid"] = result.valid ? metrics_json(result.valid->metrics) : Json();
-    results["test"] = result.test ? metrics_json(result.test->metrics) : Json();
     const Evaluation* reported = result.test    ? &*result.test
                                  : result.valid ? &*result.valid
                                                 : nullptr;
-    results["slices"] = reported != nullptr ? slices_json(*reported) : Json::object();
-    results["n_users"] = reported != nullptr ? reported->n_users : 0;
-    results["test_looks"] = result.test_looks;
-    results["audit"] = reported != nullptr ? reported->audit : Json::object();
-    results["audit"]["seed"] = train.seed;
-    results["audit"]["looks_at_test"] = result.test_looks;
-    const std::string label = checked.info->label ? checked.info->label(checked.all) : "";
-    if (!label.empty()) results["audit"]["notes"].push_back(label);
-    if (reported != nullptr) {
-      for (const Json& note : results["audit"]["notes"]) log.warn("{}", note.get<std::string>());
+    RunResult results;
+    results.model = checked.info->name;
+    results.dataset = data.name;
+    results.seed = train.seed;
+    results.protocol = train.protocol;
+    results.seen = seen_words(checked.protocol);
+    for (const auto& feature : data.features) results.modalities.push_back(feature.name);
+    results.permute = train.permute;
+    results.selection.metric = result.valid_metric;
+    results.selection.epoch = result.best_epoch;
+    if (result.valid) {
+      results.selection.value = result.best_score;
+      results.valid = result.valid->metrics;
     }
-    results["n_parameters"] = n_parameters;
-    results["n_epochs"] = result.n_epochs;
-    results["n_steps"] = result.n_steps;
-    results["stopped_by"] = result.stopped_by;
+    if (result.test) {
+      results.test = result.test->metrics;
+      results.time_s.rank_test = result.test->time_s;
+    }
+    if (reported != nullptr) {
+      results.slices = reported->slices;
+      results.n_users = reported->n_users;
+      results.audit = reported->audit;
+    }
+    results.test_looks = result.test_looks;
+    results.audit["seed"] = train.seed;
+    results.audit["looks_at_test"] = result.test_looks;
+    const std::string label = checked.info->label ? checked.info->label(checked.all) : "";
+    if (!label.empty()) results.audit["notes"].push_back(label);
+    if (reported != nullptr) {
+      for (const auto& note : results.notes()) log.warn("{}", note);
+    }
+    results.n_parameters = n_parameters;
+    results.n_epochs = result.n_epochs;
+    results.n_steps = result.n_steps;
+    results.stopped_by = result.stopped_by;
+    results.time_s.train = result.train_s;
+    results.time_s.eval = result.eval_s;
     std::vector<double> epoch_s = result.epoch_s;
     std::sort(epoch_s.begin(), epoch_s.end());
-    results["time_s"] = {
-        {"train", result.train_s},
-        {"eval", result.eval_s},
-        {"epoch_median", epoch_s.empty() ? Json() : Json(epoch_s[epoch_s.size() / 2])},
-        {"rank_test", result.test ? Json(result.test->time_s) : Json()}};
-    results["peak_rss_mb"] = peak_rss_mb();
-    results["peak_gpu_mb"] = nullptr;
+    if (!epoch_s.empty()) results.time_s.epoch_median = epoch_s[epoch_s.size() / 2];
+    results.peak_rss_mb = peak_rss_mb();
+    const Json document = results.json();
     if (reported != nullptr) write_file(folder / "per_user.tsv", per_user_tsv(*reported, data));
     write_lists(folder / "recs_top50.tsv", *checked.model, data, checked.protocol,
                 result.test ? Split::test : Split::valid);
@@ -487,20 +455,20 @@ RunOutcome run(const RunRequest& request) {
     }
     save_bundle(folder / "model", *checked.model, data, *checked.info, checked.settings,
                 {{"protocol", train.protocol},
-                 {"seen", results["seen"]},
-                 {"valid", results["valid"]},
-                 {"test", results["test"]}});
-    write_results_tsv(folder / "results.tsv", results);
+                 {"seen", document["seen"]},
+                 {"valid", document["valid"]},
+                 {"test", document["test"]}});
+    write_file(folder / "results.tsv", results_tsv(results));
     // results.json last: whoever finds it finds a finished run.
     std::ofstream(folder / "metrics.jsonl", std::ios::app)
         << Json{{"event", "end"},
                 {"state", "finished"},
                 {"best_epoch", result.best_epoch},
-                {"test", results["test"]},
+                {"test", document["test"]},
                 {"time_s", result.train_s + result.eval_s}}
                .dump()
         << "\n";
-    write_json(folder / "results.json", results);
+    write_json(folder / "results.json", document);
     status.write("finished", 0, result.n_epochs - 1);
     return {folder, results};
   } catch (const RunError& e) {

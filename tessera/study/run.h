@@ -6,6 +6,7 @@
 #include <string>
 
 #include "tessera/model/registry.h"
+#include "tessera/train/results.h"
 #include "tessera/train/train.h"
 
 namespace tessera {
@@ -28,7 +29,7 @@ struct RunRequest {
 
 struct RunOutcome {
   std::filesystem::path folder;
-  Json results;  ///< results.json
+  RunResult result;
 };
 
 /// Trains, evaluates and writes the run folder of conventions section 3. Inputs are checked before
@@ -59,9 +60,6 @@ void count_test_look(const std::filesystem::path& folder);
 /// True for a folder that holds a run, and for one that holds a bundle.
 bool is_run_folder(const std::filesystem::path& folder);
 bool is_bundle_folder(const std::filesystem::path& folder);
-
-/// Metric values as JSON, undefined ones as null.
-Json metrics_json(const MetricValues& metrics);
 
 /// The largest resident size of this process so far, MiB.
 int64_t peak_rss_mb();

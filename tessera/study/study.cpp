@@ -273,7 +273,7 @@ ChildResult run_child(const Child& child, const fs::path& study, const std::stri
   }
   reset_peak_memory();
   try {
-    return {run(request).results, ""};
+    return {run(request).result.json(), ""};
   } catch (const RunError& e) {
     if (e.code() == Exit::diverged) return {Json(), e.what()};
     if (e.code() == Exit::interrupted || e.code() == Exit::interrupted_without_checkpoint) {
