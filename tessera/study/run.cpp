@@ -22,6 +22,7 @@
 #include "tessera/ops/torch_version.h"
 #include "tessera/study/tensorboard.h"
 #include "tessera/train/checkpoint.h"
+#include "tessera/train/metrics_log.h"
 
 namespace tessera {
 namespace {
@@ -389,17 +390,15 @@ RunOutcome run(const RunRequest& request) {
     }
     if (!fs::exists(folder / "metrics.jsonl") || !resuming ||
         !fs::exists(folder / "checkpoints" / "last")) {
-      write_file(folder / "metrics.jsonl", Json{{"event", "run"},
-                                                {"run", fs::absolute(folder).filename().string()},
-                                                {"model", checked.info->name},
-                                                {"dataset", data.name},
-                                                {"seed", train.seed},
-                                                {"protocol", train.protocol},
-                                                {"seen", seen_words(checked.protocol)},
-                                                {"n_parameters", n_parameters},
-                                                {"time", now_rfc3339()}}
-                                                   .dump() +
-                                               "\n");
+      const RunLine line{fs::absolute(folder).filename().string(),
+                         checked.info->name,
+                         data.name,
+                         train.seed,
+                         train.protocol,
+                         seen_words(checked.protocol),
+                         n_parameters,
+                         now_rfc3339()};
+      write_file(folder / "metrics.jsonl", line_json(line).dump() + "\n");
     }
     const TrainResult result = train_model(*checked.model, data, config);
     const Evaluation* reported = result.test    ? &*result.test
@@ -461,11 +460,8 @@ RunOutcome run(const RunRequest& request) {
     write_file(folder / "results.tsv", results_tsv(results));
     // results.json last: whoever finds it finds a finished run.
     std::ofstream(folder / "metrics.jsonl", std::ios::app)
-        << Json{{"event", "end"},
-                {"state", "finished"},
-                {"best_epoch", result.best_epoch},
-                {"test", document["test"]},
-                {"time_s", result.train_s + result.eval_s}}
+        << line_json(
+               EndLine{"finished", result.best_epoch, results.test, result.train_s + result.eval_s})
                .dump()
         << "\n";
     write_json(folder / "results.json", document);
