@@ -34,8 +34,7 @@ struct Subject {
 };
 
 std::string label_of(const std::string& model, const Settings& settings) {
-  const ModelInfo& info = find_model(model);
-  return info.label ? info.label(settings) : "";
+  return find_model(model).resolve(settings).label;
 }
 
 /// The settings that evaluation reads, given ones applied.

@@ -80,9 +80,7 @@ std::vector<Ablation> ablations_of(const ModelInfo& info) {
 }
 
 std::vector<Fields::Row> own_settings(const ModelInfo& info) {
-  Fields fields(info.name);
-  info.describe(fields);
-  return fields.rows();
+  return info.fields()->rows();
 }
 
 /// The training's settings; with a model, its own defaults of them.
@@ -92,9 +90,8 @@ std::vector<Fields::Row> training_settings(const ModelInfo* info) {
   train.describe(fields);
   auto rows = fields.rows();
   if (info) {
-    Fields own(info->name);
-    info->describe(own);
-    for (const auto& [name, value] : own.global_defaults()) {
+    const auto own = info->fields();
+    for (const auto& [name, value] : own->global_defaults()) {
       for (auto& row : rows) {
         if (row.name == name) row.value = text_of(value);
       }
@@ -178,11 +175,10 @@ std::string document() {
     }
     const auto rows = own_settings(info);
     out += "\n" + (rows.empty() ? "No settings of its own.\n" : markdown(settings_table(rows)));
-    Fields own(info.name);
-    info.describe(own);
-    if (!own.global_defaults().empty()) {
+    const auto own = info.fields();
+    if (!own->global_defaults().empty()) {
       std::vector<std::string> parts;
-      for (const auto& [name, value] : own.global_defaults()) {
+      for (const auto& [name, value] : own->global_defaults()) {
         parts.push_back(fmt::format("`{} = {}`", name, text_of(value)));
       }
       out += fmt::format("\nIts own defaults of training settings: {}.\n", fmt::join(parts, ", "));

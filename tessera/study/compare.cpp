@@ -135,13 +135,13 @@ void check_labels(const std::vector<CompareRow>& rows) {
 /// The settings of `shared` that the row's model or the training knows, then the row's own.
 Settings settings_of(const CompareRow& row, const Settings& shared) {
   const ModelInfo& info = find_model(row.model);
-  Fields own(info.name), training("train");
-  info.describe(own);
+  const auto own = info.fields();
+  Fields training("train");
   TrainSettings defaults;
   defaults.describe(training);
   Settings out;
   for (const auto& setting : shared) {
-    if (own.knows(setting.name) || training.knows(setting.name)) out.push_back(setting);
+    if (own->knows(setting.name) || training.knows(setting.name)) out.push_back(setting);
   }
   out.insert(out.end(), row.settings.begin(), row.settings.end());
   return out;

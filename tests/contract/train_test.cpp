@@ -96,30 +96,7 @@ class Staged : public FactorModel {
 };
 
 const ModelInfo& staged() {
-  static const ModelInfo info = [] {
-    ModelInfo i;
-    i.name = "Staged";
-    i.title = "a model of the tests";
-    i.describe = [](Fields& f) {
-      static Staged::Config config;
-      config.describe(f);
-    };
-    i.make = [](const Settings& settings, const Context& context) {
-      Staged::Config config;
-      Fields f("Staged");
-      config.describe(f);
-      f.apply(settings);
-      return std::make_unique<Staged>(config, context);
-    };
-    i.resolve = [](const Settings& settings) {
-      Staged::Config config;
-      Fields f("Staged");
-      config.describe(f);
-      f.apply(settings);
-      return f.resolved();
-    };
-    return i;
-  }();
+  static const ModelInfo info = model_info<Staged>("Staged", "a model of the tests");
   return info;
 }
 

@@ -631,11 +631,10 @@ TEST(PamdModel, Masks) {
 // A ranking with parts left out says so wherever its numbers go.
 TEST(PamdModel, EvalMaskIsLabelled) {
   const ModelInfo& info = find_model("PAMD");
-  ASSERT_TRUE(info.label);
-  EXPECT_EQ(info.label({{"eval_mask", "common,text", "test"}}),
+  EXPECT_EQ(info.resolve({{"eval_mask", "common,text", "test"}}).label,
             "eval_mask = common,text: parts are left out when ranking only, the model was trained "
             "with them");
-  EXPECT_EQ(info.label({{"without_parts", "common", "test"}}), "");
+  EXPECT_EQ(info.resolve({{"without_parts", "common", "test"}}).label, "");
 }
 
 // Section 5: what stands for a row that is not there, by each policy.
