@@ -7,6 +7,7 @@
 #include "tessera/folder/load.h"
 #include "tessera/model/bundle.h"
 #include "tessera/model/eval_mask.h"
+#include "tessera/ops/process.h"
 #include "tessera/study/run.h"
 
 namespace tessera::cli {
@@ -51,7 +52,8 @@ void apply_settings(TrainSettings& settings, const Settings& given) {
   Fields fields("evaluate");
   settings.describe(fields);
   fields.apply(given);
-  use_device_and_threads(settings);
+  check_device(settings);
+  use_threads(settings.threads);
 }
 
 std::unique_ptr<Dataset> open_dataset(const std::string& folder, const TrainSettings& settings) {
@@ -300,9 +302,7 @@ void run_evaluate(const Common& common, const Flags& flags) {
     }
   }
   if (split == Split::test && is_run_folder(flags.target)) {
-    count_test_look(flags.target);
-    result.audit["looks_at_test"] =
-        read_json(fs::path(flags.target) / "results.json")["test_looks"];
+    result.audit["looks_at_test"] = count_test_look(flags.target);
   }
   for (const Json& note : result.audit["notes"]) log.warn("{}", note.get<std::string>());
 

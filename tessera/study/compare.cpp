@@ -1100,7 +1100,7 @@ Json compare(const CompareRequest& typed) {
         }
         log.info("run {} of {}: {} on {}, seed {}{}", at, n_runs, runs.row.label, plan.name, seed,
                  child.finished() ? ", finished before" : "");
-        const ChildResult done = run_child(child, request.output, "compare", request.around);
+        const ChildResult done = run_child(child, request.output, request.around);
         if (done.failure.empty()) {
           runs.members.push_back({child.folder, seed, done.results});
         } else {

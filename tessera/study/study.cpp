@@ -9,8 +9,10 @@
 
 #include "tessera/base/error.h"
 #include "tessera/base/files.h"
+#include "tessera/base/resumable.h"
 #include "tessera/eval/statistics.h"
 #include "tessera/folder/manifest.h"
+#include "tessera/ops/process.h"
 
 namespace tessera {
 namespace {
@@ -243,10 +245,9 @@ Json feature_hashes(const fs::path& dataset, const std::vector<std::vector<std::
   return out;
 }
 
-bool Child::finished() const { return fs::exists(folder / "results.json"); }
+bool Child::finished() const { return run_finished(folder); }
 
-ChildResult run_child(const Child& child, const fs::path& study, const std::string& verb,
-                      const Surroundings& around) {
+ChildResult run_child(const Child& child, const fs::path& study, const Surroundings& around) {
   check_child(child);
   if (child.finished()) return {read_json(child.folder / "results.json"), ""};
   const fs::path status = child.folder / "status.json";
@@ -265,9 +266,6 @@ ChildResult run_child(const Child& child, const fs::path& study, const std::stri
   if (fs::exists(child.folder / "checkpoints" / "last" / "state.json")) {
     request.resume = child.folder;
   } else {
-    // Whatever a killed process left of a run that had not begun.
-    std::error_code error;
-    fs::remove_all(child.folder, error);
     request.output = child.folder;
     request.settings = child.settings;
   }
@@ -277,9 +275,7 @@ ChildResult run_child(const Child& child, const fs::path& study, const std::stri
   } catch (const RunError& e) {
     if (e.code() == Exit::diverged) return {Json(), e.what()};
     if (e.code() == Exit::interrupted || e.code() == Exit::interrupted_without_checkpoint) {
-      throw RunError(
-          Exit::interrupted,
-          fmt::format("interrupted; go on with: tessera {} --resume {}", verb, study.string()));
+      throw ResumableError(Exit::interrupted, "interrupted", study.string());
     }
     throw;
   }

@@ -60,10 +60,10 @@ struct ChildResult {
 };
 
 /// The run's results: read where it is finished, else made, going on from its last checkpoint. A
-/// stop ends with exit 4 and the command that goes on with the study. Exit 3 where the folder holds
+/// stop ends with exit 4, the study being what can be resumed. Exit 3 where the folder holds
 /// a run of another model, dataset, split or seed.
 ChildResult run_child(const Child& child, const std::filesystem::path& study,
-                      const std::string& verb, const Surroundings& around);
+                      const Surroundings& around);
 
 /// What the run cost, from its metrics.jsonl and results: parameters, epoch_s and eval_s (medians),
 /// step_ms, best_s (preparation, training and validation up to the best epoch), train_s,

@@ -545,7 +545,7 @@ Json tune(const TuneRequest& typed) {
     const Child child = child_of(fmt::format("t{}", t), trials[t], request.trial_seed, false);
     log.info("trial {} of {}: {}{}", t, trials.size(), settings_object(trials[t].settings).dump(),
              child.finished() ? ", finished before" : "");
-    const ChildResult done = run_child(child, request.output, "tune", request.around);
+    const ChildResult done = run_child(child, request.output, request.around);
     Json row = {{"trial", t},
                 {"settings", settings_object(trials[t].settings)},
                 {"score", nullptr},
@@ -589,7 +589,7 @@ Json tune(const TuneRequest& typed) {
           child_of(fmt::format("{}_{}_s{}", info.name, file_name(dataset_name), seed),
                    trials[winner], seed, true);
       log.info("winner, seed {}{}", seed, child.finished() ? ", finished before" : "");
-      const ChildResult done = run_child(child, request.output, "tune", request.around);
+      const ChildResult done = run_child(child, request.output, request.around);
       if (done.failure.empty()) {
         compared.runs.push_back(info.name + "=" + child.folder.string());
       } else {
