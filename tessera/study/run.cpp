@@ -18,6 +18,7 @@
 #include "tessera/ops/torch_version.h"
 #include "tessera/study/tensorboard.h"
 #include "tessera/train/checkpoint.h"
+#include "tessera/train/metrics_log.h"
 
 namespace tessera {
 namespace {
@@ -229,17 +230,15 @@ void write_head(const RunFolder& folder, const Checked& checked, const RunReques
   folder.log().info("Protocol: {}", protocol_words(train.protocol));
   // A run that goes on keeps its lines up to the checkpoint.
   if (fs::exists(path / "metrics.jsonl") && fs::exists(path / "checkpoints" / "last")) return;
-  write_file(path / "metrics.jsonl", Json{{"event", "run"},
-                                          {"run", fs::absolute(path).filename().string()},
-                                          {"model", checked.info->name},
-                                          {"dataset", checked.data->name},
-                                          {"seed", train.seed},
-                                          {"protocol", train.protocol},
-                                          {"seen", seen_words(checked.protocol)},
-                                          {"n_parameters", count_parameters(*checked.model)},
-                                          {"time", now_rfc3339()}}
-                                             .dump() +
-                                         "\n");
+  const RunLine line{fs::absolute(path).filename().string(),
+                     checked.info->name,
+                     checked.data->name,
+                     train.seed,
+                     train.protocol,
+                     seen_words(checked.protocol),
+                     count_parameters(*checked.model),
+                     now_rfc3339()};
+  write_file(path / "metrics.jsonl", line_json(line).dump() + "\n");
 }
 
 TrainResult train(RunFolder& folder, const Plan& plan, const Checked& checked,

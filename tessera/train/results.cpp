@@ -110,12 +110,8 @@ const MetricValues* RunResult::metrics(const std::string& split) const {
 }
 
 double RunResult::value(const std::string& split, const std::string& metric) const {
-  if (const MetricValues* all = metrics(split)) {
-    for (const auto& [name, value] : *all) {
-      if (name == metric) return value;
-    }
-  }
-  return std::numeric_limits<double>::quiet_NaN();
+  const MetricValues* all = metrics(split);
+  return value_of(all != nullptr ? *all : MetricValues(), metric);
 }
 
 const Slice* RunResult::slice(const std::string& name) const {

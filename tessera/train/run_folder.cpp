@@ -9,6 +9,7 @@
 
 #include "tessera/base/error.h"
 #include "tessera/base/files.h"
+#include "tessera/train/metrics_log.h"
 
 namespace tessera {
 namespace {
@@ -174,7 +175,7 @@ RunFolder RunFolder::resume(const fs::path& path, const RunConfig& config, const
   RunFolder out(path, log);
   const auto report_files = report_files_of(status_of(path));
   out.status_ = {-1, test_looks_of(path), report_files};
-  out.write_status("running", 0);
+  out.write_status("running", Exit::done);
   for (const char* name : kEnd) remove(path, name);
   for (const auto& name : report_files) remove(path, name);
   out.status_.report_files.clear();
@@ -182,42 +183,40 @@ RunFolder RunFolder::resume(const fs::path& path, const RunConfig& config, const
   return out;
 }
 
-void RunFolder::write_status(const std::string& state, int exit_code) {
+void RunFolder::write_status(const std::string& state, Exit code, const std::string& error) {
   const bool over = state != "running";
-  Json json = {
-      {"state", state}, {"exit_code", over ? Json(exit_code) : Json()}, {"epoch", status_.epoch}};
+  Json json = {{"state", state},
+               {"exit_code", over ? Json(static_cast<int>(code)) : Json()},
+               {"epoch", status_.epoch}};
   // While there is no results.json to hold it.
   if (state != "finished" && status_.test_looks > 0) json["test_looks"] = status_.test_looks;
+  if (!error.empty()) json["error"] = error;
   if (!status_.report_files.empty()) json["report_files"] = status_.report_files;
   write_json(path_ / kStatus, json);
 }
 
 void RunFolder::running(int64_t epoch) {
   status_.epoch = epoch;
-  write_status("running", 0);
+  write_status("running", Exit::done);
 }
 
 void RunFolder::write_report_files(const std::map<std::string, std::string>& files) {
   if (files.empty()) return;
   for (const auto& [name, text] : files) status_.report_files.push_back(name);
-  write_status("running", 0);  // known before they are there
+  write_status("running", Exit::done);  // known before they are there
   for (const auto& [name, text] : files) write_file(path_ / name, text);
 }
 
 void RunFolder::finish(const RunResult& result) {
-  const Json json = result.json();
   write_file(path_ / "results.tsv", results_tsv(result));
   std::ofstream(path_ / "metrics.jsonl", std::ios::app)
-      << Json{{"event", "end"},
-              {"state", "finished"},
-              {"best_epoch", result.selection.epoch},
-              {"test", json["test"]},
-              {"time_s", result.time_s.train.value_or(0) + result.time_s.eval}}
+      << line_json(EndLine{"finished", result.selection.epoch, result.test,
+                           result.time_s.train.value_or(0) + result.time_s.eval})
              .dump()
       << "\n";
-  write_json(path_ / kResults, json);
+  write_json(path_ / kResults, result.json());
   status_.epoch = result.n_epochs.value_or(0) - 1;
-  write_status("finished", 0);
+  write_status("finished", Exit::done);
 }
 
 void RunFolder::failed(const std::exception_ptr& error) noexcept {
@@ -239,7 +238,7 @@ void RunFolder::failed(const std::exception_ptr& error) noexcept {
     file_log_.write(Level::error, words);
     const bool interrupted =
         code == Exit::interrupted || code == Exit::interrupted_without_checkpoint;
-    write_status(interrupted ? "interrupted" : "failed", static_cast<int>(code));
+    write_status(interrupted ? "interrupted" : "failed", code, words);
   } catch (...) {
     return;
   }

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "tessera/base/error.h"
 #include "tessera/base/fields.h"
 #include "tessera/base/lock.h"
 #include "tessera/base/log.h"
@@ -56,7 +57,7 @@ class RunFolder {
   /// Looks at test that earlier ends of this run and later evaluations have counted.
   int64_t test_looks() const { return status_.test_looks; }
 
-  /// status.json: at work, `epoch` is done.
+  /// status.json says that the run is at work and `epoch` done.
   void running(int64_t epoch);
   /// Files of the model's own, contents by name; the next run in this folder takes them away.
   void write_report_files(const std::map<std::string, std::string>& files);
@@ -72,7 +73,7 @@ class RunFolder {
     std::vector<std::string> report_files;
   };
   RunFolder(const std::filesystem::path& path, const Log& log);
-  void write_status(const std::string& state, int exit_code);
+  void write_status(const std::string& state, Exit code, const std::string& error = "");
 
   std::filesystem::path path_;
   FolderLock lock_;

@@ -12,6 +12,8 @@
 #include "tessera/model/sampler.h"
 #include "tessera/ops/process.h"
 #include "tessera/train/checkpoint.h"
+#include "tessera/train/metrics_log.h"
+#include "tessera/train/results.h"
 #include "tessera/train/test_curve.h"
 
 namespace tessera {
@@ -32,12 +34,6 @@ std::string metrics_line(const MetricValues& metrics) {
     out += fmt::format("{}{}: {:.4f}", out.empty() ? "" : "    ", name, value);
   }
   return out;
-}
-
-void put_metrics(Json& json, const MetricValues& metrics) {
-  for (const auto& [name, value] : metrics) {
-    json[name] = std::isfinite(value) ? Json(value) : Json();
-  }
 }
 
 /// One training: the state that hooks, steps and checkpoints share.
@@ -75,7 +71,8 @@ class Training {
     watch_.text = config.log;
     own_ = dynamic_cast<OwnStep*>(&model);
     if (own_ && !own_->steps_itself()) own_ = nullptr;
-    max_epochs_ = settings_.epochs.chosen() ? settings_.epochs : config.protocol.epochs;
+    max_epochs_ = config.protocol.epochs;
+    if (settings_.epochs.chosen()) max_epochs_ = settings_.epochs;
     test_looks_ = config.test_looks;
   }
 
@@ -442,24 +439,20 @@ class Training {
                  int64_t n_examples) const {
     const double divisor = n > 0 ? static_cast<double>(n) : 1;
     std::string parts;
-    Json loss = {{"total", mean}};
+    TrainLine line;
+    line.losses = {{"total", mean}};
     for (const auto& [name, sum] : sums) {
       if (sums.size() > 1) parts += fmt::format(", {}: {:.4f}", name, sum / divisor);
-      loss[name] = sum / divisor;
+      line.losses.emplace_back(name, sum / divisor);
     }
     config_.log.info("epoch {} training [time: {:.2f}s, train loss: {:.4f}{}]", epoch_, time_s,
                      mean, parts);
-    const auto lr = groups_.empty() ? 0.0 : options_of(groups_[0]).learning_rate(step_);
-    append_line("metrics.jsonl",
-                {{"event", "epoch"},
-                 {"phase", "train"},
-                 {"epoch", epoch_},
-                 {"loss", loss},
-                 {"lr", lr},
-                 {"time_s", time_s},
-                 {"samples_per_s", static_cast<double>(n_examples) / std::max(time_s, 1e-9)},
-                 {"rss_mb", resident_mb()},
-                 {"gpu_mb", nullptr}});
+    line.epoch = epoch_;
+    line.learning_rate = groups_.empty() ? 0.0 : options_of(groups_[0]).learning_rate(step_);
+    line.time_s = time_s;
+    line.samples_per_s = static_cast<double>(n_examples) / std::max(time_s, 1e-9);
+    line.rss_mb = resident_mb();
+    append_line("metrics.jsonl", line_json(line));
   }
 
   void validate() {
@@ -486,13 +479,8 @@ class Training {
                      result.time_s, score);
     config_.log.info("valid result:");
     config_.log.info("{}", metrics_line(result.metrics));
-    Json line = {{"event", "epoch"}, {"phase", "valid"}, {"epoch", epoch_}};
-    put_metrics(line, result.metrics);
-    line["score"] = score;
-    line["best"] = best;
-    line["bad_rounds"] = stopping_.misses();
-    line["time_s"] = result.time_s;
-    append_line("metrics.jsonl", line);
+    append_line("metrics.jsonl", line_json(ValidLine{epoch_, result.metrics, score, best,
+                                                     stopping_.misses(), result.time_s}));
     if (best) write_best();
   }
 
@@ -500,7 +488,7 @@ class Training {
     const Evaluation result = evaluate(model_, data_, config_.protocol, Split::test, options_);
     ++test_looks_;
     Json line = {{"label", "diagnostic: never selects"}, {"epoch", epoch_}};
-    put_metrics(line, result.metrics);
+    line.update(metrics_json(result.metrics));
     append_line("test_curve.jsonl", line);
   }
 
