@@ -17,7 +17,9 @@
 
 #include "cli/config.h"
 #include "tessera/base/files.h"
+#include "tessera/base/resumable.h"
 #include "tessera/base/version.h"
+#include "tessera/ops/process.h"
 #include "tessera/study/run.h"
 
 namespace tessera::cli {
@@ -237,7 +239,8 @@ void check_bundle_flags(const Common& common, const std::string& verb) {
   Fields fields(verb);
   settings.describe(fields);
   fields.apply(common.flags);
-  use_device_and_threads(settings);
+  check_device(settings);
+  use_threads(settings.threads);
 }
 
 int64_t list_length(std::optional<int64_t> asked, int64_t n_items) {
@@ -399,6 +402,7 @@ int main_program(int argc, char** argv) {
   sigaction(SIGINT, &action, nullptr);
   sigaction(SIGTERM, &action, nullptr);
   std::signal(SIGPIPE, SIG_IGN);
+  own_process();
   auto fail = [](Exit code, const std::string& message) {
     std::fprintf(stderr, "error: %s\n", message.c_str());
     return static_cast<int>(code);
@@ -408,6 +412,9 @@ int main_program(int argc, char** argv) {
     code = run_program(argc, argv);
   } catch (const InputError& e) {
     code = fail(e.code(), e.what());
+  } catch (const ResumableError& e) {
+    code = fail(e.code(), fmt::format("{}; go on with: tessera {} --resume {}", e.what(), argv[1],
+                                      e.folder()));
   } catch (const RunError& e) {
     code = fail(e.code(), e.what());
   } catch (const PipeClosed&) {

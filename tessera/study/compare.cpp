@@ -747,10 +747,10 @@ void check_against(const CompareRequest& request, const std::vector<std::string>
 /// The settings that make a run another row than a bare model's.
 Settings own_settings(const fs::path& run) {
   Settings out;
-  for (const auto& setting : read_run_config(run).settings) {
+  for (const auto& setting : read_run_config(run).given()) {
     const bool of_the_run =
         setting.name == "seed" || setting.name == "threads" || setting.name == "fold";
-    if (!of_the_run && setting.origin != "default") out.push_back(setting);
+    if (!of_the_run) out.push_back(setting);
   }
   return out;
 }
@@ -768,7 +768,7 @@ std::vector<Compared> gather_runs(const CompareRequest& request, std::string& pr
       throw data_error("{}: expected a run folder, found nothing", printable(folder.string(), 200));
     }
     if (!is_run_folder(folder)) throw data_error("{} is no run folder", folder.string());
-    if (!fs::exists(folder / "results.json")) {
+    if (!run_finished(folder)) {
       throw data_error("{} has not ended: go on with it, tessera train --resume {}",
                        folder.string(), folder.string());
     }
@@ -1031,7 +1031,7 @@ CompareResult compare(const CompareRequest& typed) {
         }
         log.info("run {} of {}: {} on {}, seed {}{}", at, n_runs, runs.row.label, plan.card.name,
                  seed, child.finished() ? ", finished before" : "");
-        const ChildResult done = run_child(child, request.output, "compare", request.around);
+        const ChildResult done = run_child(child, request.output, request.around);
         if (done.result) {
           runs.members.push_back({child.folder, *done.result});
         } else {

@@ -8,7 +8,9 @@
 #include "tessera/folder/load.h"
 #include "tessera/model/bundle.h"
 #include "tessera/model/eval_mask.h"
+#include "tessera/ops/process.h"
 #include "tessera/study/run.h"
+#include "tessera/study/study.h"
 
 namespace tessera {
 namespace {
@@ -39,7 +41,8 @@ void apply_settings(TrainSettings& settings, const Settings& given) {
   Fields fields("evaluate");
   settings.describe(fields);
   fields.apply(given);
-  use_device_and_threads(settings);
+  check_device(settings);
+  use_threads(settings.threads);
 }
 
 std::shared_ptr<const Dataset> open_dataset(const fs::path& folder, const TrainSettings& settings) {
@@ -191,7 +194,6 @@ EvaluateResult evaluate_run(const EvaluateRequest& request) {
   EvalOptions options = eval_options(subject.settings, protocol);
   options.slices = request.slices;
   options.per_user = request.per_user;
-  options.stop_requested = request.stop_requested;
   if (!request.without_parts.empty()) leave_out(subject, request.without_parts);
   if (subject.model == nullptr && (request.sampled || request.shuffle_histories)) {
     throw usage_error("lists rank no {}: wanted a run or bundle, got {}",

@@ -13,6 +13,7 @@
 #include "tessera/model/bundle.h"
 #include "tessera/model/report_files.h"
 #include "tessera/model/row_encoder.h"
+#include "tessera/ops/process.h"
 #include "tessera/study/run.h"
 #include "tessera/train/train.h"
 
@@ -109,7 +110,7 @@ Json supplied(const FeaturesRequest& request, Model& model, FeatureSupplier& sup
   const auto own = info.fields();
   Json options = Json::object();
   for (const auto& setting : request.settings) {
-    if (own.knows(setting.name)) options[setting.name] = setting.value;
+    if (own->knows(setting.name)) options[setting.name] = setting.value;
   }
   const torch::NoGradGuard no_grad;
   return put(request, packed(supplier.export_features(options), before, card), model);
@@ -131,7 +132,7 @@ Json encode_with(const FeaturesRequest& request, Model& model, const std::string
   }
   const auto own = info.fields();
   for (const auto& setting : request.settings) {
-    if (!own.knows(setting.name)) continue;
+    if (!own->knows(setting.name)) continue;
     throw usage_error("{} keeps the {} that it was trained with: leave the flag out",
                       request.encoder, printable(setting.name));
   }
@@ -197,7 +198,8 @@ Json make_features(const FeaturesRequest& request) {
   all.insert(all.end(), request.settings.begin(), request.settings.end());
   const RunSettings settings = resolve_settings(info, all);
   const TrainSettings& train = settings.train_settings;
-  use_device_and_threads(train);
+  check_device(train);
+  use_threads(train.threads);
   keep_freed_memory();
   const Dataset data = open_dataset(request.dataset, train);
   const Random random(static_cast<uint64_t>(train.seed));

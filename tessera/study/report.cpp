@@ -37,7 +37,7 @@ Json texts(const std::vector<std::string>& values) {
 
 /// The result of a run that is finished.
 std::optional<RunResult> result_of(const fs::path& run) {
-  if (!fs::exists(run / "results.json")) return {};
+  if (!run_finished(run)) return {};
   return read_results(run);
 }
 
@@ -356,10 +356,7 @@ Json run_data(const fs::path& run, const Log& log) {
   const RunConfig config = read_run_config(run);
   const auto lines = read_metrics_log(run / "metrics.jsonl");
   std::string subtitle = "run " + name_of(run);
-  if (fs::exists(run / "status.json")) {
-    subtitle += ", " + json_get<std::string>(read_json(run / "status.json"), "state",
-                                             (run / "status.json").string(), "unknown");
-  }
+  if (fs::exists(run / "status.json")) subtitle += ", " + read_run_status(run).state;
   Json sections = Json::array(), pictures = Json::object();
   if (result) {
     subtitle += fmt::format(", protocol {}, seed {}, best epoch {} by valid {}",

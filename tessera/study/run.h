@@ -7,6 +7,7 @@
 
 #include "tessera/model/registry.h"
 #include "tessera/train/results.h"
+#include "tessera/train/run_folder.h"
 #include "tessera/train/train.h"
 
 namespace tessera {
@@ -36,10 +37,8 @@ struct RunOutcome {
 /// anything is replaced; a failure leaves status.json with its exit code.
 RunOutcome run(const RunRequest& request);
 
-/// Sets the number of threads, 0: all cores; exit 2 for a device that this build has not.
-void use_device_and_threads(const TrainSettings& settings);
-/// Before training: arrays that are freed stay with the process. Faster steps, a few MB more.
-void keep_freed_memory();
+/// Exit 2 for a device that this build has not.
+void check_device(const TrainSettings& settings);
 
 /// Builds the model of a run and drops it: what run() would refuse is refused, nothing is written.
 void check_run(const RunRequest& request);
@@ -50,22 +49,10 @@ struct OpenRun {
   RunSettings settings;
   std::unique_ptr<Dataset> data;
   std::unique_ptr<Model> learned;
-  Json results;
 };
 OpenRun open_run(const std::filesystem::path& folder, const Log& log = {});
 
-/// Counts one more look at test in the run's results.json.
-void count_test_look(const std::filesystem::path& folder);
-
-/// True for a folder that holds a run, and for one that holds a bundle.
-bool is_run_folder(const std::filesystem::path& folder);
+/// True for a folder that holds a bundle.
 bool is_bundle_folder(const std::filesystem::path& folder);
-
-/// The largest resident size of this process so far, MiB.
-int64_t peak_rss_mb();
-/// Gives unused memory back and asks the kernel to forget the largest resident size so far, so that
-/// each of several runs in one process reports its own. Where the kernel refuses, a later run
-/// reports at least what an earlier one used.
-void reset_peak_memory();
 
 }  // namespace tessera

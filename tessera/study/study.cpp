@@ -9,8 +9,10 @@
 
 #include "tessera/base/error.h"
 #include "tessera/base/files.h"
+#include "tessera/base/resumable.h"
 #include "tessera/eval/statistics.h"
 #include "tessera/folder/manifest.h"
+#include "tessera/ops/process.h"
 #include "tessera/train/metrics_log.h"
 
 namespace tessera {
@@ -233,33 +235,13 @@ Json feature_hashes(const fs::path& dataset, const std::vector<std::vector<std::
   return out;
 }
 
-RunConfig read_run_config(const fs::path& run) {
-  const std::string what = (run / "config.resolved.json").string();
-  const Json config = read_json(what);
-  RunConfig out{json_get<std::string>(config, "model", what),
-                json_get<std::string>(config, "dataset", what),
-                {}};
-  const Json settings = json_get<Json>(config, "settings", what);
-  for (const auto& [name, entry] : settings.items()) {
-    const auto origin = json_get<std::string>(entry, "origin", what);
-    out.settings.push_back({name, entry.value("value", Json()), origin});
-  }
-  return out;
-}
+bool Child::finished() const { return run_finished(folder); }
 
-bool Child::finished() const { return fs::exists(folder / "results.json"); }
-
-ChildResult run_child(const Child& child, const fs::path& study, const std::string& verb,
-                      const Surroundings& around) {
+ChildResult run_child(const Child& child, const fs::path& study, const Surroundings& around) {
   check_child(child);
   if (child.finished()) return {read_results(child.folder), ""};
-  const fs::path status = child.folder / "status.json";
-  if (fs::exists(status)) {
-    const Json found = read_json(status);
-    if (json_get<int64_t>(found, "exit_code", status.string(), 0) ==
-        static_cast<int64_t>(Exit::diverged)) {
-      return {{}, json_get<std::string>(found, "error", status.string(), "diverged")};
-    }
+  if (const RunStatus status = read_run_status(child.folder); status.exit_code == Exit::diverged) {
+    return {{}, status.error.empty() ? "diverged" : status.error};
   }
   RunRequest request;
   request.model = child.model;
@@ -272,9 +254,6 @@ ChildResult run_child(const Child& child, const fs::path& study, const std::stri
   if (fs::exists(child.folder / "checkpoints" / "last" / "state.json")) {
     request.resume = child.folder;
   } else {
-    // Whatever a killed process left of a run that had not begun.
-    std::error_code error;
-    fs::remove_all(child.folder, error);
     request.output = child.folder;
     request.settings = child.settings;
   }
@@ -284,9 +263,7 @@ ChildResult run_child(const Child& child, const fs::path& study, const std::stri
   } catch (const RunError& e) {
     if (e.code() == Exit::diverged) return {{}, e.what()};
     if (e.code() == Exit::interrupted || e.code() == Exit::interrupted_without_checkpoint) {
-      throw RunError(
-          Exit::interrupted,
-          fmt::format("interrupted; go on with: tessera {} --resume {}", verb, study.string()));
+      throw ResumableError(Exit::interrupted, "interrupted", study.string());
     }
     throw;
   }

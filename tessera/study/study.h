@@ -59,13 +59,6 @@ struct DataCard {
 Json feature_hashes(const std::filesystem::path& dataset,
                     const std::vector<std::vector<std::string>>& asked);
 
-/// What a run folder is a run of.
-struct RunConfig {
-  std::string model, dataset;
-  Settings settings;  ///< all, with the origin "default" where nothing was given
-};
-RunConfig read_run_config(const std::filesystem::path& run);
-
 /// One run of a study: an ordinary run folder.
 struct Child {
   std::filesystem::path folder;
@@ -83,10 +76,10 @@ struct ChildResult {
 };
 
 /// The run's results: read where it is finished, else made, going on from its last checkpoint. A
-/// stop ends with exit 4 and the command that goes on with the study. Exit 3 where the folder holds
+/// stop ends with exit 4, the study being what can be resumed. Exit 3 where the folder holds
 /// a run of another model, dataset, split or seed.
 ChildResult run_child(const Child& child, const std::filesystem::path& study,
-                      const std::string& verb, const Surroundings& around);
+                      const Surroundings& around);
 
 /// What a run cost, or a row of runs on average; NaN where unknown.
 struct Cost {

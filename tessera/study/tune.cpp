@@ -475,7 +475,7 @@ TuneResult tune(const TuneRequest& typed) {
     const Child child = child_of(fmt::format("t{}", t), trials[t], request.trial_seed, false);
     log.info("trial {} of {}: {}{}", t, trials.size(), settings_object(trials[t].settings).dump(),
              child.finished() ? ", finished before" : "");
-    const ChildResult done = run_child(child, request.output, "tune", request.around);
+    const ChildResult done = run_child(child, request.output, request.around);
     TrialResult trial;
     trial.settings = trials[t].settings;
     trial.failure = done.failure;
@@ -506,7 +506,7 @@ TuneResult tune(const TuneRequest& typed) {
     const Child child = child_of(fmt::format("{}_{}_s{}", info.name, file_name(card.name), seed),
                                  trials[winner], seed, true);
     log.info("winner, seed {}{}", seed, child.finished() ? ", finished before" : "");
-    const ChildResult done = run_child(child, request.output, "tune", request.around);
+    const ChildResult done = run_child(child, request.output, request.around);
     if (done.result) {
       compared.runs.push_back(info.name + "=" + child.folder.string());
     } else {
