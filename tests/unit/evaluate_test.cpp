@@ -22,7 +22,7 @@ Interactions rows(int64_t n_users, const Pairs& pairs) {
   return make_interactions(n_users, users, items);
 }
 
-Context context_of(const Dataset& data) { return {data, Random(1), {}, {}}; }
+Context context_of(const Dataset& data) { return {data.view(), Random(1), {}, {}}; }
 
 /// Scores from a fixed matrix [n_users, n_items]; keeps what it was asked.
 class FixedModel : public Model {
