@@ -61,7 +61,7 @@ class Neighbours : public Model {
       }
     }
   }
-  torch::Tensor score(const Queries& queries) override {
+  torch::Tensor whole_scores(const Queries& queries) const override {
     torch::Tensor out = torch::zeros({queries.size(), data_.n_items});
     if (!queries.histories.defined()) return out;
     const auto* offsets = queries.histories.offsets.const_data_ptr<int64_t>();
@@ -87,7 +87,7 @@ class Plain : public Model {
       : Model(context),
         scores_(parameter("scores", torch::zeros({data_.n_users, data_.n_items}))) {}
   Abilities abilities() const override { return {}; }
-  torch::Tensor score(const Queries& queries) override {
+  torch::Tensor whole_scores(const Queries& queries) const override {
     return scores_.index_select(0, queries.users).detach();
   }
 
