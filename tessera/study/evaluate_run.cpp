@@ -7,7 +7,7 @@
 #include "tessera/base/files.h"
 #include "tessera/folder/load.h"
 #include "tessera/model/bundle.h"
-#include "tessera/model/eval_mask.h"
+#include "tessera/model/offers.h"
 #include "tessera/ops/process.h"
 #include "tessera/study/run.h"
 #include "tessera/study/study.h"
@@ -162,7 +162,7 @@ Split choose_split(const std::string& typed, const Dataset& data, const Log& log
 }
 
 void leave_out(const Subject& subject, const std::vector<std::string>& parts) {
-  auto* masked = dynamic_cast<EvalMask*>(subject.model);
+  auto* masked = subject.model != nullptr ? subject.model->offers().mask : nullptr;
   if (masked == nullptr) {
     throw usage_error("{} has no parts that could be left out, got {}", subject.name,
                       printable(fmt::format("{}", fmt::join(parts, ","))));
@@ -194,6 +194,7 @@ EvaluateResult evaluate_run(const EvaluateRequest& request) {
   EvalOptions options = eval_options(subject.settings, protocol);
   options.slices = request.slices;
   options.per_user = request.per_user;
+  options.stop_requested = request.stop_requested;
   if (!request.without_parts.empty()) leave_out(subject, request.without_parts);
   if (subject.model == nullptr && (request.sampled || request.shuffle_histories)) {
     throw usage_error("lists rank no {}: wanted a run or bundle, got {}",
