@@ -101,6 +101,12 @@ Json slices_json(const std::vector<Slice>& slices) {
   return out;
 }
 
+std::vector<std::string> audit_notes(const Json& audit) {
+  const auto notes = audit.find("notes");
+  return notes != audit.end() && notes->is_array() ? notes->get<std::vector<std::string>>()
+                                                   : std::vector<std::string>();
+}
+
 std::string RunResult::reported() const { return test ? "test" : valid ? "valid" : ""; }
 
 const MetricValues* RunResult::metrics(const std::string& split) const {
@@ -118,13 +124,6 @@ const Slice* RunResult::slice(const std::string& name) const {
   const auto at = std::find_if(slices.begin(), slices.end(),
                                [&](const Slice& one) { return one.name == name; });
   return at == slices.end() ? nullptr : &*at;
-}
-
-std::vector<std::string> RunResult::notes() const {
-  std::vector<std::string> out;
-  if (!audit.contains("notes") || !audit["notes"].is_array()) return out;
-  for (const Json& note : audit["notes"]) out.push_back(note.get<std::string>());
-  return out;
 }
 
 Json RunResult::json() const {

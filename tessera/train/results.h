@@ -14,6 +14,8 @@ namespace tessera {
 Json metrics_json(const MetricValues& metrics);
 MetricValues metrics_from(const Json& json, const std::string& where);
 Json slices_json(const std::vector<Slice>& slices);
+/// What tables must say of an evaluation.
+std::vector<std::string> audit_notes(const Json& audit);
 
 /// What a run ended with: results.json as a value. Also the numbers of somebody's lists, which have
 /// `recs` in place of a model and no training.
@@ -58,7 +60,7 @@ struct RunResult {
   /// A metric of a split by its canonical name; NaN where there is none.
   double value(const std::string& split, const std::string& metric) const;
   const Slice* slice(const std::string& name) const;  ///< null where there is none of that name
-  std::vector<std::string> notes() const;             ///< of the audit
+  std::vector<std::string> notes() const { return audit_notes(audit); }
 
   Json json() const;
   /// A result that json() made, of this version or an older one: what older ones lack keeps its

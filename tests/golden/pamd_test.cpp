@@ -925,10 +925,10 @@ TEST(PamdModel, SampledCandidates) {
     EXPECT_EQ(sampled_candidates(pamd.data, Split::test, user, options).size(), 40 - n_known);
   }
   options.total = 15;
-  const Json out =
+  const auto out =
       evaluate_sampled(*pamd.model, pamd.data, find_protocol("strict"), Split::test, options);
-  EXPECT_EQ(out["name"], "sampled-15");
-  EXPECT_GT(out["metrics"]["recall@10"].get<double>(), 0);
+  EXPECT_EQ(out.name(), "sampled-15");
+  EXPECT_GT(value_of(out.metrics, "recall@10"), 0);
 }
 
 // Users without train rows are answered by the train counts.
