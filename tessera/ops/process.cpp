@@ -20,6 +20,8 @@ std::atomic<bool> g_owned{false};
 
 void own_process() { g_owned.store(true); }
 
+int64_t n_threads() { return at::get_num_threads(); }
+
 void keep_freed_memory() {
   if (!g_owned.load()) return;
   // What a step frees the next one wants again: without this glibc returns every larger array to

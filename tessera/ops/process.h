@@ -14,6 +14,7 @@ void own_process();
 
 /// Sets the number of threads, 0: all cores. Nothing in a process that is not owned.
 void use_threads(int64_t n);
+int64_t n_threads();  ///< that torch computes with
 
 /// Before training: arrays that are freed stay with the process. Faster steps, a few MB more.
 /// Nothing in a process that is not owned.

@@ -1,7 +1,5 @@
 #include "tessera/study/run.h"
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <fstream>
 #include <optional>
@@ -56,7 +54,7 @@ Json environment() {
           {"libtorch", torch_version()},
           {"cpu", cpu_name()},
           {"gpu", nullptr},
-          {"threads", at::get_num_threads()}};
+          {"threads", n_threads()}};
 }
 
 int64_t count_parameters(Model& model) {

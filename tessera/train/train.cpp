@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cmath>
 #include <fstream>
+#include <limits>
 
 #include "tessera/base/error.h"
 #include "tessera/base/files.h"
@@ -203,9 +204,11 @@ class Training {
   /// A checkpoint's counters are indices and sizes here.
   void check_counters() const {
     const auto whole = [](const Json& of, const char* name) {
-      return of.contains(name) && of[name].is_number_unsigned();
+      return of.contains(name) && of[name].is_number_unsigned() &&
+             of[name].get<uint64_t>() <= std::numeric_limits<int64_t>::max();
     };
-    bool good = epoch_ >= 0 && step_ >= 0 && stopping_.best_epoch_ <= epoch_;
+    bool good = epoch_ >= 0 && step_ >= 0 && stopping_.best_epoch_ <= epoch_ &&
+                metrics_lines_ >= 0 && curve_lines_ >= 0;
     if (!epoch_done_.is_null()) {
       good = good && epoch_done_.is_object() && whole(epoch_done_, "steps") &&
              whole(epoch_done_, "examples") && epoch_done_.contains("total") &&
