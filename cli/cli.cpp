@@ -16,6 +16,7 @@
 #include <regex>
 
 #include "cli/config.h"
+#include "tessera/base/field_error.h"
 #include "tessera/base/files.h"
 #include "tessera/base/resumable.h"
 #include "tessera/base/version.h"
@@ -394,6 +395,13 @@ int run_program(int argc, char** argv) {
   return static_cast<int>(Exit::done);
 }
 
+/// "--test-metric 'x' is ..": a field of a request as the flag that it was typed by.
+std::string with_flag(const FieldError& e) {
+  std::string flag = e.field() == "dataset" ? "-d DATASET" : "--" + e.field();
+  std::replace(flag.begin(), flag.end(), '_', '-');
+  return flag + (e.what()[0] == '\'' ? " " : ": ") + e.what();
+}
+
 }  // namespace
 
 int main_program(int argc, char** argv) {
@@ -410,6 +418,8 @@ int main_program(int argc, char** argv) {
   int code = 0;
   try {
     code = run_program(argc, argv);
+  } catch (const FieldError& e) {
+    code = fail(e.code(), with_flag(e));
   } catch (const InputError& e) {
     code = fail(e.code(), e.what());
   } catch (const ResumableError& e) {
