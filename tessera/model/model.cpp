@@ -118,7 +118,12 @@ class WholeScorer final : public Scorer {
   bool reads_order() const override { return reads_order_; }
 
  protected:
-  BlockScores own(const Queries& queries) const override { return BlockScores(score_(queries)); }
+  BlockScores own(const Queries& queries) const override {
+    // Strangers are answered by the train counts unless their history speaks.
+    Queries asked = queries;
+    if (asked.users.defined()) asked.users = asked.users.clamp_min(0);
+    return BlockScores(score_(asked));
+  }
 
  private:
   const bool reads_order_;
