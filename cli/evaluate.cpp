@@ -6,7 +6,7 @@
 #include "tessera/eval/sampled.h"
 #include "tessera/folder/load.h"
 #include "tessera/model/bundle.h"
-#include "tessera/model/eval_mask.h"
+#include "tessera/model/offers.h"
 #include "tessera/study/run.h"
 
 namespace tessera::cli {
@@ -253,7 +253,7 @@ void run_evaluate(const Common& common, const Flags& flags) {
   options.per_user = flags.per_user;
 
   if (!flags.eval_mask.empty()) {
-    auto* masked = dynamic_cast<EvalMask*>(subject.model);
+    auto* masked = subject.model != nullptr ? subject.model->offers().mask : nullptr;
     if (masked == nullptr) {
       throw usage_error("{} has no parts that --eval-mask could leave out", subject.name);
     }

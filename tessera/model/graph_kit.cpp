@@ -18,10 +18,14 @@ GraphTables::GraphTables(Model& model, const Random& random, int64_t width, cons
                          const std::string& item)
     : graph(model.data().train_distinct.offsets, model.data().train_distinct.items,
             model.data().n_items),
-      users(model.parameter("user_embedding", xavier_uniform(model.data().n_users, width,
-                                                             random.stream("init." + user)))),
-      items(model.parameter("item_embedding", xavier_uniform(model.data().n_items, width,
-                                                             random.stream("init." + item)))) {}
+      users(model.parameter(
+          "user_embedding",
+          xavier_uniform(model.data().n_users, width, random.stream("init." + user)), Role::scoring,
+          Axis::by_user)),
+      items(model.parameter(
+          "item_embedding",
+          xavier_uniform(model.data().n_items, width, random.stream("init." + item)), Role::scoring,
+          Axis::by_item)) {}
 
 Vectors GraphTables::layer_mean(int64_t n_layers, const BipartiteGraph& over) const {
   const auto [u, i] = tessera::layer_mean(over, users, items, n_layers);
@@ -41,9 +45,9 @@ ModalityTable::ModalityTable(Model& model, const Feature& feature, const std::st
   if (frozen) {
     frozen_ = rows;
   } else if (as == TrainedRows::whole) {
-    whole_ = &model.parameter(name_ + ".features", rows, role);
+    whole_ = &model.parameter(name_ + ".features", rows, role, Axis::by_item);
   } else {
-    lazy_ = &model.table(name_ + ".features", rows, role);
+    lazy_ = &model.table(name_ + ".features", rows, role, Axis::by_item);
   }
 }
 

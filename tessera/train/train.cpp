@@ -7,7 +7,7 @@
 
 #include "tessera/base/error.h"
 #include "tessera/base/files.h"
-#include "tessera/model/own_step.h"
+#include "tessera/model/offers.h"
 #include "tessera/model/sampler.h"
 #include "tessera/train/checkpoint.h"
 #include "tessera/train/test_curve.h"
@@ -73,8 +73,7 @@ class Training {
       write_last();
     };
     watch_.text = config.log;
-    own_ = dynamic_cast<OwnStep*>(&model);
-    if (own_ && !own_->steps_itself()) own_ = nullptr;
+    own_ = model.offers().step;
     const bool own_epochs = settings_.epochs_given || settings_.epochs != TrainSettings{}.epochs;
     max_epochs_ = own_epochs ? settings_.epochs : config.protocol.epochs;
   }
@@ -321,8 +320,7 @@ class Training {
 
   void epochs() {
     Sampler sampler(data_.view(), model_.batch_spec(), settings_.train_batch_size,
-                    Random(settings_.seed), own_ == nullptr,
-                    dynamic_cast<DrawsFromAllItems*>(&model_) != nullptr);
+                    Random(settings_.seed));
     if (sampler.n_left_out() > 0) {
       config_.log.warn("{} train rows left out: their user has no negative", sampler.n_left_out());
     }
