@@ -16,6 +16,10 @@ struct Ablation {
   std::vector<std::pair<std::string, Json>> settings;
 };
 
+/// Settings and what they are searched over, as `search:` in a settings file writes it: a list, or
+/// "uniform(0, 0.5)" and the like.
+using SearchSpace = std::vector<std::pair<std::string, Json>>;
+
 struct ModelInfo {
   std::string name;   ///< as its paper spells it
   std::string title;  ///< "LightGCN, He et al. 2020"
@@ -28,6 +32,7 @@ struct ModelInfo {
   std::function<std::string(const Settings&)> label;
   /// The registered ablation set for data with these modalities; empty where there is none.
   std::function<std::vector<Ablation>(const std::vector<std::string>&)> ablations;
+  SearchSpace search;  ///< the grid of its paper; empty where nothing is trained or set
 };
 
 /// Every registered model, by name.
@@ -87,6 +92,7 @@ struct RegisterModel {
       };
     }
     if constexpr (requires { M::Config::ablations({}); }) info.ablations = M::Config::ablations;
+    if constexpr (requires { M::Config::search(); }) info.search = M::Config::search();
     register_model(std::move(info));
   }
 };
