@@ -2,6 +2,7 @@
 #include <optional>
 
 #include "cli/cli.h"
+#include "tessera/ops/device.h"
 #include "tessera/serve/recommender.h"
 
 namespace tessera::cli {
@@ -40,7 +41,7 @@ Json as_json(const Recommender& recommender, const Neighbours& found) {
 }
 
 void similar(const Common& common, const Flags& flags) {
-  check_bundle_flags(common, "similar");
+  const ReferenceOps plain(check_bundle_flags(common, "similar").reference());
   const Log log = make_log(common);
   AskSimilar ask;
   ask.all_items = flags.listed == "all";

@@ -10,6 +10,7 @@
 #include "tessera/eval/protocol_words.h"
 #include "tessera/eval/ranking.h"
 #include "tessera/model/part_ranked.h"
+#include "tessera/ops/device.h"
 #include "tessera/ops/parallel.h"
 
 namespace tessera {
@@ -633,6 +634,7 @@ Evaluation evaluate(Model& model, const Dataset& data, const Protocol& protocol,
                     const EvalOptions& options) {
   const auto start = std::chrono::steady_clock::now();
   const torch::NoGradGuard no_gradients;
+  const ReferenceOps plain(model.settings().reference());
   if (model.training()) model.train(false);
   const Wanted wanted = wanted_metrics(data, protocol, options);
   const Plan plan(data, protocol, split);

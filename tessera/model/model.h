@@ -48,6 +48,8 @@ struct Batch {
   torch::Tensor targets;                         ///< int64, what to predict, packed by row
   torch::Tensor target_offsets;  ///< [rows + 1]; one target per input, or one per row
   int64_t size() const;          ///< pairs, users or rows in this batch
+  /// The same with its indices on that device. Offsets stay in main memory: they are sizes.
+  Batch to(torch::Device device) const;
 };
 
 /// What a model's loss wants to see.
@@ -99,6 +101,10 @@ struct TrainSettings {
   std::string map_norm = "min";
 
   void describe(Fields& f);
+  /// Where the tensors of `device` lie: cpu and reference are both main memory; exit 2 for others.
+  torch::Device on() const;
+  /// Whether ops go by plain tensor operations on the CPU (ops/device.h).
+  bool reference() const { return device == "reference"; }
 };
 
 /// What a model is built from. The data outlives the model.
@@ -107,6 +113,7 @@ struct Context {
   Random random;
   TrainSettings train;
   Log log;
+  torch::Device device() const { return train.on(); }
 };
 
 struct Loss {
@@ -187,9 +194,11 @@ class Model {
   bool training() const { return training_; }
   bool trainable() { return !parameter_groups().empty(); }
   const TrainView& data() const { return data_; }
+  const TrainSettings& settings() const { return train_; }
 
  protected:
-  /// A trained tensor that loss() reads whole; it requires a gradient. The reference stays valid.
+  /// A trained tensor that loss() reads whole, on the device of the run; it requires a gradient.
+  /// The reference stays valid.
   torch::Tensor& parameter(const std::string& name, torch::Tensor initial,
                            Role role = Role::scoring);
   /// A trained table that loss() gathers rows of.

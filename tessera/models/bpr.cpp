@@ -91,7 +91,7 @@ class Bpr : public FactorModel, public OwnStep {
     torch::Tensor users = users_.value(), items = items_.value();
     const BprSgdLoss at = bpr_sgd(users, items, batch.users, batch.positives, batch.negatives,
                                   {train_.learning_rate, config_.reg_weight});
-    const auto bpr = torch::scalar_tensor(at.bpr), reg = torch::scalar_tensor(at.squares);
+    const auto bpr = at.bpr.to(torch::kFloat), reg = at.squares.to(torch::kFloat);
     return {bpr + config_.reg_weight * reg, {{"bpr", bpr}, {"reg", reg}}};
   }
 
