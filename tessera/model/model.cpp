@@ -53,9 +53,9 @@ int64_t Batch::size() const {
 
 Batch Batch::to(torch::Device device) const {
   Batch out = *this;
-  for (auto* t : {&out.users, &out.positives, &out.negatives, &out.distinct_users,
-                  &out.distinct_items, &out.user_inverse, &out.positive_inverse,
-                  &out.negative_inverse, &out.rows.items, &out.row_users, &out.targets}) {
+  for (auto* t :
+       {&out.users, &out.positives, &out.negatives, &out.distinct_users, &out.distinct_items,
+        &out.user_inverse, &out.positive_inverse, &out.negative_inverse}) {
     if (t->defined()) *t = t->to(device);
   }
   return out;

@@ -48,7 +48,8 @@ struct Batch {
   torch::Tensor targets;                         ///< int64, what to predict, packed by row
   torch::Tensor target_offsets;  ///< [rows + 1]; one target per input, or one per row
   int64_t size() const;          ///< pairs, users or rows in this batch
-  /// The same with its indices on that device. Offsets stay in main memory: they are sizes.
+  /// The same with users, items and their places on that device. Sequence rows and their targets
+  /// stay in main memory, where models cut and pad them.
   Batch to(torch::Device device) const;
 };
 

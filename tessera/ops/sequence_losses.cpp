@@ -456,7 +456,7 @@ torch::Tensor softmax_loss(const torch::Tensor& h, const torch::Tensor& items,
                            const torch::Tensor& targets, const torch::Tensor& bias,
                            const SoftmaxBlocks& blocks) {
   check(h, items, targets);
-  if (composed(h)) return softmax_loss_composed(h, items, targets, bias);
+  if (composed(h)) return softmax_loss_composed(h, items, targets.to(h.device()), bias);
   const bool with_gradient =
       torch::GradMode::is_enabled() &&
       (h.requires_grad() || items.requires_grad() || (bias.defined() && bias.requires_grad()));
@@ -477,7 +477,10 @@ torch::Tensor sampled_loss(const torch::Tensor& h, const torch::Tensor& items,
   check(h, items, targets);
   TORCH_CHECK(negatives.dim() == 2 && group_of.dim() == 1 && group_of.size(0) == h.size(0),
               "sampled_loss wants negatives [groups, k] and a group for each position");
-  if (composed(h)) return sampled_loss_composed(h, items, targets, negatives, group_of, loss);
+  if (composed(h)) {
+    const auto on = h.device();
+    return sampled_loss_composed(h, items, targets.to(on), negatives.to(on), group_of.to(on), loss);
+  }
   return Sampled::apply(h, items, targets, negatives, group_of, loss);
 }
 
