@@ -25,11 +25,9 @@
 #include "tessera/ops/graph.h"
 #include "tessera/ops/gru.h"
 #include "tessera/ops/item_graph.h"
-#include "tessera/ops/knn.h"
 #include "tessera/ops/linear.h"
 #include "tessera/ops/losses.h"
 #include "tessera/ops/modal_attention.h"
-#include "tessera/ops/parallel.h"
 #include "tessera/ops/parts.h"
 #include "tessera/ops/residual_norm.h"
 #include "tessera/ops/sequence_losses.h"
@@ -304,6 +302,29 @@ std::vector<Case> cases(int64_t n, int64_t d) {
             rows_product({rows}, x[2]),
             back};
   });
+
+  add("linear", {a, random({4, d}, "weight"), random({4}, "bias")}, [](X x, There) -> Tensors {
+    const auto f = [](const torch::Tensor& v) { return v.to(torch::kFloat32); };
+    return {linear(x[0], x[1], x[2], false), linear(f(x[0]), f(x[1]), f(x[2]), true)};
+  });
+  for (const bool norm : {true, false}) {
+    add("critic",
+        {random({n + 2, 5}, "first"), random({d, 5}, "w1"), random({5}, "b1"), random({4, 5}, "w2"),
+         random({4}, "b2"), random({4}, "w"), random({1}, "b")},
+        [=](X x, There) -> Tensors {
+          Critic critic{{norm, 0.2, CriticForm::Output::sigmoid},
+                        {{x[1], x[2], x[2] + 1, x[2]}, {x[3], x[4], x[4] + 1, x[4]}},
+                        x[5],
+                        x[6]};
+          for (auto& [name, tensor] : critic.tensors()) *tensor = tensor->detach();
+          const auto pass = critic_pass(critic, x[0].detach(), {});
+          Critic to = critic.zeros_like();
+          const auto adjoint = critic_backward(critic, pass, pass.score, &to);
+          const auto penalty = gradient_penalty(critic, pass, 0.7, to);
+          return {critic_score(critic, x[0], {}), adjoint, penalty.value, penalty.adjoint,
+                  to.layers[0].weight};
+        });
+  }
 
   // Pairs of items.
   ItemPairs pairs;
