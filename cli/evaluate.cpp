@@ -247,6 +247,7 @@ void run_evaluate(const Common& common, const Flags& flags) {
   if (flags.split.empty() && split == Split::valid) {
     log.warn("dataset '{}' has no test rows: these are numbers of valid", data.name);
   }
+  const ReferenceOps plain(subject.settings.reference());
   const Protocol& protocol = find_protocol(subject.settings.protocol);
   EvalOptions options = eval_options(subject.settings, protocol);
   options.slices = flags.slices;

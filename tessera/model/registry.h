@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "tessera/model/model.h"
+#include "tessera/ops/device.h"
 
 namespace tessera {
 
@@ -73,6 +74,7 @@ struct RegisterModel {
       Fields f(name);
       config.describe(f);
       f.apply(settings);
+      const ReferenceOps plain(context.train.reference());
       return std::make_unique<M>(config, context);
     };
     info.resolve = [name](const Settings& settings) {

@@ -97,7 +97,7 @@ class Bpr : public FactorModel, public OwnStep {
     const BprSgdLoss at =
         bpr_sgd(users, items, batch.users, batch.positives, batch.negatives,
                 {train_.learning_rate * train_.rate_factor(batch.epoch), config_.reg_weight});
-    const auto bpr = torch::scalar_tensor(at.bpr), reg = torch::scalar_tensor(at.squares);
+    const auto bpr = at.bpr.to(torch::kFloat), reg = at.squares.to(torch::kFloat);
     return {bpr + config_.reg_weight * reg, {{"bpr", bpr}, {"reg", reg}}};
   }
 

@@ -5,6 +5,7 @@
 #include "tessera/model/graph_kit.h"
 #include "tessera/model/registry.h"
 #include "tessera/ops/by_type.h"
+#include "tessera/ops/device.h"
 #include "tessera/ops/fill.h"
 #include "tessera/ops/parallel.h"
 #include "tessera/ops/triples.h"
@@ -68,6 +69,15 @@ class Joined : public torch::autograd::Function<Joined> {
  private:
   static constexpr int64_t kGrain = 64;  // rows a thread takes at least
 };
+
+torch::autograd::variable_list join_rows(const torch::Tensor& ids, const torch::Tensor& content,
+                                         const torch::Tensor& bias) {
+  if (!composed(ids)) return Joined::apply(ids, content, bias);
+  const int64_t d = ids.size(1);
+  return {torch::cat({ids, content.narrow(1, 0, d)}, 1),
+          content.size(1) > d ? bias.squeeze(1) + content.select(1, d)
+                              : torch::empty({0}, ids.options())};
+}
 
 /// VBPR (He & McAuley, AAAI 2016): BPR-MF plus the raw features through a learned projection,
 ///   score = b_i + g_u . g_i + t_u . (E f_i) + w . f_i,
@@ -147,8 +157,9 @@ class Vbpr : public FactorModel {
     const auto f = features_.index_select(0, batch.distinct_items).to(torch::kFloat);
     const Triples at{batch.user_inverse, batch.positive_inverse, batch.negative_inverse};
     // Items as [ID ; E f], users as [g ; t]: the score is one inner product and the item's offset.
-    const auto bias = linear_ ? item_bias_->gather(batch.distinct_items) : torch::empty({0, 1});
-    const auto joined = Joined::apply(ids, content(f), bias);
+    const auto bias =
+        linear_ ? item_bias_->gather(batch.distinct_items) : torch::empty({0, 1}, ids.options());
+    const auto joined = join_rows(ids, content(f), bias);
     const auto &rows = joined[0], &offsets = joined[1];
     const auto bpr = bpr_loss(users, rows, at, offsets);
     Loss out{bpr, {{"bpr", bpr}}};

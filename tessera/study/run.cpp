@@ -276,10 +276,7 @@ void check_same_rows(const fs::path& folder, const fs::path& dataset, const Data
 }  // namespace
 
 void use_device_and_threads(const TrainSettings& settings) {
-  if (settings.device != "cpu") {
-    throw usage_error("device '{}' is not available: this build computes on cpu",
-                      printable(settings.device));
-  }
+  settings.on();
   at::set_num_threads(settings.threads > 0
                           ? static_cast<int>(settings.threads)
                           : static_cast<int>(std::max(1U, std::thread::hardware_concurrency())));
