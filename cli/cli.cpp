@@ -17,7 +17,9 @@
 
 #include "cli/config.h"
 #include "tessera/base/files.h"
+#include "tessera/base/resumable.h"
 #include "tessera/base/version.h"
+#include "tessera/ops/process.h"
 #include "tessera/study/run.h"
 
 namespace tessera::cli {
@@ -237,7 +239,8 @@ TrainSettings check_bundle_flags(const Common& common, const std::string& verb) 
   Fields fields(verb);
   settings.describe(fields);
   fields.apply(common.flags);
-  use_device_and_threads(settings);
+  settings.on();
+  use_threads(settings.threads);
   return settings;
 }
 
@@ -400,6 +403,7 @@ int main_program(int argc, char** argv) {
   sigaction(SIGINT, &action, nullptr);
   sigaction(SIGTERM, &action, nullptr);
   std::signal(SIGPIPE, SIG_IGN);
+  own_process();
   auto fail = [](Exit code, const std::string& message) {
     std::fprintf(stderr, "error: %s\n", message.c_str());
     return static_cast<int>(code);
@@ -409,6 +413,9 @@ int main_program(int argc, char** argv) {
     code = run_program(argc, argv);
   } catch (const InputError& e) {
     code = fail(e.code(), e.what());
+  } catch (const ResumableError& e) {
+    code = fail(e.code(), fmt::format("{}; go on with: tessera {} --resume {}", e.what(), argv[1],
+                                      e.folder()));
   } catch (const RunError& e) {
     code = fail(e.code(), e.what());
   } catch (const PipeClosed&) {

@@ -59,8 +59,8 @@ std::vector<int32_t> sampled_candidates(const Dataset& data, Split split, int64_
   return out;
 }
 
-Json evaluate_sampled(Model& model, const Dataset& data, const Protocol& protocol, Split split,
-                      const SampledOptions& options) {
+SampledResult evaluate_sampled(Model& model, const Dataset& data, const Protocol& protocol,
+                               Split split, const SampledOptions& options) {
   std::vector<int64_t> users;
   for (int64_t user = 0; user < data.n_users; ++user) {
     if (!held_out(data, split, user).empty()) users.push_back(user);
@@ -101,17 +101,19 @@ Json evaluate_sampled(Model& model, const Dataset& data, const Protocol& protoco
     }
   }
   const auto n = static_cast<double>(users.size());
-  Json metrics;
-  metrics[fmt::format("recall@{}", options.k)] = sum.recall / n;
-  metrics[fmt::format("ndcg@{}", options.k)] = sum.ndcg / n;
-  metrics[fmt::format("precision@{}", options.k)] = sum.precision / n;
-  return {{"name", fmt::format("sampled-{}", options.total)},
-          {"split", split == Split::test ? "test" : "valid"},
-          {"k", options.k},
-          {"ndcg_ideal", options.ideal_all ? "all" : "capped"},
-          {"seed", options.seed},
-          {"n_users", users.size()},
-          {"metrics", metrics}};
+  return {options,
+          split_name(split),
+          static_cast<int64_t>(users.size()),
+          {{fmt::format("recall@{}", options.k), sum.recall / n},
+           {fmt::format("ndcg@{}", options.k), sum.ndcg / n},
+           {fmt::format("precision@{}", options.k), sum.precision / n}}};
+}
+
+Json SampledResult::json() const {
+  Json values = Json::object();
+  for (const auto& [metric, value] : metrics) values[metric] = value;
+  return {{"name", name()},       {"split", split},     {"k", options.k},   {"ndcg_ideal", ideal()},
+          {"seed", options.seed}, {"n_users", n_users}, {"metrics", values}};
 }
 
 }  // namespace tessera

@@ -109,8 +109,7 @@ std::string model_card(Model& model, const ModelInfo& info, const RunSettings& s
       "{}. A recommendation model written by Tessera {} on {}; `tessera recommend`, `similar` and "
       "`serve` load this folder.\n\n",
       info.title, kVersion, json_get<std::string>(about, "created", "model.json"));
-  const std::string label = info.label ? info.label(settings.given) : "";
-  if (!label.empty()) card += label + ".\n\n";
+  if (const std::string& label = settings.config.label; !label.empty()) card += label + ".\n\n";
   card += "## Data\n\n";
   card += fmt::format(
       "{} users, {} items, {} train rows of the data set {}. Trained on the train rows alone; "
@@ -269,14 +268,14 @@ Interactions read_rows(const fs::path& root, const std::string& name, int64_t n_
 /// The stored settings that this version knows. Where to run is not the bundle's to say.
 Settings known_settings(const ModelInfo& info, const Json& stored, const std::string& where,
                         const Log& log) {
-  Fields own(info.name), training("training");
-  info.describe(own);
+  const auto own = info.fields();
+  Fields training("training");
   TrainSettings train;
   train.describe(training);
   Settings out;
   for (const auto& [name, value] : stored.items()) {
     if (name == "device" || name == "threads") continue;
-    if (own.knows(name) || training.knows(name)) {
+    if (own->knows(name) || training.knows(name)) {
       out.push_back({name, value, "model.json"});
     } else {
       log.warn("{}: setting '{}' is not known to this version of Tessera and is ignored", where,
@@ -547,14 +546,10 @@ Bundle load_bundle(const fs::path& folder, const Log& log, const BundleUse& use)
   saved.values = values;
   as_damage(where, [&] {
     const RunSettings settings = resolve_settings(info, known);
-    check_sizes(settings.model, info.resolve({}), saved.weights, data.view());
-    Settings own;
-    for (const auto& setting : settings.model) {
-      own.push_back({setting.name, setting.value, setting.origin});
-    }
+    check_sizes(settings.model, info.fields()->resolved(), saved.weights, data.view());
     const Context context{data.view(), Random(static_cast<uint64_t>(settings.train_settings.seed)),
                           settings.train_settings, log};
-    bundle.model = info.make(own, context);
+    bundle.model = settings.config.make(context);
   });
   as_damage((root / "weights.safetensors").string(), [&] {
     State state;

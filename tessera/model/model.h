@@ -70,8 +70,7 @@ struct BatchSpec {
 
 /// Settings of the training that models may want to know.
 struct TrainSettings {
-  int64_t epochs = 1000;
-  bool epochs_given = false;
+  Chosen<int64_t> epochs = 1000;  ///< where nobody chose, the protocol's
   int64_t train_batch_size = 2048;
   int64_t eval_batch_size = 4096;
   double learning_rate = 1e-3;
@@ -88,8 +87,8 @@ struct TrainSettings {
   std::vector<std::string> modalities, permute;
   std::string missing;  ///< empty: the model's own
   int64_t fold = -1;
-  int64_t checkpoint = 1;
-  int64_t threads = 0;  ///< 0: all cores
+  int64_t checkpoint = 0;  ///< epochs between checkpoints, 0: as often as their cost allows
+  int64_t threads = 0;     ///< 0: all cores
   std::string device = "cpu";
   bool test_curve = false, tensorboard = false;
   int64_t sparse_max = 3;

@@ -16,6 +16,7 @@
 #include "tessera/base/random.h"
 #include "tessera/data/npy.h"
 #include "tessera/import/import.h"
+#include "tessera/ops/process.h"
 #include "tessera/serve/recommender.h"
 #include "tessera/study/run.h"
 
@@ -485,7 +486,7 @@ Json run_model(const DemoRequest& request, const std::string& model) {
   run_request.stop_requested = request.stop_requested;
   run_request.progress = request.progress;
   const fs::path folder = request.folder / "runs" / model;
-  if (fs::exists(folder / "results.json")) return read_json(folder / "results.json");
+  if (run_finished(folder)) return read_results(folder).json();
   if (fs::exists(folder / "checkpoints" / "last")) {
     run_request.resume = folder;
     run_request.settings.clear();
@@ -493,7 +494,7 @@ Json run_model(const DemoRequest& request, const std::string& model) {
     run_request.output = folder;
   }
   reset_peak_memory();
-  return run(run_request).results;
+  return run(run_request).result.json();
 }
 
 Json table_row(const Json& results) {

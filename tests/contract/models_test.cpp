@@ -36,12 +36,11 @@ INSTANTIATE_TEST_SUITE_P(Registry, EveryModel, testing::ValuesIn(names()),
                          [](const auto& info) { return squeezed(info.param); });
 
 TEST_P(EveryModel, HelpAndUnknownSetting) {
-  Fields fields(info().name);
-  info().describe(fields);
-  if (!fields.names().empty()) {
-    EXPECT_FALSE(fields.help().empty());
+  const auto fields = info().fields();
+  if (!fields->names().empty()) {
+    EXPECT_FALSE(fields->help().empty());
   }
-  for (const auto& row : fields.rows()) EXPECT_FALSE(row.help.empty()) << row.name;
+  for (const auto& row : fields->rows()) EXPECT_FALSE(row.help.empty()) << row.name;
   EXPECT_FALSE(info().title.empty());
   try {
     resolve_settings(info(), {{"no_such_setting", 1, "flag"}});

@@ -7,6 +7,7 @@
 
 #include <chrono>
 #include <cmath>
+#include <set>
 #include <thread>
 
 #include "tessera/base/error.h"
@@ -96,30 +97,7 @@ class Staged : public FactorModel {
 };
 
 const ModelInfo& staged() {
-  static const ModelInfo info = [] {
-    ModelInfo i;
-    i.name = "Staged";
-    i.title = "a model of the tests";
-    i.describe = [](Fields& f) {
-      static Staged::Config config;
-      config.describe(f);
-    };
-    i.make = [](const Settings& settings, const Context& context) {
-      Staged::Config config;
-      Fields f("Staged");
-      config.describe(f);
-      f.apply(settings);
-      return std::make_unique<Staged>(config, context);
-    };
-    i.resolve = [](const Settings& settings) {
-      Staged::Config config;
-      Fields f("Staged");
-      config.describe(f);
-      f.apply(settings);
-      return f.resolved();
-    };
-    return i;
-  }();
+  static const ModelInfo info = model_info<Staged>("Staged", "a model of the tests");
   return info;
 }
 
@@ -149,6 +127,60 @@ TEST(Training, InnerOptimiserSurvivesAResume) {
                std::runtime_error);
   Trained resumed(staged(), data, settings, broken, true);
   EXPECT_TRUE(torch::equal(unbroken.scores(), resumed.scores()));
+}
+
+/// The epochs that checkpoints/last held at the ends of the epochs of a run.
+std::set<int64_t> kept_epochs(const Dataset& data, const Settings& settings) {
+  const fs::path folder = scratch("kept");
+  std::set<int64_t> out;
+  const Trained trained(staged(), data, settings, folder, false, [&](int64_t) {
+    const Json state = read_json(folder / "checkpoints" / "last" / "state.json");
+    out.insert(state["values"]["trainer.epoch"].get<int64_t>());
+  });
+  EXPECT_GT(trained.result.checkpoint_s, 0);
+  EXPECT_EQ(*out.rbegin(), trained.result.n_epochs) << "the last epoch is always kept";
+  return out;
+}
+
+// An epoch of small data takes less than twenty times what a checkpoint does.
+TEST(Training, CheckpointsComeAsOftenAsTheirCostAllows) {
+  const Dataset data = small_data(1);
+  const Settings settings = {{"epochs", 30, "test"}, {"stopping_step", 100, "test"}};
+  EXPECT_LT(kept_epochs(data, settings).size(), 30u);
+  Settings each = settings;
+  each.push_back({"checkpoint", 1, "test"});
+  EXPECT_EQ(kept_epochs(data, each).size(), 30u);
+  each.back().value = 10;
+  EXPECT_EQ(kept_epochs(data, each), (std::set<int64_t>{0, 10, 20, 30}));
+}
+
+TEST(Training, KilledBetweenCheckpointsEndsAsUnbroken) {
+  const Dataset data = small_data(1);
+  const Settings settings = {{"epochs", 9, "test"}, {"checkpoint", 4, "test"}};
+  const fs::path whole = scratch("between_whole"), broken = scratch("between_broken");
+  Trained unbroken(staged(), data, settings, whole);
+  EXPECT_THROW(Trained(staged(), data, settings, broken, false,
+                       [](int64_t epoch) {
+                         if (epoch == 6) throw std::runtime_error("killed");
+                       }),
+               std::runtime_error);
+  const Json state = read_json(broken / "checkpoints" / "last" / "state.json");
+  EXPECT_EQ(state["values"]["trainer.epoch"], 4);
+  Trained resumed(staged(), data, settings, broken, true);
+  EXPECT_TRUE(torch::equal(unbroken.scores(), resumed.scores()));
+  EXPECT_EQ(without_times(whole / "metrics.jsonl"), without_times(broken / "metrics.jsonl"));
+}
+
+// Counted by results that a run had before it went on.
+TEST(Training, LooksAtTestAreCountedOn) {
+  const Dataset data = small_data(1);
+  const Settings settings = {{"epochs", 2, "test"}};
+  TrainConfig config = training(settings, staged(), scratch("looks"));
+  fs::create_directories(config.folder);
+  config.resume = true;
+  config.test_looks = 5;
+  auto model = staged().make({}, Context{data.view(), Random(1), config.settings, {}});
+  EXPECT_EQ(train_model(*model, data, config).test_looks, 6);
 }
 
 TEST(Training, DivergenceNamesEpochAndPart) {

@@ -671,7 +671,9 @@ TEST(MmsslModel, EdgesAreTheNearestItemsByContent) {
 }
 
 TEST(MmsslModel, ResultsSayThatTheyAreApproximate) {
-  const auto label = [](const Settings& settings) { return find_model("MMSSL").label(settings); };
+  const auto label = [](const Settings& settings) {
+    return find_model("MMSSL").resolve(settings).label;
+  };
   EXPECT_NE(
       label({{"variant", "released", "test"}, {"graph_refresh", 2, "test"}}).find("approximate"),
       std::string::npos);

@@ -628,11 +628,10 @@ TEST(PamdModel, Masks) {
 // A ranking with parts left out says so wherever its numbers go.
 TEST(PamdModel, EvalMaskIsLabelled) {
   const ModelInfo& info = find_model("PAMD");
-  ASSERT_TRUE(info.label);
-  EXPECT_EQ(info.label({{"eval_mask", "common,text", "test"}}),
+  EXPECT_EQ(info.resolve({{"eval_mask", "common,text", "test"}}).label,
             "eval_mask = common,text: parts are left out when ranking only, the model was trained "
             "with them");
-  EXPECT_EQ(info.label({{"without_parts", "common", "test"}}), "");
+  EXPECT_EQ(info.resolve({{"without_parts", "common", "test"}}).label, "");
 }
 
 // Section 5: what stands for a row that is not there, by each policy.
@@ -923,10 +922,10 @@ TEST(PamdModel, SampledCandidates) {
     EXPECT_EQ(sampled_candidates(pamd.data, Split::test, user, options).size(), 40 - n_known);
   }
   options.total = 15;
-  const Json out =
+  const auto out =
       evaluate_sampled(*pamd.model, pamd.data, find_protocol("strict"), Split::test, options);
-  EXPECT_EQ(out["name"], "sampled-15");
-  EXPECT_GT(out["metrics"]["recall@10"].get<double>(), 0);
+  EXPECT_EQ(out.name(), "sampled-15");
+  EXPECT_GT(value_of(out.metrics, "recall@10"), 0);
 }
 
 // Users without train rows are answered by the train counts.
