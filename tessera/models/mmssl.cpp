@@ -231,10 +231,14 @@ class Mmssl : public GraphModel {
         graph_(data_.train_distinct.offsets, data_.train_distinct.items, data_.n_items,
                config.prop_norm == "left" ? 1e-8 : 1e-7),
         observed_(data_.train_distinct.offsets, data_.train_distinct.items, data_.n_items, 0),
-        users_(parameter("user_embedding", xavier_uniform(data_.n_users, config.embedding_size,
-                                                          random_.stream("init.user_embedding")))),
-        items_(parameter("item_embedding", xavier_uniform(data_.n_items, config.embedding_size,
-                                                          random_.stream("init.item_embedding")))) {
+        users_(parameter("user_embedding",
+                         xavier_uniform(data_.n_users, config.embedding_size,
+                                        random_.stream("init.user_embedding")),
+                         Role::scoring, Axis::by_user)),
+        items_(parameter("item_embedding",
+                         xavier_uniform(data_.n_items, config.embedding_size,
+                                        random_.stream("init.item_embedding")),
+                         Role::scoring, Axis::by_item)) {
     check_settings();
     for (const auto& feature : data_.features) add_modality(feature);
     if (needs_graphs() && config.use_dep) add_dependency();

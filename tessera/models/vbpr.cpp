@@ -129,15 +129,18 @@ class Vbpr : public FactorModel {
       const Random random = random_.stream("init." + name);
       return linear_ ? xavier_uniform(rows, cols, random) : xavier_normal(rows, cols, random);
     };
-    users_ =
-        &table("user_embedding", linear_ ? torch::cat({initial("user_id", data_.n_users, d),
-                                                       initial("user_visual", data_.n_users, d)},
-                                                      1)
-                                         : initial("user", data_.n_users, 2 * d));
-    items_ = &table("item_embedding", initial("item_id", data_.n_items, d));
+    users_ = &table("user_embedding",
+                    linear_ ? torch::cat({initial("user_id", data_.n_users, d),
+                                          initial("user_visual", data_.n_users, d)},
+                                         1)
+                            : initial("user", data_.n_users, 2 * d),
+                    Role::scoring, Axis::by_user);
+    items_ = &table("item_embedding", initial("item_id", data_.n_items, d), Role::scoring,
+                    Axis::by_item);
     projection_ = &parameter("projection", initial("projection", d, width));
     if (linear_) {
-      item_bias_ = &table("item_bias", torch::zeros({data_.n_items, 1}));
+      item_bias_ =
+          &table("item_bias", torch::zeros({data_.n_items, 1}), Role::scoring, Axis::by_item);
       visual_bias_ = &parameter("visual_bias", initial("visual_bias", 1, width));
     } else {
       projection_bias_ = &parameter("projection_bias", torch::zeros({d}));
