@@ -157,10 +157,11 @@ Checked check(const Plan& plan, const Log& log) {
       throw usage_error("topk {} is larger than the catalogue of {} items", k, out.data->n_items);
     }
   }
+  check_evaluations(*out.data, train, out.protocol);
+  if (!plan.look_at_test) out.data->test = {};
   const Random random(static_cast<uint64_t>(train.seed));
   out.model = out.settings.config.make(Context{out.data->view(), random, train, log});
   check_training(*out.model, *out.data, train, out.protocol);
-  if (!plan.look_at_test) out.data->test = {};
   return out;
 }
 

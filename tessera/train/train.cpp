@@ -701,6 +701,11 @@ void check_training(Model& model, const Dataset& data, const TrainSettings& sett
   for (const Split split : {Split::valid, Split::test}) {
     if (has_rows(data, split)) check_evaluation(data, protocol, split, options);
   }
+}
+
+void check_training(Model& model, const Dataset& data, const TrainSettings& settings,
+                    const Protocol& protocol) {
+  check_evaluations(data, settings, protocol);
   const bool fixed = settings.epochs.chosen() || protocol.every_position;
   if (model.trainable() && !has_rows(data, Split::valid) && !fixed) {
     throw usage_error(
