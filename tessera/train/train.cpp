@@ -693,9 +693,8 @@ std::vector<int64_t> cut_topk(const EvalOptions& options, int64_t n_items) {
   return out;
 }
 
-void check_training(Model& model, const Dataset& data, const TrainSettings& settings,
-                    const Protocol& protocol) {
-  settings.rate_factor(0);
+void check_evaluations(const Dataset& data, const TrainSettings& settings,
+                       const Protocol& protocol) {
   EvalOptions options = eval_options(settings, protocol);
   options.metrics.push_back(selecting_metric(settings, protocol, data.n_items));
   for (const Split split : {Split::valid, Split::test}) {
@@ -705,6 +704,7 @@ void check_training(Model& model, const Dataset& data, const TrainSettings& sett
 
 void check_training(Model& model, const Dataset& data, const TrainSettings& settings,
                     const Protocol& protocol) {
+  settings.rate_factor(0);
   check_evaluations(data, settings, protocol);
   const bool fixed = settings.epochs.chosen() || protocol.every_position;
   if (model.trainable() && !has_rows(data, Split::valid) && !fixed) {
