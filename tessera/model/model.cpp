@@ -1,6 +1,10 @@
 #include "tessera/model/model.h"
 
+#include <cmath>
 #include <stdexcept>
+
+#include "tessera/base/error.h"
+#include "tessera/ops/device.h"
 
 namespace tessera {
 
@@ -29,7 +33,7 @@ void TrainSettings::describe(Fields& f) {
   f.add("checkpoint", checkpoint,
         "epochs between checkpoints; 0: every epoch while they take less than 5 % of the time", at_least(0));
   f.add("threads", threads, "0: all cores", between(0, 4096));
-  f.add("device", device, "cpu");
+  f.add("device", device, "cpu, or reference: plain tensor operations, to check the kernels by");
   f.add("test_curve", test_curve, "ranks test every epoch into test_curve.jsonl, a diagnostic");
   f.add("tensorboard", tensorboard,
         "the curves of metrics.jsonl also as TensorBoard reads them, in tb/");
@@ -38,12 +42,41 @@ void TrainSettings::describe(Fields& f) {
         above(0));
   f.choice("map_norm", map_norm, "divisor of map: min(K, relevant) or relevant",
            {"min", "relevant"});
+  f.list("learning_rate_scheduler", learning_rate_scheduler,
+         "[F, N]: the learning rate is multiplied by F ^ (epoch / N)", above(0));
   f.alias("lr", {"learning_rate"});
+}
+
+double TrainSettings::rate_factor(int64_t epoch) const {
+  if (learning_rate_scheduler.size() != 2) {
+    throw usage_error("learning_rate_scheduler: wanted a factor and epochs, like 0.96,50, got {}",
+                      learning_rate_scheduler.size() == 1
+                          ? "1 value"
+                          : fmt::format("{} values", learning_rate_scheduler.size()));
+  }
+  return std::pow(learning_rate_scheduler[0],
+                  static_cast<double>(epoch) / learning_rate_scheduler[1]);
+}
+
+torch::Device TrainSettings::on() const {
+  if (device == "cpu" || reference()) return torch::kCPU;
+  throw usage_error("device '{}' is not available: this build computes on cpu and reference{}",
+                    printable(device), did_you_mean(device, {"cpu", "reference"}));
 }
 
 int64_t Batch::size() const {
   if (users.defined()) return users.size(0);
   return rows.n_rows();
+}
+
+Batch Batch::to(torch::Device device) const {
+  Batch out = *this;
+  for (auto* t :
+       {&out.users, &out.positives, &out.negatives, &out.distinct_users, &out.distinct_items,
+        &out.user_inverse, &out.positive_inverse, &out.negative_inverse}) {
+    if (t->defined()) *t = t->to(device);
+  }
+  return out;
 }
 
 Model::Model(const Context& context)
@@ -60,14 +93,21 @@ void Model::train(bool on) {
 
 torch::Tensor& Model::parameter(const std::string& name, torch::Tensor initial, Role role,
                                 Axis axis) {
+  initial = initial.to(train_.on());
   initial.set_requires_grad(true);
   parameters_.push_back({name, std::move(initial), role, axis});
   return parameters_.back().value;
 }
 
 RowTable& Model::table(const std::string& name, torch::Tensor initial, Role role, Axis axis) {
-  tables_.push_back({name, RowTable(std::move(initial)), role, axis});
+  tables_.push_back({name, RowTable(initial.to(train_.on())), role, axis});
   return tables_.back().value;
+}
+
+MakeParameter Model::maker(Role role) {
+  return [this, role](const std::string& name, torch::Tensor initial) -> torch::Tensor& {
+    return parameter(name, std::move(initial), role);
+  };
 }
 
 std::vector<ParameterGroup> Model::parameter_groups() {
@@ -103,6 +143,7 @@ const std::shared_ptr<const TrainFacts>& Model::facts() {
 
 std::shared_ptr<const Scorer> Model::freeze() {
   const torch::NoGradGuard no_gradients;
+  const ReferenceOps plain(train_.reference());
   if (training_) train(false);
   return make_scorer();
 }
@@ -119,7 +160,12 @@ class WholeScorer final : public Scorer {
   bool reads_order() const override { return reads_order_; }
 
  protected:
-  BlockScores own(const Queries& queries) const override { return BlockScores(score_(queries)); }
+  BlockScores own(const Queries& queries) const override {
+    // Strangers are answered by the train counts unless their history speaks.
+    Queries asked = queries;
+    if (asked.users.defined()) asked.users = asked.users.clamp_min(0);
+    return BlockScores(score_(asked));
+  }
 
  private:
   const bool reads_order_;
@@ -150,6 +196,20 @@ const Vectors& FactorModel::factors() {
 
 std::shared_ptr<const Scorer> FactorModel::make_scorer() {
   return std::make_shared<VectorScorer>(facts(), abilities(), factors());
+}
+
+void GraphModel::prepare(const Watch&) {
+  for (const auto& graph : item_graphs_) graph.get();
+}
+
+void GraphModel::state(State& state) {
+  FactorModel::state(state);
+  for (auto& graph : item_graphs_) graph.state(state);
+}
+
+const StoredGraph& GraphModel::item_graph(const std::string& name,
+                                          std::function<NeighbourGraph()> fit) {
+  return item_graphs_.emplace_back(name, data_.n_items, std::move(fit));
 }
 
 }  // namespace tessera

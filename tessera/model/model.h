@@ -19,6 +19,8 @@
 #include "tessera/data/dataset.h"
 #include "tessera/model/scorer.h"
 #include "tessera/model/state.h"
+#include "tessera/model/stored_graph.h"
+#include "tessera/nn/linear.h"
 #include "tessera/ops/adam.h"
 
 namespace tessera {
@@ -40,6 +42,9 @@ struct Batch {
   torch::Tensor targets;                         ///< int64, what to predict, packed by row
   torch::Tensor target_offsets;  ///< [rows + 1]; one target per input, or one per row
   int64_t size() const;          ///< pairs, users or rows in this batch
+  /// The same with users, items and their places on that device. Sequence rows and their targets
+  /// stay in main memory, where models cut and pad them.
+  Batch to(torch::Device device) const;
 };
 
 /// What a model's loss wants to see.
@@ -89,8 +94,15 @@ struct TrainSettings {
   int64_t sparse_max = 3;
   double tail_ratio = 0.1;
   std::string map_norm = "min";
+  std::vector<double> learning_rate_scheduler = {1, 50};  ///< factor and epochs
 
   void describe(Fields& f);
+  /// What learning rates are multiplied by in that epoch; exit 2 unless the scheduler is a pair.
+  double rate_factor(int64_t epoch) const;
+  /// Where the tensors of `device` lie: cpu and reference are both main memory; exit 2 for others.
+  torch::Device on() const;
+  /// Whether ops go by plain tensor operations on the CPU (ops/device.h).
+  bool reference() const { return device == "reference"; }
 };
 
 /// What a model is built from. The data outlives the model.
@@ -99,6 +111,7 @@ struct Context {
   Random random;
   TrainSettings train;
   Log log;
+  torch::Device device() const { return train.on(); }
 };
 
 struct Loss {
@@ -128,7 +141,7 @@ struct ParameterGroup {
   std::vector<std::pair<std::string, torch::Tensor*>> tensors;
   std::vector<std::pair<std::string, RowTable*>> tables;
   std::function<double(int64_t)>
-      learning_rate;  ///< of the step; empty: the `learning_rate` setting
+      learning_rate;  ///< of the step, before the scheduler; empty: the `learning_rate` setting
   double beta1 = 0.9, beta2 = 0.999, eps = 1e-8;
   double weight_decay = 0;
   AdamOptions::Decay decay = AdamOptions::Decay::none;
@@ -196,14 +209,20 @@ class Model {
   const TrainView& data() const { return data_; }
   /// The trained tensors and tables that hold a row a user or an item, by name.
   virtual std::vector<std::pair<std::string, Axis>> axes() const;
+  const TrainSettings& settings() const { return train_; }
 
- protected:
-  /// A trained tensor that loss() reads whole; it requires a gradient. The reference stays valid.
+  // For the model's constructor and the parts it is built of.
+  /// A trained tensor that loss() reads whole, on the device of the run; it requires a gradient.
+  /// The reference stays valid.
   torch::Tensor& parameter(const std::string& name, torch::Tensor initial,
                            Role role = Role::scoring, Axis axis = Axis::whole);
   /// A trained table that loss() gathers rows of.
   RowTable& table(const std::string& name, torch::Tensor initial, Role role = Role::scoring,
                   Axis axis = Axis::whole);
+  /// parameter() as layers take it.
+  MakeParameter maker(Role role = Role::scoring);
+
+ protected:
   virtual void forget() {}
   /// The scorer of the model as it stands; default: one of whole_scores(). Gradients are off.
   virtual std::shared_ptr<const Scorer> make_scorer();
@@ -252,9 +271,17 @@ class GraphModel : public FactorModel {
  public:
   using FactorModel::FactorModel;
   virtual Vectors propagate() = 0;
+  /// Fits the item graphs.
+  void prepare(const Watch&) override;
+  void state(State& state) override;
 
  protected:
   Vectors vectors() override { return propagate(); }
+  /// A graph of the items that ranking reads; the reference stays valid.
+  const StoredGraph& item_graph(const std::string& name, std::function<NeighbourGraph()> fit);
+
+ private:
+  std::deque<StoredGraph> item_graphs_;
 };
 
 }  // namespace tessera

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "tessera/model/model.h"
+#include "tessera/ops/device.h"
 
 namespace tessera {
 
@@ -15,6 +16,10 @@ struct Ablation {
   std::string label;
   std::vector<std::pair<std::string, Json>> settings;
 };
+
+/// Settings and what they are searched over, as `search:` in a settings file writes it: a list, or
+/// "uniform(0, 0.5)" and the like.
+using SearchSpace = std::vector<std::pair<std::string, Json>>;
 
 /// A model's own settings with what was given applied and checked, and the model that they make.
 struct ResolvedConfig {
@@ -32,6 +37,7 @@ struct ModelInfo {
   std::function<ResolvedConfig(const Settings&)> resolve;
   /// The registered ablation set for data with these modalities; empty where there is none.
   std::function<std::vector<Ablation>(const std::vector<std::string>&)> ablations;
+  SearchSpace search;  ///< the grid of its paper; empty where nothing is trained or set
 
   /// Names, help and defaults of its settings.
   std::shared_ptr<const Fields> fields() const { return resolve({}).fields; }
@@ -83,11 +89,13 @@ ModelInfo model_info(const std::string& name, const std::string& title,
       out.label = std::as_const(described->config).label();
     }
     out.make = [described](const Context& context) {
+      const ReferenceOps plain(context.train.reference());
       return std::make_unique<M>(described->config, context);
     };
     return out;
   };
   if constexpr (requires { Config::ablations({}); }) info.ablations = Config::ablations;
+  if constexpr (requires { Config::search(); }) info.search = Config::search();
   return info;
 }
 

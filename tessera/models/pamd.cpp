@@ -159,6 +159,12 @@ class Pamd : public Model,
       f.global_default("weight_decay", 1e-5);
     }
 
+    static SearchSpace search() {
+      return {{"embedding_size", {32, 64, 100}},   {"tau", {0.2, 0.5, 1}},
+              {"train_batch_size", {256, 1024}},   {"id_std", {0.03, 0.1}},
+              {"finetune_lr", {1e-4, 3e-4, 1e-3}}, {"loss", {"bce", "bpr"}}};
+    }
+
     /// What every result with these settings must say.
     std::string label() const { return eval_mask.empty() ? "" : eval_mask_note(eval_mask); }
 
@@ -207,8 +213,10 @@ class Pamd : public Model,
       if (!spec.decoder && !unused) tuned_.emplace_back(spec.name, &tensor);
     }
     const int64_t d = config_.embedding_size;
-    users_ = &table("user_embedding", normal(data_.n_users, d, 0, config_.id_std, init("user")));
-    items_ = &table("item_embedding", normal(data_.n_items, d, 0, config_.id_std, init("item")));
+    users_ = &table("user_embedding", normal(data_.n_users, d, 0, config_.id_std, init("user")),
+                    Role::scoring, Axis::by_user);
+    items_ = &table("item_embedding", normal(data_.n_items, d, 0, config_.id_std, init("item")),
+                    Role::scoring, Axis::by_item);
     filled_.resize(present_.size());
     name_tokens();
     attended_ = chosen_tokens();
