@@ -65,7 +65,7 @@ SampledResult evaluate_sampled(Model& model, const Dataset& data, const Protocol
     if (!held_out(data, split, user).empty()) users.push_back(user);
   }
   if (users.empty()) throw data_error("'{}' has no held-out rows to sample around", data.name);
-  const torch::NoGradGuard no_grad;
+  const auto scorer = model.freeze();
   const auto block = static_cast<size_t>(
       std::clamp<int64_t>((int64_t{64} << 20) / (4 * std::max<int64_t>(1, data.n_items)), 1, 4096));
   SampledValues sum;
@@ -73,7 +73,7 @@ SampledResult evaluate_sampled(Model& model, const Dataset& data, const Protocol
     const size_t end = std::min(users.size(), begin + block);
     const std::vector<int64_t> part(users.begin() + static_cast<std::ptrdiff_t>(begin),
                                     users.begin() + static_cast<std::ptrdiff_t>(end));
-    const auto scores = model.score(make_queries(model, data, protocol, split, part))
+    const auto scores = scorer->scores(make_queries(*scorer, data, protocol, split, part))
                             .to(torch::kFloat)
                             .contiguous();
     for (size_t row = 0; row < part.size(); ++row) {

@@ -58,14 +58,15 @@ void Model::train(bool on) {
   forget();
 }
 
-torch::Tensor& Model::parameter(const std::string& name, torch::Tensor initial, Role role) {
+torch::Tensor& Model::parameter(const std::string& name, torch::Tensor initial, Role role,
+                                Axis axis) {
   initial.set_requires_grad(true);
-  parameters_.push_back({name, std::move(initial), role});
+  parameters_.push_back({name, std::move(initial), role, axis});
   return parameters_.back().value;
 }
 
-RowTable& Model::table(const std::string& name, torch::Tensor initial, Role role) {
-  tables_.push_back({name, RowTable(std::move(initial)), role});
+RowTable& Model::table(const std::string& name, torch::Tensor initial, Role role, Axis axis) {
+  tables_.push_back({name, RowTable(std::move(initial)), role, axis});
   return tables_.back().value;
 }
 
@@ -87,46 +88,68 @@ void Model::state(State& state) {
   for (auto& t : tables_) state.add(t.name, t.value, t.role);
 }
 
-std::array<std::pair<const char*, bool*>, 4> flags_of(Abilities& abilities) {
-  return {{{"uses_features", &abilities.uses_features},
-           {"score_reads_features", &abilities.score_reads_features},
-           {"ranks_cold_items", &abilities.ranks_cold_items},
-           {"takes_histories", &abilities.takes_histories}}};
+std::vector<std::pair<std::string, Axis>> Model::axes() const {
+  std::vector<std::pair<std::string, Axis>> out;
+  for (const auto& p : parameters_) out.emplace_back(p.name, p.axis);
+  for (const auto& t : tables_) out.emplace_back(t.name, t.axis);
+  std::erase_if(out, [](const auto& each) { return each.second == Axis::whole; });
+  return out;
 }
 
-const Vectors& FactorModel::remembered() {
+const std::shared_ptr<const TrainFacts>& Model::facts() {
+  if (!facts_) facts_ = std::make_shared<const TrainFacts>(data_);
+  return facts_;
+}
+
+std::shared_ptr<const Scorer> Model::freeze() {
+  const torch::NoGradGuard no_gradients;
+  if (training_) train(false);
+  return make_scorer();
+}
+
+namespace {
+
+/// Whole rows of scores, as the model makes them.
+class WholeScorer final : public Scorer {
+ public:
+  using Score = std::function<torch::Tensor(const Queries&)>;
+  WholeScorer(std::shared_ptr<const TrainFacts> facts, const Abilities& abilities, bool reads_order,
+              Score score)
+      : Scorer(std::move(facts), abilities), reads_order_(reads_order), score_(std::move(score)) {}
+  bool reads_order() const override { return reads_order_; }
+
+ protected:
+  BlockScores own(const Queries& queries) const override { return BlockScores(score_(queries)); }
+
+ private:
+  const bool reads_order_;
+  const Score score_;
+};
+
+}  // namespace
+
+std::shared_ptr<const Scorer> Model::make_scorer() {
+  const Abilities can = abilities();
+  return std::make_shared<WholeScorer>(
+      facts(), can, can.takes_histories && batch_spec().unit == BatchSpec::Unit::sequence_row,
+      [this](const Queries& queries) { return whole_scores(queries); });
+}
+
+torch::Tensor Model::whole_scores(const Queries&) const {
+  throw std::logic_error("a model that makes no scorer of its own gives whole_scores()");
+}
+
+const Vectors& FactorModel::factors() {
   if (!remembered_.users.defined()) {
     const torch::NoGradGuard no_grad;
-    remembered_ = vectors();
-    remembered_.users = remembered_.users.contiguous();
-    remembered_.items = remembered_.items.contiguous();
+    const Vectors now = vectors();
+    remembered_ = {now.users.contiguous(), now.items.contiguous()};
   }
   return remembered_;
 }
 
-torch::Tensor FactorModel::item_vectors() { return remembered().items; }
-
-torch::Tensor FactorModel::user_vectors(const Queries& queries) {
-  const Vectors& all = remembered();
-  const int64_t n = queries.size(), dim = all.users.size(1);
-  if (!queries.histories.defined()) return all.users.index_select(0, queries.users);
-  torch::Tensor out = torch::zeros({n, dim}, all.users.options());
-  for (int64_t row = 0; row < n; ++row) {
-    const int64_t user = queries.users.defined() ? queries.users[row].item<int64_t>() : -1;
-    const int64_t begin = queries.histories.offsets[row].item<int64_t>();
-    const int64_t end = queries.histories.offsets[row + 1].item<int64_t>();
-    if (user >= 0 && (begin == end || !data_.train.of(user).empty())) {
-      out[row].copy_(all.users[user]);
-    } else if (begin < end) {
-      const auto items = queries.histories.items.slice(0, begin, end).to(torch::kInt64);
-      out[row].copy_(all.items.index_select(0, items).mean(0));
-    }
-  }
-  return out;
-}
-
-torch::Tensor FactorModel::score(const Queries& queries) {
-  return user_vectors(queries).matmul(item_vectors().t());
+std::shared_ptr<const Scorer> FactorModel::make_scorer() {
+  return std::make_shared<VectorScorer>(facts(), abilities(), factors());
 }
 
 }  // namespace tessera

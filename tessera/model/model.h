@@ -4,7 +4,6 @@
 #include <torch/types.h>
 #include <torch/utils.h>
 
-#include <array>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -18,18 +17,11 @@
 #include "tessera/base/log.h"
 #include "tessera/base/random.h"
 #include "tessera/data/dataset.h"
+#include "tessera/model/scorer.h"
 #include "tessera/model/state.h"
 #include "tessera/ops/adam.h"
 
 namespace tessera {
-
-/// Rows of different lengths, packed.
-struct Ragged {
-  torch::Tensor items;    ///< int32 [n]
-  torch::Tensor offsets;  ///< int64 [rows + 1]
-  bool defined() const { return offsets.defined(); }
-  int64_t n_rows() const { return defined() ? offsets.size(0) - 1 : 0; }
-};
 
 /// One step's examples. Fields that batch_spec() did not ask for are undefined tensors; all index
 /// tensors are int64.
@@ -52,22 +44,23 @@ struct Batch {
 
 /// What a model's loss wants to see.
 struct BatchSpec {
-  enum class Unit { pair, distinct_user, sequence_row } unit = Unit::pair;
+  /// pair: every train row once an epoch; user: every user with a train row once; distinct_user:
+  /// users drawn anew for each step, none twice in it, each with one of its items.
+  enum class Unit { pair, user, distinct_user, sequence_row } unit = Unit::pair;
   enum class Rows {
     user,
     chunk,
     prefix
   } rows = Rows::user;  ///< of sequence_row, sequential section 1
   int64_t n_negatives = 0;
+  /// Where negatives come from, the user's own items left out: items with a train row (baselines
+  /// section 0), or all (mmssl section 1.10).
+  enum class Pool { trained, all } pool = Pool::trained;
   int64_t max_length = 50;
-};
-
-/// Whom to recommend to: users (int64 [n], -1 unknown), their histories, or both. Where both are
-/// given the history wins for models that take one natively.
-struct Queries {
-  torch::Tensor users;
-  Ragged histories;
-  int64_t size() const { return users.defined() ? users.size(0) : histories.n_rows(); }
+  /// What several processes may divide among them (scale section 1): the pairs of a loss that is a
+  /// sum over them, or nothing.
+  enum class Split { pairs, none } split = Split::pairs;
+  bool distinct = true;  ///< batches of users also list their distinct rows, with inverses
 };
 
 /// Settings of the training that models may want to know.
@@ -113,10 +106,6 @@ struct Loss {
   std::vector<std::pair<std::string, torch::Tensor>> parts;
 };
 
-struct Vectors {
-  torch::Tensor users, items;
-};
-
 struct Progress {
   std::function<void(int64_t)> advance = [](int64_t) {};
 };
@@ -145,16 +134,30 @@ struct ParameterGroup {
   AdamOptions::Decay decay = AdamOptions::Decay::none;
 };
 
-/// What a model can and cannot do, as help, errors and reports tell it.
-struct Abilities {
-  bool uses_features = false;         ///< learns from item features and needs at least one modality
-  bool score_reads_features = false;  ///< reads them when ranking
-  bool ranks_cold_items = false;      ///< items without a train row get a meaningful score
-  bool takes_histories = false;       ///< scores from a history natively
-};
+/// Whose rows a tensor holds, so that several processes may hold a part each (scale section 1).
+enum class Axis { whole, by_user, by_item };
 
-/// Each by its name, for files and tables.
-std::array<std::pair<const char*, bool*>, 4> flags_of(Abilities& abilities);
+class FeatureSupplier;
+class RowEncoder;
+class ItemEncoder;
+class ItemPretrainer;
+class Reporter;
+class ReportFiles;
+class OwnStep;
+class EvalMask;
+
+/// What a model offers beyond training and ranking (model/offers.h); null where it does not. A
+/// model that stands around another one hands on what that one offers.
+struct Offers {
+  FeatureSupplier* features = nullptr;
+  RowEncoder* rows = nullptr;
+  ItemEncoder* items = nullptr;
+  ItemPretrainer* pretraining = nullptr;
+  Reporter* report = nullptr;
+  ReportFiles* files = nullptr;
+  OwnStep* step = nullptr;
+  EvalMask* mask = nullptr;
+};
 
 class Model {
  public:
@@ -167,8 +170,13 @@ class Model {
   virtual BatchSpec batch_spec() const { return {}; }
   /// {total, named parts for the log}. Called with gradients on.
   virtual Loss loss(const Batch& batch);
-  /// [n, n_items], higher is better. Called without gradients, training() off.
-  virtual torch::Tensor score(const Queries& queries) = 0;
+  /// The model as it stands, made ready to rank; training() goes off. Of a model that is trained on
+  /// afterwards the scorer is void.
+  virtual std::shared_ptr<const Scorer> freeze();
+  /// [n, n_items], higher is better.
+  torch::Tensor score(const Queries& queries) { return freeze()->scores(queries); }
+  /// What it offers beyond that.
+  virtual Offers offers() { return {}; }
   /// What loss() trains; read again after each hook. Default: all of parameter() and table().
   virtual std::vector<ParameterGroup> parameter_groups();
   /// Once, before the first epoch: PAMD's pretraining, KDSR's teacher, closed-form models. Called
@@ -186,14 +194,22 @@ class Model {
   bool training() const { return training_; }
   bool trainable() { return !parameter_groups().empty(); }
   const TrainView& data() const { return data_; }
+  /// The trained tensors and tables that hold a row a user or an item, by name.
+  virtual std::vector<std::pair<std::string, Axis>> axes() const;
 
  protected:
   /// A trained tensor that loss() reads whole; it requires a gradient. The reference stays valid.
   torch::Tensor& parameter(const std::string& name, torch::Tensor initial,
-                           Role role = Role::scoring);
+                           Role role = Role::scoring, Axis axis = Axis::whole);
   /// A trained table that loss() gathers rows of.
-  RowTable& table(const std::string& name, torch::Tensor initial, Role role = Role::scoring);
+  RowTable& table(const std::string& name, torch::Tensor initial, Role role = Role::scoring,
+                  Axis axis = Axis::whole);
   virtual void forget() {}
+  /// The scorer of the model as it stands; default: one of whole_scores(). Gradients are off.
+  virtual std::shared_ptr<const Scorer> make_scorer();
+  /// [n, n_items] of a model that has no other way. Several threads may call it.
+  virtual torch::Tensor whole_scores(const Queries& queries) const;
+  const std::shared_ptr<const TrainFacts>& facts();
 
   const TrainView& data_;
   const Random random_;
@@ -206,28 +222,28 @@ class Model {
     std::string name;
     T value;
     Role role;
+    Axis axis;
   };
   std::deque<Named<torch::Tensor>> parameters_;
   std::deque<Named<RowTable>> tables_;
+  std::shared_ptr<const TrainFacts> facts_;
   bool training_ = false;
 };
 
-/// A model that scores by inner product, so that an index can serve it. Users with a train row are
-/// answered by their vector; others by the mean of their history's item vectors.
+/// A model that scores by inner product, so that an index can serve it: see VectorScorer.
 class FactorModel : public Model {
  public:
   using Model::Model;
-  torch::Tensor score(const Queries& queries) override;
-  torch::Tensor user_vectors(const Queries& queries);  ///< [n, dim]
-  torch::Tensor item_vectors();                        ///< [n_items, dim]
+  /// All users and items, in evaluation form; remembered until training goes on.
+  const Vectors& factors();
 
  protected:
-  /// All users and items, in evaluation form. Remembered until training goes on.
+  /// What factors() remembers.
   virtual Vectors vectors() = 0;
   void forget() override { remembered_ = {}; }
+  std::shared_ptr<const Scorer> make_scorer() override;
 
  private:
-  const Vectors& remembered();
   Vectors remembered_;
 };
 
@@ -239,30 +255,6 @@ class GraphModel : public FactorModel {
 
  protected:
   Vectors vectors() override { return propagate(); }
-};
-
-/// Rows of a feature that a model made for others.
-struct NamedRows {
-  std::string modality;
-  torch::Tensor rows;   ///< float32 [n, width]
-  torch::Tensor items;  ///< int64 [n]
-  Json card;            ///< encoder entry of the manifest
-};
-
-/// A model whose product is features for others (PAMD, R2MR); found by dynamic_cast.
-class FeatureSupplier {
- public:
-  virtual ~FeatureSupplier() = default;
-  virtual void fit(const Watch& watch) = 0;
-  virtual std::vector<NamedRows> export_features(const Json& options) = 0;
-};
-
-/// Numbers a person should see beside the metrics; found by dynamic_cast. `held` are the held-out
-/// rows by user, of which a report may tell what became of them; nothing learns from them.
-class Reporter {
- public:
-  virtual ~Reporter() = default;
-  virtual Json report(const Interactions& held = {}) = 0;
 };
 
 }  // namespace tessera

@@ -1,5 +1,5 @@
 #include "tessera/base/error.h"
-#include "tessera/model/own_step.h"
+#include "tessera/model/offers.h"
 #include "tessera/model/registry.h"
 #include "tessera/ops/fill.h"
 #include "tessera/ops/gather.h"
@@ -49,7 +49,7 @@ class Bpr : public FactorModel, public OwnStep {
                                                      random_.stream("init.user_embedding")))),
         items_(table("item_embedding", xavier_normal(data_.n_items, config.embedding_size,
                                                      random_.stream("init.item_embedding")))) {
-    if (!steps_itself()) return;
+    if (config.optimizer != "sgd") return;
     if (config.reg != "squared" || config.log_sigmoid != "exact") {
       throw usage_error(
           "BPR.optimizer=sgd descends the paper's form: wanted reg=squared and "
@@ -64,7 +64,9 @@ class Bpr : public FactorModel, public OwnStep {
 
   Abilities abilities() const override { return {}; }
   BatchSpec batch_spec() const override {
-    return {.unit = BatchSpec::Unit::pair, .n_negatives = config_.n_negatives};
+    return {.unit = BatchSpec::Unit::pair,
+            .n_negatives = config_.n_negatives,
+            .distinct = config_.optimizer != "sgd"};
   }
 
   Loss loss(const Batch& batch) override {
@@ -85,7 +87,7 @@ class Bpr : public FactorModel, public OwnStep {
     return {bpr + config_.reg_weight * reg, {{"bpr", bpr}, {"reg", reg}}};
   }
 
-  bool steps_itself() const override { return config_.optimizer == "sgd"; }
+  Offers offers() override { return {.step = config_.optimizer == "sgd" ? this : nullptr}; }
   Loss step(const Batch& batch) override {
     // The trainer never steps these tables, so their values are always up to date.
     torch::Tensor users = users_.value(), items = items_.value();

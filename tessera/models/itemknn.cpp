@@ -63,8 +63,18 @@ class ItemKnn : public Model {
     store(lists_are_by_source ? lists : turned(lists));
   }
 
-  torch::Tensor score(const Queries& queries) override {
+  void state(State& state) override {
+    state.add("neighbour_offsets", offsets_, Role::scoring);
+    state.add("neighbour_items", targets_, Role::scoring);
+    state.add("neighbour_values", values_, Role::scoring);
+  }
+
+ protected:
+  std::shared_ptr<const Scorer> make_scorer() override {
     check_lists();
+    return Model::make_scorer();
+  }
+  torch::Tensor whole_scores(const Queries& queries) const override {
     const int64_t n = queries.size();
     torch::Tensor out = torch::zeros({n, data_.n_items});
     parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
@@ -82,12 +92,6 @@ class ItemKnn : public Model {
       }
     });
     return out;
-  }
-
-  void state(State& state) override {
-    state.add("neighbour_offsets", offsets_, Role::scoring);
-    state.add("neighbour_items", targets_, Role::scoring);
-    state.add("neighbour_values", values_, Role::scoring);
   }
 
  private:

@@ -25,7 +25,7 @@ namespace {
 /// content learns to deceive it; user vectors are contrasted with those of item graphs made from
 /// the content. variant = released is the published code of February 2023; each deviation is a
 /// setting of its own. An item without a train row gets no content signal.
-class Mmssl : public GraphModel, public DrawsFromAllItems {
+class Mmssl : public GraphModel {
  public:
   struct Config {
     std::string variant = "paper";
@@ -239,7 +239,10 @@ class Mmssl : public GraphModel, public DrawsFromAllItems {
     return {.uses_features = true, .score_reads_features = true};
   }
   BatchSpec batch_spec() const override {
-    return {.unit = BatchSpec::Unit::distinct_user, .n_negatives = 1};
+    return {.unit = BatchSpec::Unit::distinct_user,
+            .n_negatives = 1,
+            .pool = BatchSpec::Pool::all,
+            .split = BatchSpec::Split::none};
   }
 
   std::vector<ParameterGroup> parameter_groups() override {

@@ -3,11 +3,8 @@
 #include <cmath>
 
 #include "tessera/base/error.h"
-#include "tessera/model/eval_mask.h"
-#include "tessera/model/item_pretrainer.h"
-#include "tessera/model/part_ranked.h"
+#include "tessera/model/offers.h"
 #include "tessera/model/registry.h"
-#include "tessera/model/row_encoder.h"
 #include "tessera/nn/part_net.h"
 #include "tessera/ops/fill.h"
 #include "tessera/ops/parts.h"
@@ -70,10 +67,8 @@ torch::Tensor cosine_table(const torch::Tensor& a, const torch::Tensor& b) {
 class Pamd : public Model,
              public FeatureSupplier,
              public RowEncoder,
-             public TrainedSupplier,
              public Reporter,
              public ItemPretrainer,
-             public PartRanked,
              public EvalMask {
  public:
   struct Config {
@@ -290,23 +285,8 @@ class Pamd : public Model,
     return {total, {{config_.loss, total}}};
   }
 
-  /// Users without a train row get the items' train counts: nothing personal is known of them.
-  torch::Tensor score(const Queries& queries) override {
-    const auto users = users_of(queries);
-    const PartFactors of = factors(users);
-    auto out = part_scores(of.users, of.ids, of.parts, of.open);
-    const auto* user = users.const_data_ptr<int64_t>();
-    for (int64_t row = 0; row < users.size(0); ++row) {
-      if (!is_known(user[row])) out[row].copy_(counts_);
-    }
-    return out;
-  }
-  std::optional<PartFactors> part_factors(const Queries& queries) override {
-    const auto users = users_of(queries);
-    const auto* user = users.const_data_ptr<int64_t>();
-    const bool known =
-        std::all_of(user, user + users.size(0), [&](int64_t u) { return is_known(u); });
-    return known ? std::optional(factors(users)) : std::nullopt;
+  Offers offers() override {
+    return {.features = this, .rows = this, .pretraining = this, .report = this, .mask = this};
   }
 
   // --- features for others -----------------------------------------------------------------
@@ -327,20 +307,16 @@ class Pamd : public Model,
 
  protected:
   void forget() override { all_tokens_ = torch::Tensor(); }
-
- private:
-  static torch::Tensor users_of(const Queries& queries) {
-    return queries.users.defined() ? queries.users.to(torch::kInt64).contiguous()
-                                   : torch::full({queries.size()}, -1, torch::kInt64);
-  }
-  bool is_known(int64_t user) const { return user >= 0 && !data_.train.of(user).empty(); }
-  PartFactors factors(const torch::Tensor& users) {
+  std::shared_ptr<const Scorer> make_scorer() override {
     auto ids = items_->value();
     if (config_.cold_id == "zero") ids = ids * (counts_ > 0).to(torch::kFloat).unsqueeze(1);
     const auto every = torch::arange(data_.n_items, torch::kInt64);
-    return {users_->rows(users.clamp_min(0)), ids, all_tokens(), open(every, ranked_)};
+    return std::make_shared<PartScorer>(
+        facts(), abilities(),
+        PartFactors{users_->value(), ids, all_tokens(), open(every, ranked_)});
   }
 
+ private:
   Random init(const std::string& name) const { return random_.stream("init." + name); }
   const std::vector<std::string>& names() const { return net_.options().names; }
   int64_t n_modalities() const { return static_cast<int64_t>(names().size()); }

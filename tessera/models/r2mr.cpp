@@ -8,9 +8,9 @@
 #include <set>
 
 #include "tessera/base/error.h"
+#include "tessera/model/offers.h"
 #include "tessera/model/quality.h"
 #include "tessera/model/registry.h"
-#include "tessera/model/report_files.h"
 #include "tessera/nn/review.h"
 #include "tessera/nn/rewriter.h"
 #include "tessera/ops/edge_scores.h"
@@ -432,6 +432,7 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
   /// `options` (export_space, export_weight, restore) win over the settings of the same names.
   std::vector<NamedRows> export_features(const Json& options) override;
 
+  Offers offers() override { return {.features = this, .report = this, .files = this}; }
   Json report(const Interactions& held) override;
   /// quality.tsv, and quality.json: what report() gives.
   std::map<std::string, std::string> report_files() override;

@@ -747,10 +747,10 @@ void check_against(const CompareRequest& request, const std::vector<std::string>
 /// The settings that make a run another row than a bare model's.
 Settings own_settings(const fs::path& run) {
   Settings out;
-  for (const auto& setting : read_run_config(run).settings) {
+  for (const auto& setting : read_run_config(run).given()) {
     const bool of_the_run =
         setting.name == "seed" || setting.name == "threads" || setting.name == "fold";
-    if (!of_the_run && setting.origin != "default") out.push_back(setting);
+    if (!of_the_run) out.push_back(setting);
   }
   return out;
 }

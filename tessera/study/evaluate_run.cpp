@@ -7,9 +7,10 @@
 #include "tessera/base/files.h"
 #include "tessera/folder/load.h"
 #include "tessera/model/bundle.h"
-#include "tessera/model/eval_mask.h"
+#include "tessera/model/offers.h"
 #include "tessera/ops/process.h"
 #include "tessera/study/run.h"
+#include "tessera/study/study.h"
 
 namespace tessera {
 namespace {
@@ -161,7 +162,7 @@ Split choose_split(const std::string& typed, const Dataset& data, const Log& log
 }
 
 void leave_out(const Subject& subject, const std::vector<std::string>& parts) {
-  auto* masked = dynamic_cast<EvalMask*>(subject.model);
+  auto* masked = subject.model != nullptr ? subject.model->offers().mask : nullptr;
   if (masked == nullptr) {
     throw usage_error("{} has no parts that could be left out, got {}", subject.name,
                       printable(fmt::format("{}", fmt::join(parts, ","))));

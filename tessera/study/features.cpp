@@ -11,8 +11,7 @@
 #include "tessera/folder/load.h"
 #include "tessera/folder/manifest.h"
 #include "tessera/model/bundle.h"
-#include "tessera/model/report_files.h"
-#include "tessera/model/row_encoder.h"
+#include "tessera/model/offers.h"
 #include "tessera/ops/process.h"
 #include "tessera/study/run.h"
 #include "tessera/train/train.h"
@@ -67,7 +66,7 @@ std::vector<NewFeature> packed(const std::vector<NamedRows>& made, const TrainVi
 Json put(const FeaturesRequest& request, const std::vector<NewFeature>& features, Model& model) {
   Json out = {{"folder", request.dataset.string()},
               {"features", put_features(request.dataset, features, feature_dtype(request.dtype))}};
-  if (auto* more = dynamic_cast<ReportFiles*>(&model)) {
+  if (auto* more = model.offers().files) {
     for (const auto& [name, text] : more->report_files()) {
       write_file(request.dataset / name, text);
       out["files"].push_back(name);
@@ -122,8 +121,8 @@ Json encode_with(const FeaturesRequest& request, Model& model, const std::string
   const ModelInfo& info = find_model(name);
   resolve_settings(info, request.settings);  // refuses unknown names and bad values
   const Json card = card_of(request, info, settings);
-  auto* encoder = dynamic_cast<RowEncoder*>(&model);
-  if (auto* supplier = dynamic_cast<FeatureSupplier*>(&model); supplier && encoder == nullptr) {
+  auto* encoder = model.offers().rows;
+  if (auto* supplier = model.offers().features; supplier && encoder == nullptr) {
     return supplied(request, model, *supplier, info, card);
   }
   if (encoder == nullptr) {
@@ -204,13 +203,12 @@ Json make_features(const FeaturesRequest& request) {
   const Dataset data = open_dataset(request.dataset, train);
   const Random random(static_cast<uint64_t>(train.seed));
   auto model = settings.config.make(Context{data.view(), random, train, request.log});
-  auto* supplier = dynamic_cast<FeatureSupplier*>(model.get());
+  auto* supplier = model->offers().features;
   if (supplier == nullptr) {
     throw usage_error("{} makes no features for others: wanted a model like PAMD, or a run of one",
                       info.name);
   }
-  const auto* trained = dynamic_cast<TrainedSupplier*>(model.get());
-  if (trained != nullptr && trained->needs_training()) {
+  if (supplier->needs_training()) {
     TrainConfig config;
     config.settings = train;
     config.protocol = find_protocol(train.protocol);

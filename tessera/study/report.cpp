@@ -13,6 +13,7 @@
 #include "tessera/eval/protocol_words.h"
 #include "tessera/folder/folder.h"
 #include "tessera/folder/load.h"
+#include "tessera/model/offers.h"
 #include "tessera/study/report_template.h"
 #include "tessera/study/report_views.h"
 #include "tessera/study/run.h"
@@ -306,7 +307,7 @@ Json user_cards(const fs::path& run, const Dataset& data) {
 /// What only the model can show. What training froze is the same in every checkpoint, so it comes
 /// from the last one; the weights are the best epoch's.
 Json model_views(const fs::path& run, OpenRun& open, const Log& log) {
-  auto* reporter = dynamic_cast<Reporter*>(open.learned.get());
+  auto* reporter = open.learned->offers().report;
   if (reporter == nullptr) return Json::array();
   if (fs::exists(run / "checkpoints" / "last" / "state.json")) {
     const State::Saved last = read_checkpoint(run / "checkpoints" / "last");
@@ -356,10 +357,7 @@ Json run_data(const fs::path& run, const Log& log) {
   const RunConfig config = read_run_config(run);
   const auto lines = read_metrics_log(run / "metrics.jsonl");
   std::string subtitle = "run " + name_of(run);
-  if (fs::exists(run / "status.json")) {
-    subtitle += ", " + json_get<std::string>(read_json(run / "status.json"), "state",
-                                             (run / "status.json").string(), "unknown");
-  }
+  if (fs::exists(run / "status.json")) subtitle += ", " + read_run_status(run).state;
   Json sections = Json::array(), pictures = Json::object();
   if (result) {
     subtitle += fmt::format(", protocol {}, seed {}, best epoch {} by valid {}",

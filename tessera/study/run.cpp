@@ -11,7 +11,7 @@
 #include "tessera/eval/protocol_words.h"
 #include "tessera/folder/load.h"
 #include "tessera/model/bundle.h"
-#include "tessera/model/report_files.h"
+#include "tessera/model/offers.h"
 #include "tessera/ops/process.h"
 #include "tessera/ops/torch_version.h"
 #include "tessera/study/tensorboard.h"
@@ -89,7 +89,7 @@ void write_lists(const fs::path& path, Model& model, const Dataset& data, const 
   const int64_t k = std::min(kListLength, data.n_items);
   write_file_with(path, [&](std::ostream& out) {
     out << "user\titem\trank\tscore\n";
-    all_lists(model, data, protocol, split, k,
+    all_lists(*model.freeze(), data, protocol, split, k,
               [&](int64_t user, std::span<const int32_t> items, std::span<const float> scores) {
                 for (size_t r = 0; r < items.size(); ++r) {
                   out << fmt::format("{}\t{}\t{}\t{}\n", data.user_ids[user],
@@ -322,7 +322,7 @@ void write_outputs(RunFolder& folder, const Checked& checked, const TrainResult&
   }
   write_lists(path / "recs_top50.tsv", *checked.model, data, checked.protocol,
               trained.test ? Split::test : Split::valid);
-  if (auto* files = dynamic_cast<ReportFiles*>(checked.model.get())) {
+  if (auto* files = checked.model->offers().files) {
     folder.write_report_files(files->report_files());
   }
   const Json json = result.json();

@@ -241,13 +241,8 @@ bool Child::finished() const { return run_finished(folder); }
 ChildResult run_child(const Child& child, const fs::path& study, const Surroundings& around) {
   check_child(child);
   if (child.finished()) return {read_results(child.folder), ""};
-  const fs::path status = child.folder / "status.json";
-  if (fs::exists(status)) {
-    const Json found = read_json(status);
-    if (json_get<int64_t>(found, "exit_code", status.string(), 0) ==
-        static_cast<int64_t>(Exit::diverged)) {
-      return {{}, json_get<std::string>(found, "error", status.string(), "diverged")};
-    }
+  if (const RunStatus status = read_run_status(child.folder); status.exit_code == Exit::diverged) {
+    return {{}, status.error.empty() ? "diverged" : status.error};
   }
   RunRequest request;
   request.model = child.model;

@@ -129,10 +129,22 @@ bool is_run_folder(const fs::path& folder) {
   }
 }
 
+RunStatus read_run_status(const fs::path& folder) {
+  const Json status = status_of(folder);
+  const std::string where = (folder / kStatus).string();
+  RunStatus out;
+  out.state = json_get<std::string>(status, "state", where, out.state);
+  out.epoch = json_get<int64_t>(status, "epoch", where, -1);
+  out.error = json_get<std::string>(status, "error", where, "");
+  const auto code = json_get<int64_t>(status, "exit_code", where, -1);
+  if (code >= 0) out.exit_code = static_cast<Exit>(code);
+  return out;
+}
+
 bool run_finished(const fs::path& folder) {
   if (!fs::exists(folder / kResults)) return false;
-  const std::string where = (folder / kStatus).string();
-  return json_get<std::string>(status_of(folder), "state", where, "finished") == "finished";
+  const std::string state = read_run_status(folder).state;
+  return state == "finished" || state == RunStatus().state;
 }
 
 int64_t count_test_look(const fs::path& folder) {

@@ -3,6 +3,7 @@
 #include <exception>
 #include <filesystem>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -26,6 +27,16 @@ struct RunConfig {
 };
 /// Exit 3 where the folder holds no run, or a damaged one.
 RunConfig read_run_config(const std::filesystem::path& folder);
+
+/// status.json: how far a run is, or how it ended.
+struct RunStatus {
+  std::string state = "unknown";  ///< running, finished, interrupted or failed
+  std::optional<Exit> exit_code;  ///< of one that is over
+  int64_t epoch = -1;             ///< the last that is done
+  std::string error;              ///< what ended a run that failed; older ones do not tell
+};
+/// Exit 3 where it is damaged; the defaults where there is none.
+RunStatus read_run_status(const std::filesystem::path& folder);
 
 /// True for a folder that holds a run.
 bool is_run_folder(const std::filesystem::path& folder);

@@ -9,7 +9,7 @@
 #include "tessera/base/error.h"
 #include "tessera/base/files.h"
 #include "tessera/base/resumable.h"
-#include "tessera/model/own_step.h"
+#include "tessera/model/offers.h"
 #include "tessera/model/sampler.h"
 #include "tessera/ops/process.h"
 #include "tessera/train/checkpoint.h"
@@ -70,8 +70,7 @@ class Training {
       }
     };
     watch_.text = config.log;
-    own_ = dynamic_cast<OwnStep*>(&model);
-    if (own_ && !own_->steps_itself()) own_ = nullptr;
+    own_ = model.offers().step;
     max_epochs_ = config.protocol.epochs;
     if (settings_.epochs.chosen()) max_epochs_ = settings_.epochs;
     test_looks_ = config.test_looks;
@@ -327,8 +326,7 @@ class Training {
 
   void epochs() {
     Sampler sampler(data_.view(), model_.batch_spec(), settings_.train_batch_size,
-                    Random(settings_.seed), own_ == nullptr,
-                    dynamic_cast<DrawsFromAllItems*>(&model_) != nullptr);
+                    Random(settings_.seed));
     if (sampler.n_left_out() > 0) {
       config_.log.warn("{} train rows left out: their user has no negative", sampler.n_left_out());
     }

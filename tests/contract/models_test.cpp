@@ -154,8 +154,8 @@ TEST_P(EveryModel, BundleScoresTheSame) {
   const torch::NoGradGuard no_grad;
   EXPECT_TRUE(torch::equal(trained.scores(), bundle.model->score(everybody)));
   // Where it ranks by stored vectors only the product is made anew.
-  const Bundle quick = load_bundle(folder, {}, BundleUse::answers);
-  EXPECT_TRUE(torch::allclose(trained.scores(), quick.model->score(everybody), 1e-5, 1e-6));
+  const Bundle quick = load_bundle(folder, {}, {.answers = true});
+  EXPECT_TRUE(torch::allclose(trained.scores(), quick.scorer->scores(everybody), 1e-5, 1e-6));
   fs::remove_all(folder);
 }
 

@@ -14,11 +14,8 @@
 #include "tessera/base/error.h"
 #include "tessera/eval/ranking.h"
 #include "tessera/eval/sampled.h"
-#include "tessera/model/eval_mask.h"
-#include "tessera/model/item_pretrainer.h"
-#include "tessera/model/part_ranked.h"
+#include "tessera/model/offers.h"
 #include "tessera/model/registry.h"
-#include "tessera/model/row_encoder.h"
 #include "tessera/nn/part_net.h"
 #include "tessera/ops/parts.h"
 #include "tessera/ops/topk.h"
@@ -835,10 +832,10 @@ TEST(PamdModel, ListsAreTheFullRanking) {
     for (const bool strangers : {false, true}) {
       auto users = torch::arange(pamd.data.n_users, torch::kInt64);
       if (strangers) users[3] = -1;
-      EXPECT_EQ(dynamic_cast<PartRanked&>(*pamd.model).part_factors({users, {}}).has_value(),
-                !strangers);
-      const TopLists lists = top_lists(*pamd.model, {users, {}}, {}, {}, 20);
-      const TopK wanted = top_k_scores(pamd.model->score({users, {}}), {}, 20);
+      const auto scorer = pamd.model->freeze();
+      EXPECT_EQ(scorer->vias({users, {}})[3], strangers ? Via::popular : Via::user);
+      const TopLists lists = scorer->top({users, {}}, {}, {}, 20);
+      const TopK wanted = top_k_scores(scorer->scores({users, {}}), {}, 20);
       EXPECT_TRUE(torch::equal(lists.items, wanted.items));
       EXPECT_TRUE(torch::equal(lists.scores, wanted.scores));
     }
