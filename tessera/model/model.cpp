@@ -1,6 +1,9 @@
 #include "tessera/model/model.h"
 
+#include <cmath>
 #include <stdexcept>
+
+#include "tessera/base/error.h"
 
 namespace tessera {
 
@@ -38,7 +41,20 @@ void TrainSettings::describe(Fields& f) {
         above(0));
   f.choice("map_norm", map_norm, "divisor of map: min(K, relevant) or relevant",
            {"min", "relevant"});
+  f.list("learning_rate_scheduler", learning_rate_scheduler,
+         "[F, N]: the learning rate is multiplied by F ^ (epoch / N)", above(0));
   f.alias("lr", {"learning_rate"});
+}
+
+double TrainSettings::rate_factor(int64_t epoch) const {
+  if (learning_rate_scheduler.size() != 2) {
+    throw usage_error("learning_rate_scheduler: wanted a factor and epochs, like 0.96,50, got {}",
+                      learning_rate_scheduler.size() == 1
+                          ? "1 value"
+                          : fmt::format("{} values", learning_rate_scheduler.size()));
+  }
+  return std::pow(learning_rate_scheduler[0],
+                  static_cast<double>(epoch) / learning_rate_scheduler[1]);
 }
 
 int64_t Batch::size() const {
@@ -68,6 +84,12 @@ torch::Tensor& Model::parameter(const std::string& name, torch::Tensor initial, 
 RowTable& Model::table(const std::string& name, torch::Tensor initial, Role role, Axis axis) {
   tables_.push_back({name, RowTable(std::move(initial)), role, axis});
   return tables_.back().value;
+}
+
+MakeParameter Model::maker(Role role) {
+  return [this, role](const std::string& name, torch::Tensor initial) -> torch::Tensor& {
+    return parameter(name, std::move(initial), role);
+  };
 }
 
 std::vector<ParameterGroup> Model::parameter_groups() {
@@ -119,7 +141,12 @@ class WholeScorer final : public Scorer {
   bool reads_order() const override { return reads_order_; }
 
  protected:
-  BlockScores own(const Queries& queries) const override { return BlockScores(score_(queries)); }
+  BlockScores own(const Queries& queries) const override {
+    // Strangers are answered by the train counts unless their history speaks.
+    Queries asked = queries;
+    if (asked.users.defined()) asked.users = asked.users.clamp_min(0);
+    return BlockScores(score_(asked));
+  }
 
  private:
   const bool reads_order_;
@@ -150,6 +177,20 @@ const Vectors& FactorModel::factors() {
 
 std::shared_ptr<const Scorer> FactorModel::make_scorer() {
   return std::make_shared<VectorScorer>(facts(), abilities(), factors());
+}
+
+void GraphModel::prepare(const Watch&) {
+  for (const auto& graph : item_graphs_) graph.get();
+}
+
+void GraphModel::state(State& state) {
+  FactorModel::state(state);
+  for (auto& graph : item_graphs_) graph.state(state);
+}
+
+const StoredGraph& GraphModel::item_graph(const std::string& name,
+                                          std::function<NeighbourGraph()> fit) {
+  return item_graphs_.emplace_back(name, data_.n_items, std::move(fit));
 }
 
 }  // namespace tessera

@@ -19,6 +19,8 @@
 #include "tessera/data/dataset.h"
 #include "tessera/model/scorer.h"
 #include "tessera/model/state.h"
+#include "tessera/model/stored_graph.h"
+#include "tessera/nn/linear.h"
 #include "tessera/ops/adam.h"
 
 namespace tessera {
@@ -89,8 +91,11 @@ struct TrainSettings {
   int64_t sparse_max = 3;
   double tail_ratio = 0.1;
   std::string map_norm = "min";
+  std::vector<double> learning_rate_scheduler = {1, 50};  ///< factor and epochs
 
   void describe(Fields& f);
+  /// What learning rates are multiplied by in that epoch; exit 2 unless the scheduler is a pair.
+  double rate_factor(int64_t epoch) const;
 };
 
 /// What a model is built from. The data outlives the model.
@@ -128,7 +133,7 @@ struct ParameterGroup {
   std::vector<std::pair<std::string, torch::Tensor*>> tensors;
   std::vector<std::pair<std::string, RowTable*>> tables;
   std::function<double(int64_t)>
-      learning_rate;  ///< of the step; empty: the `learning_rate` setting
+      learning_rate;  ///< of the step, before the scheduler; empty: the `learning_rate` setting
   double beta1 = 0.9, beta2 = 0.999, eps = 1e-8;
   double weight_decay = 0;
   AdamOptions::Decay decay = AdamOptions::Decay::none;
@@ -197,13 +202,17 @@ class Model {
   /// The trained tensors and tables that hold a row a user or an item, by name.
   virtual std::vector<std::pair<std::string, Axis>> axes() const;
 
- protected:
+  // For the model's constructor and the parts it is built of.
   /// A trained tensor that loss() reads whole; it requires a gradient. The reference stays valid.
   torch::Tensor& parameter(const std::string& name, torch::Tensor initial,
                            Role role = Role::scoring, Axis axis = Axis::whole);
   /// A trained table that loss() gathers rows of.
   RowTable& table(const std::string& name, torch::Tensor initial, Role role = Role::scoring,
                   Axis axis = Axis::whole);
+  /// parameter() as layers take it.
+  MakeParameter maker(Role role = Role::scoring);
+
+ protected:
   virtual void forget() {}
   /// The scorer of the model as it stands; default: one of whole_scores(). Gradients are off.
   virtual std::shared_ptr<const Scorer> make_scorer();
@@ -252,9 +261,17 @@ class GraphModel : public FactorModel {
  public:
   using FactorModel::FactorModel;
   virtual Vectors propagate() = 0;
+  /// Fits the item graphs.
+  void prepare(const Watch&) override;
+  void state(State& state) override;
 
  protected:
   Vectors vectors() override { return propagate(); }
+  /// A graph of the items that ranking reads; the reference stays valid.
+  const StoredGraph& item_graph(const std::string& name, std::function<NeighbourGraph()> fit);
+
+ private:
+  std::deque<StoredGraph> item_graphs_;
 };
 
 }  // namespace tessera

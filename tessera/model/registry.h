@@ -16,6 +16,10 @@ struct Ablation {
   std::vector<std::pair<std::string, Json>> settings;
 };
 
+/// Settings and what they are searched over, as `search:` in a settings file writes it: a list, or
+/// "uniform(0, 0.5)" and the like.
+using SearchSpace = std::vector<std::pair<std::string, Json>>;
+
 /// A model's own settings with what was given applied and checked, and the model that they make.
 struct ResolvedConfig {
   std::shared_ptr<const Fields> fields;  ///< of the config, which lives as long
@@ -32,6 +36,7 @@ struct ModelInfo {
   std::function<ResolvedConfig(const Settings&)> resolve;
   /// The registered ablation set for data with these modalities; empty where there is none.
   std::function<std::vector<Ablation>(const std::vector<std::string>&)> ablations;
+  SearchSpace search;  ///< the grid of its paper; empty where nothing is trained or set
 
   /// Names, help and defaults of its settings.
   std::shared_ptr<const Fields> fields() const { return resolve({}).fields; }
@@ -88,6 +93,7 @@ ModelInfo model_info(const std::string& name, const std::string& title,
     return out;
   };
   if constexpr (requires { Config::ablations({}); }) info.ablations = Config::ablations;
+  if constexpr (requires { Config::search(); }) info.search = Config::search();
   return info;
 }
 

@@ -85,12 +85,6 @@ BatchSpec SequenceModel::batch_spec() const {
   return spec;
 }
 
-MakeParameter SequenceModel::maker() {
-  return [this](const std::string& name, torch::Tensor initial) -> torch::Tensor& {
-    return parameter(name, std::move(initial));
-  };
-}
-
 ItemRows& SequenceModel::item_rows(torch::Tensor initial, bool read_whole) {
   const bool whole = sequence_.loss == "ce" || read_whole;
   item_rows_.emplace(whole ? &parameter("item_embedding", std::move(initial)) : nullptr,

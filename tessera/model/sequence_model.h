@@ -70,7 +70,6 @@ class SequenceModel : public Model {
   virtual torch::Tensor row_vectors(const torch::Tensor& items, const Pass& pass);
 
   Pass pass_of(const Batch& batch) const;
-  MakeParameter maker();
   /// The trained item embeddings "item_embedding"; once. `read_whole`: candidates() reads more than
   /// the rows of a sampled loss.
   ItemRows& item_rows(torch::Tensor initial, bool read_whole = false);

@@ -38,6 +38,13 @@ class Bert4Rec : public SequenceModel {
                {"full", "plain"});
       f.global_default("train_batch_size", 128);
     }
+
+    /// The paper's mask shares, and RecBole's rates.
+    static SearchSpace search() {
+      return {{"mask_ratio", {0.1, 0.2, 0.4, 0.6}},
+              {"hidden_dropout", {0.2, 0.5}},
+              {"attention_dropout", {0.2, 0.5}}};
+    }
   };
 
   Bert4Rec(const Config& config, const Context& context)

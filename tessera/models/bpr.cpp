@@ -1,4 +1,5 @@
 #include "tessera/base/error.h"
+#include "tessera/model/common_settings.h"
 #include "tessera/model/offers.h"
 #include "tessera/model/registry.h"
 #include "tessera/ops/fill.h"
@@ -29,17 +30,19 @@ class Bpr : public FactorModel, public OwnStep {
                {"paper", "released"});
       f.choice("optimizer", optimizer,
                "adam, or sgd: triple by triple, learning_rate 0.05 unless given", {"adam", "sgd"});
-      f.add("embedding_size", embedding_size, "width of the embeddings", at_least(1));
-      f.add("reg_weight", reg_weight, "weight of the penalty on the batch's rows", at_least(0));
+      common::embedding_size(f, embedding_size);
+      common::reg_weight(f, reg_weight, "the penalty on the batch's rows");
       f.choice("reg", reg, "squared: sum of squares / 2B; norm: sum of Frobenius norms / B",
                {"squared", "norm"});
       f.choice("log_sigmoid", log_sigmoid, "exact, or with 1e-10 inside the logarithm",
                {"exact", "eps"});
-      f.add("n_negatives", n_negatives, "negatives per positive", at_least(1));
+      common::n_negatives(f, n_negatives);
       f.alias("d", {"embedding_size"});
       f.preset("variant", "released", {{"reg", "norm"}, {"log_sigmoid", "eps"}});
       f.preset("optimizer", "sgd", {{"learning_rate", 0.05}});
     }
+
+    static SearchSpace search() { return {{"reg_weight", {1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6}}}; }
   };
 
   Bpr(const Config& config, const Context& context)
@@ -91,8 +94,9 @@ class Bpr : public FactorModel, public OwnStep {
   Loss step(const Batch& batch) override {
     // The trainer never steps these tables, so their values are always up to date.
     torch::Tensor users = users_.value(), items = items_.value();
-    const BprSgdLoss at = bpr_sgd(users, items, batch.users, batch.positives, batch.negatives,
-                                  {train_.learning_rate, config_.reg_weight});
+    const BprSgdLoss at =
+        bpr_sgd(users, items, batch.users, batch.positives, batch.negatives,
+                {train_.learning_rate * train_.rate_factor(batch.epoch), config_.reg_weight});
     const auto bpr = torch::scalar_tensor(at.bpr), reg = torch::scalar_tensor(at.squares);
     return {bpr + config_.reg_weight * reg, {{"bpr", bpr}, {"reg", reg}}};
   }

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "tessera/base/error.h"
+#include "tessera/model/common_settings.h"
 #include "tessera/model/registry.h"
 #include "tessera/ops/parallel.h"
 #include "tessera/ops/topk.h"
@@ -33,9 +34,12 @@ class ItemKnn : public Model {
       f.choice("neighbours_of", neighbours_of,
                "whose k neighbours are kept: the scored item's, or the consumed item's",
                {"target", "source"});
-      f.choice("missing", missing, "rows of items without a modality",
-               {"zero", "mean", "neighbours", "error"});
+      common::missing(f, missing);
       f.preset("similarity", "content", {{"k", 10}, {"neighbours_of", "source"}});
+    }
+
+    static SearchSpace search() {
+      return {{"k", {10, 20, 50, 100, 200}}, {"shrink", {0, 10, 100}}};
     }
   };
 

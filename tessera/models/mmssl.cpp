@@ -3,6 +3,7 @@
 #include <optional>
 
 #include "tessera/base/error.h"
+#include "tessera/model/graph_kit.h"
 #include "tessera/model/registry.h"
 #include "tessera/model/sampler.h"
 #include "tessera/ops/contrast.h"
@@ -180,6 +181,14 @@ class Mmssl : public GraphModel {
       f.global_default("learning_rate", 5e-4);
       f.global_default("train_batch_size", 1024);
       f.global_default("weight_decay", 0.01);
+    }
+
+    /// What the paper searched and, of what its published code left without effect, the weights.
+    static SearchSpace search() {
+      return {{"weight_decay", {0.01, 0.012, 0.014, 0.016}},
+              {"zeta", {0.3, 1, 3}},
+              {"graph_topk", {1, 5, 10, 20, 50}},
+              {"cl_rate", {0.001, 0.003, 0.01, 0.03}}};
     }
 
     /// What every result with these settings must say.
@@ -365,12 +374,7 @@ class Mmssl : public GraphModel {
 
   // --- construction ------------------------------------------------------------------------
   void check_settings() const {
-    if (data_.features.empty()) {
-      throw data_error(
-          "MMSSL needs item features and '{}' has none selected; add some with 'tessera import "
-          "--feature NAME=FILE'",
-          data_.name);
-    }
+    require_features(data_, "MMSSL");
     if (config_.embedding_size % config_.n_heads != 0) {
       throw usage_error("MMSSL.embedding_size must be a multiple of n_heads = {}, got {}",
                         config_.n_heads, config_.embedding_size);

@@ -159,6 +159,12 @@ class Pamd : public Model,
       f.global_default("weight_decay", 1e-5);
     }
 
+    static SearchSpace search() {
+      return {{"embedding_size", {32, 64, 100}},   {"tau", {0.2, 0.5, 1}},
+              {"train_batch_size", {256, 1024}},   {"id_std", {0.03, 0.1}},
+              {"finetune_lr", {1e-4, 3e-4, 1e-3}}, {"loss", {"bce", "bpr"}}};
+    }
+
     /// What every result with these settings must say.
     std::string label() const { return eval_mask.empty() ? "" : eval_mask_note(eval_mask); }
 

@@ -8,6 +8,7 @@
 #include <set>
 
 #include "tessera/base/error.h"
+#include "tessera/model/graph_kit.h"
 #include "tessera/model/offers.h"
 #include "tessera/model/quality.h"
 #include "tessera/model/registry.h"
@@ -190,6 +191,8 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
       f.global_default("weight_decay", 0.01);
     }
 
+    static SearchSpace search() { return {{"k", {1, 2, 4, 8}}}; }
+
     void check_export() const {
       if (restore && export_weight == "score") {
         throw usage_error(
@@ -223,12 +226,7 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
                          uniform(data_.n_users, config.embedding_size, -1, 1, init("user")))) {
     const int64_t d = config.embedding_size, n = data_.n_items;
     config.check_export();
-    if (data_.features.empty()) {
-      throw data_error(
-          "R2MR needs item features and '{}' has none selected; add some with 'tessera import "
-          "--feature NAME=FILE'",
-          data_.name);
-    }
+    require_features(data_, "R2MR");
     if (config.decouple == "split" && d % config.k != 0) {
       throw usage_error("R2MR.k: with decouple = split it must divide embedding_size {}, got {}", d,
                         config.k);
@@ -300,7 +298,9 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
     score_before_ = torch::zeros({n, n_modalities});
     score_after_ = torch::zeros({n, n_modalities});
     rounds_done_ = torch::zeros({1}, torch::kInt64);
-    if (config.item_graph) similar_ = similar_items(names);
+    if (config.item_graph) {
+      similar_ = &item_graph("similar", [this, names] { return similar_items(names); });
+    }
   }
 
   Abilities abilities() const override {
@@ -378,6 +378,7 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
   // --- schedule ------------------------------------------------------------------------------
   void prepare(const Watch& watch) override {
     const torch::NoGradGuard no_grad;
+    GraphModel::prepare(watch);
     if (phase_ == kUnprepared) {
       for (int64_t m = 0; m < n_modalities(); ++m) at(m).rows->copy_(original_of(m));
       round_of_.zero_();
@@ -502,12 +503,12 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
   /// Present, or filled by an accepted rewrite. bool [n_items]
   torch::Tensor exists(int64_t m) { return at(m).present.logical_or(round_of_.select(1, m) > 0); }
 
-  ItemGraph similar_items(const std::vector<std::string>& names) const {
+  NeighbourGraph similar_items(const std::vector<std::string>& names) const {
     std::vector<NeighbourGraph> graphs;
     for (const auto& feature : data_.features) {
       graphs.push_back(normalised(knn_graph(feature.all(), 5, /*weighted=*/false)));
     }
-    return ItemGraph(weighted_sum(graphs, modality_weights(names, {}, "R2MR")));
+    return weighted_sum(graphs, modality_weights(names, {}, "R2MR"));
   }
 
   // --- ranking -------------------------------------------------------------------------------
@@ -532,7 +533,7 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
             : to_items(graph_, training ? dropped(users_, "drop.neighbours", step) : users_));
     torch::Tensor p;
     if (config_.reviewer == "bpr") p = live_tastes(training, step);
-    const bool rows_alone = batch != nullptr && !similar_.defined();
+    const bool rows_alone = batch != nullptr && similar_ == nullptr;
     std::vector<torch::Tensor> items, users;
     for (int64_t m = 0; m < static_cast<int64_t>(modalities_.size()); ++m) {
       const Modality& of = modalities_[static_cast<size_t>(m)];
@@ -558,8 +559,8 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
     }
     const double n_layers = static_cast<double>(kPropagations + 1);
     auto user = torch::cat(users, 1) * n_layers, item = torch::cat(items, 1) * n_layers;
-    if (similar_.defined()) {
-      item = item + tessera::propagate(similar_, item);
+    if (similar_ != nullptr) {
+      item = item + tessera::propagate(similar_->get(), item);
       if (batch != nullptr) {
         user = gather_rows(user, batch->distinct_users);
         item = gather_rows(item, batch->distinct_items);
@@ -954,7 +955,7 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
   ReviewWeights tastes_;  // of reviewer = bpr
   std::optional<CrossReviewer> cross_;
   std::optional<Rewriter> rewriter_;
-  ItemGraph similar_;
+  const StoredGraph* similar_ = nullptr;
   torch::Tensor scores_;       // [n_items, M]
   torch::Tensor null_scores_;  // [n_items, M, kNullDraws]
   torch::Tensor eta_;          // float64 [M]

@@ -1,6 +1,8 @@
 #include <algorithm>
 
 #include "tessera/base/error.h"
+#include "tessera/model/common_settings.h"
+#include "tessera/model/graph_kit.h"
 #include "tessera/model/registry.h"
 #include "tessera/ops/by_type.h"
 #include "tessera/ops/fill.h"
@@ -90,7 +92,7 @@ class Vbpr : public FactorModel {
                {"paper", "released"});
       f.add("embedding_size", embedding_size, "width of the ID part and of the content part",
             at_least(1));
-      f.add("reg_weight", reg_weight, "weight of the penalty on the batch's rows", at_least(0));
+      common::reg_weight(f, reg_weight, "the penalty on the batch's rows");
       f.add("reg_bias", reg_bias, "weight of the penalty on the item biases", at_least(0));
       f.add("reg_visual", reg_visual, "weight of the penalty on E and w", at_least(0));
       f.choice("reg", reg, "squared: ID rows, sum of squares / 2B; norm: whole rows, norms / B",
@@ -98,12 +100,13 @@ class Vbpr : public FactorModel {
       f.choice("visual", visual,
                "linear: item bias and w beside E; projection: E with a bias instead",
                {"linear", "projection"});
-      f.choice("missing", missing, "rows of items without a modality",
-               {"zero", "mean", "neighbours", "error"});
-      f.add("n_negatives", n_negatives, "negatives per positive", at_least(1));
+      common::missing(f, missing);
+      common::n_negatives(f, n_negatives);
       f.alias("d", {"embedding_size"});
       f.preset("variant", "released", {{"reg", "norm"}, {"visual", "projection"}});
     }
+
+    static SearchSpace search() { return {{"reg_weight", {1e-1, 1e-2, 1e-3, 1e-4, 1e-5}}}; }
   };
 
   Vbpr(const Config& config, const Context& context)
@@ -183,12 +186,7 @@ class Vbpr : public FactorModel {
   /// The features side by side [n_items, sum of widths]; the published code puts text first.
   /// float16 where all files are and no gap needs another number, else float32.
   torch::Tensor concatenated(const Config& config) const {
-    if (data_.features.empty()) {
-      throw data_error(
-          "VBPR needs item features and '{}' has none selected; add some with 'tessera import "
-          "--feature NAME=FILE'",
-          data_.name);
-    }
+    require_features(data_, "VBPR");
     const bool halves =
         std::all_of(data_.features.begin(), data_.features.end(), [&](const Feature& feature) {
           return feature.rows.dtype() == torch::kHalf &&

@@ -435,16 +435,6 @@ torch::Tensor LayerNorm::operator()(const torch::Tensor& x) const {
   return torch::layer_norm(x, {x.size(-1)}, *weight, *bias, eps);
 }
 
-Linear::Linear(const std::string& name, int64_t out, int64_t in, const MakeParameter& make,
-               const Random& init)
-    : weight(&make(name + ".weight",
-                   normal(out, in, 0, 0.02, init.stream("init." + name + ".weight")))),
-      bias(&make(name + ".bias", torch::zeros({out}))) {}
-
-torch::Tensor Linear::operator()(const torch::Tensor& x) const {
-  return torch::addmm(*bias, x, weight->t());
-}
-
 torch::Tensor attention(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v,
                         int64_t n_heads, bool causal, double rate, const Pass& pass,
                         const std::string& name) {

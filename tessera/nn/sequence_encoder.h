@@ -3,20 +3,17 @@
 #include <torch/types.h>
 
 #include <cstdint>
-#include <functional>
 #include <string>
 #include <vector>
 
 #include "tessera/base/random.h"
+#include "tessera/nn/linear.h"
 
 namespace tessera {
 
 // Encoders of sequences (sequential section 4): functions of embeddings and lengths, not of ids.
 // Rows of different lengths stand packed, one after another: x [P, d] with offsets int64 [rows +
 // 1]. There is no padding: what stands in one row never reaches another.
-
-/// Makes a trained tensor by name; the reference stays valid (Model::parameter).
-using MakeParameter = std::function<torch::Tensor&(const std::string&, torch::Tensor)>;
 
 /// The rows of one call, and what its dropout is keyed by. Every row has at least one position.
 struct Pass {
@@ -37,15 +34,6 @@ struct LayerNorm {
   double eps = 1e-12;
   LayerNorm() = default;
   LayerNorm(const std::string& name, int64_t width, double eps, const MakeParameter& make);
-  torch::Tensor operator()(const torch::Tensor& x) const;
-};
-
-/// y = W x + b, W [out, in] from N(0, .02), b zero.
-struct Linear {
-  torch::Tensor *weight = nullptr, *bias = nullptr;
-  Linear() = default;
-  Linear(const std::string& name, int64_t out, int64_t in, const MakeParameter& make,
-         const Random& init);
   torch::Tensor operator()(const torch::Tensor& x) const;
 };
 

@@ -258,9 +258,10 @@ class Training {
   // --- optimiser ---------------------------------------------------------------------------
   AdamOptions options_of(const ParameterGroup& group) const {
     AdamOptions options;
-    const double constant = settings_.learning_rate;
-    options.learning_rate =
-        group.learning_rate ? group.learning_rate : [constant](int64_t) { return constant; };
+    // Tables are configured anew every epoch, so a row's pending steps are all of one epoch.
+    const double factor = settings_.rate_factor(epoch_);
+    options.learning_rate = [of = group.learning_rate, constant = settings_.learning_rate,
+                             factor](int64_t step) { return (of ? of(step) : constant) * factor; };
     options.beta1 = group.beta1;
     options.beta2 = group.beta2;
     options.eps = group.eps;
@@ -634,6 +635,7 @@ std::vector<int64_t> cut_topk(const EvalOptions& options, int64_t n_items) {
 
 void check_training(Model& model, const Dataset& data, const TrainSettings& settings,
                     const Protocol& protocol) {
+  settings.rate_factor(0);
   EvalOptions options = eval_options(settings, protocol);
   options.metrics.push_back(selecting_metric(settings, protocol, data.n_items));
   for (const Split split : {Split::valid, Split::test}) {
