@@ -426,8 +426,11 @@ int main_program(int argc, char** argv) {
   } catch (const InputError& e) {
     code = fail(e.code(), with_flags(e.what()));
   } catch (const ResumableError& e) {
-    code = fail(e.code(), fmt::format("{}; go on with: tessera {} --resume {}", e.what(), argv[1],
-                                      e.folder()));
+    // Other verbs that train leave a run.
+    const std::string verb = argv[1];
+    code = fail(e.code(),
+                fmt::format("{}; go on with: tessera {} --resume {}", e.what(),
+                            verb == "compare" || verb == "tune" ? verb : "train", e.folder()));
   } catch (const RunError& e) {
     code = fail(e.code(), e.what());
   } catch (const PipeClosed&) {
