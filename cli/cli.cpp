@@ -109,16 +109,16 @@ CLI::App* add_verb(CLI::App& app, Common& common, const std::string& name, const
     const char* setting;
     const char* help;
   };
-  for (const Short& s :
-       {Short{"-s,--seed", "seed", "seed of the run"},
-        Short{"-j,--threads", "threads", "threads, 0: all cores"},
-        Short{"--device", "device", "cpu or cuda:0"}, Short{"--topk", "topk", "cutoffs, 5,10,20"},
-        Short{"--metrics", "metrics", "metrics, recall,ndcg@20"},
-        Short{"--valid-metric", "valid_metric", "metric that selects"},
-        Short{"--protocol", "protocol", "strict, mmrec, recbole-seq, .."},
-        Short{"--modalities", "modalities", "modalities a model sees, a,b"},
-        Short{"--permute", "permute", "modality shuffled among its items"},
-        Short{"--time-limit", "time_limit", "minutes"}}) {
+  for (const Short& s : {Short{"-s,--seed", "seed", "seed of the run"},
+                         Short{"-j,--threads", "threads", "threads, 0: all cores"},
+                         Short{"--device", "device", "cpu or reference"},
+                         Short{"--topk", "topk", "cutoffs, 5,10,20"},
+                         Short{"--metrics", "metrics", "metrics, recall,ndcg@20"},
+                         Short{"--valid-metric", "valid_metric", "metric that selects"},
+                         Short{"--protocol", "protocol", "strict, mmrec, recbole-seq, .."},
+                         Short{"--modalities", "modalities", "modalities a model sees, a,b"},
+                         Short{"--permute", "permute", "modality shuffled among its items"},
+                         Short{"--time-limit", "time_limit", "minutes"}}) {
     const std::string setting = s.setting;
     verb->add_option_function<std::vector<std::string>>(
             s.flag,
@@ -224,7 +224,7 @@ void print_or_write(const Common& common, const std::function<void(const Sink&)>
   print(common.output);
 }
 
-void check_bundle_flags(const Common& common, const std::string& verb) {
+TrainSettings check_bundle_flags(const Common& common, const std::string& verb) {
   if (!common.datasets.empty() || !common.model.empty() || !common.configs.empty() ||
       !common.sets.empty()) {
     throw usage_error("{} answers from a bundle: it takes no -d, -m, -c or --set", verb);
@@ -239,8 +239,9 @@ void check_bundle_flags(const Common& common, const std::string& verb) {
   Fields fields(verb);
   settings.describe(fields);
   fields.apply(common.flags);
-  check_device(settings);
+  settings.on();
   use_threads(settings.threads);
+  return settings;
 }
 
 int64_t list_length(std::optional<int64_t> asked, int64_t n_items) {

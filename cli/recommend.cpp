@@ -3,6 +3,7 @@
 #include <optional>
 
 #include "cli/cli.h"
+#include "tessera/ops/device.h"
 #include "tessera/serve/recommender.h"
 
 namespace tessera::cli {
@@ -42,7 +43,7 @@ Json as_json(const Catalogue& catalogue, const Answer& answer) {
 }
 
 void recommend(const Common& common, const Flags& flags) {
-  check_bundle_flags(common, "recommend");
+  const ReferenceOps plain(check_bundle_flags(common, "recommend").reference());
   const Log log = make_log(common);
   Ask ask;
   ask.all_users = flags.users == "all";

@@ -3,6 +3,7 @@
 
 #include "cli/cli.h"
 #include "tessera/folder/manifest.h"
+#include "tessera/ops/device.h"
 #include "tessera/serve/recommender.h"
 
 namespace tessera::cli {
@@ -40,7 +41,7 @@ Json as_json(const Catalogue& catalogue, const Neighbours& found) {
 }
 
 void similar(const Common& common, const Flags& flags) {
-  check_bundle_flags(common, "similar");
+  const ReferenceOps plain(check_bundle_flags(common, "similar").reference());
   const Log log = make_log(common);
   AskSimilar ask;
   ask.all_items = flags.listed == "all";

@@ -9,6 +9,7 @@
 #include "tessera/base/error.h"
 #include "tessera/eval/protocol_words.h"
 #include "tessera/eval/ranking.h"
+#include "tessera/ops/device.h"
 #include "tessera/ops/parallel.h"
 
 namespace tessera {
@@ -658,6 +659,7 @@ Evaluation evaluate(const Scorer& scorer, const Dataset& data, const Protocol& p
 Evaluation evaluate(Model& model, const Dataset& data, const Protocol& protocol, Split split,
                     const EvalOptions& options) {
   const auto start = std::chrono::steady_clock::now();
+  const ReferenceOps plain(model.settings().reference());
   Evaluation result = evaluate(*model.freeze(), data, protocol, split, options);
   note_rows(result, protocol, model);
   result.time_s = seconds_since(start);

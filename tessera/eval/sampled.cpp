@@ -5,6 +5,7 @@
 
 #include "tessera/base/error.h"
 #include "tessera/eval/ranking.h"
+#include "tessera/ops/device.h"
 
 namespace tessera {
 namespace {
@@ -65,6 +66,7 @@ SampledResult evaluate_sampled(Model& model, const Dataset& data, const Protocol
     if (!held_out(data, split, user).empty()) users.push_back(user);
   }
   if (users.empty()) throw data_error("'{}' has no held-out rows to sample around", data.name);
+  const ReferenceOps plain(model.settings().reference());
   const auto scorer = model.freeze();
   const auto block = static_cast<size_t>(
       std::clamp<int64_t>((int64_t{64} << 20) / (4 * std::max<int64_t>(1, data.n_items)), 1, 4096));

@@ -4,6 +4,7 @@
 #include <stdexcept>
 
 #include "tessera/base/error.h"
+#include "tessera/ops/device.h"
 
 namespace tessera {
 
@@ -32,7 +33,7 @@ void TrainSettings::describe(Fields& f) {
   f.add("checkpoint", checkpoint,
         "epochs between checkpoints; 0: every epoch while they take less than 5 % of the time", at_least(0));
   f.add("threads", threads, "0: all cores", between(0, 4096));
-  f.add("device", device, "cpu");
+  f.add("device", device, "cpu, or reference: plain tensor operations, to check the kernels by");
   f.add("test_curve", test_curve, "ranks test every epoch into test_curve.jsonl, a diagnostic");
   f.add("tensorboard", tensorboard,
         "the curves of metrics.jsonl also as TensorBoard reads them, in tb/");
@@ -57,9 +58,25 @@ double TrainSettings::rate_factor(int64_t epoch) const {
                   static_cast<double>(epoch) / learning_rate_scheduler[1]);
 }
 
+torch::Device TrainSettings::on() const {
+  if (device == "cpu" || reference()) return torch::kCPU;
+  throw usage_error("device '{}' is not available: this build computes on cpu and reference{}",
+                    printable(device), did_you_mean(device, {"cpu", "reference"}));
+}
+
 int64_t Batch::size() const {
   if (users.defined()) return users.size(0);
   return rows.n_rows();
+}
+
+Batch Batch::to(torch::Device device) const {
+  Batch out = *this;
+  for (auto* t :
+       {&out.users, &out.positives, &out.negatives, &out.distinct_users, &out.distinct_items,
+        &out.user_inverse, &out.positive_inverse, &out.negative_inverse}) {
+    if (t->defined()) *t = t->to(device);
+  }
+  return out;
 }
 
 Model::Model(const Context& context)
@@ -76,13 +93,14 @@ void Model::train(bool on) {
 
 torch::Tensor& Model::parameter(const std::string& name, torch::Tensor initial, Role role,
                                 Axis axis) {
+  initial = initial.to(train_.on());
   initial.set_requires_grad(true);
   parameters_.push_back({name, std::move(initial), role, axis});
   return parameters_.back().value;
 }
 
 RowTable& Model::table(const std::string& name, torch::Tensor initial, Role role, Axis axis) {
-  tables_.push_back({name, RowTable(std::move(initial)), role, axis});
+  tables_.push_back({name, RowTable(initial.to(train_.on())), role, axis});
   return tables_.back().value;
 }
 
@@ -125,6 +143,7 @@ const std::shared_ptr<const TrainFacts>& Model::facts() {
 
 std::shared_ptr<const Scorer> Model::freeze() {
   const torch::NoGradGuard no_gradients;
+  const ReferenceOps plain(train_.reference());
   if (training_) train(false);
   return make_scorer();
 }

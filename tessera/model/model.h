@@ -42,6 +42,9 @@ struct Batch {
   torch::Tensor targets;                         ///< int64, what to predict, packed by row
   torch::Tensor target_offsets;  ///< [rows + 1]; one target per input, or one per row
   int64_t size() const;          ///< pairs, users or rows in this batch
+  /// The same with users, items and their places on that device. Sequence rows and their targets
+  /// stay in main memory, where models cut and pad them.
+  Batch to(torch::Device device) const;
 };
 
 /// What a model's loss wants to see.
@@ -96,6 +99,10 @@ struct TrainSettings {
   void describe(Fields& f);
   /// What learning rates are multiplied by in that epoch; exit 2 unless the scheduler is a pair.
   double rate_factor(int64_t epoch) const;
+  /// Where the tensors of `device` lie: cpu and reference are both main memory; exit 2 for others.
+  torch::Device on() const;
+  /// Whether ops go by plain tensor operations on the CPU (ops/device.h).
+  bool reference() const { return device == "reference"; }
 };
 
 /// What a model is built from. The data outlives the model.
@@ -104,6 +111,7 @@ struct Context {
   Random random;
   TrainSettings train;
   Log log;
+  torch::Device device() const { return train.on(); }
 };
 
 struct Loss {
@@ -201,9 +209,11 @@ class Model {
   const TrainView& data() const { return data_; }
   /// The trained tensors and tables that hold a row a user or an item, by name.
   virtual std::vector<std::pair<std::string, Axis>> axes() const;
+  const TrainSettings& settings() const { return train_; }
 
   // For the model's constructor and the parts it is built of.
-  /// A trained tensor that loss() reads whole; it requires a gradient. The reference stays valid.
+  /// A trained tensor that loss() reads whole, on the device of the run; it requires a gradient.
+  /// The reference stays valid.
   torch::Tensor& parameter(const std::string& name, torch::Tensor initial,
                            Role role = Role::scoring, Axis axis = Axis::whole);
   /// A trained table that loss() gathers rows of.

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "tessera/model/model.h"
+#include "tessera/ops/device.h"
 
 namespace tessera {
 
@@ -88,6 +89,7 @@ ModelInfo model_info(const std::string& name, const std::string& title,
       out.label = std::as_const(described->config).label();
     }
     out.make = [described](const Context& context) {
+      const ReferenceOps plain(context.train.reference());
       return std::make_unique<M>(described->config, context);
     };
     return out;

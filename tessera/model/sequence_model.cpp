@@ -87,8 +87,10 @@ BatchSpec SequenceModel::batch_spec() const {
 
 ItemRows& SequenceModel::item_rows(torch::Tensor initial, bool read_whole) {
   const bool whole = sequence_.loss == "ce" || read_whole;
-  item_rows_.emplace(whole ? &parameter("item_embedding", std::move(initial)) : nullptr,
-                     whole ? nullptr : &table("item_embedding", std::move(initial)));
+  item_rows_.emplace(
+      whole ? &parameter("item_embedding", std::move(initial), Role::scoring, Axis::by_item)
+            : nullptr,
+      whole ? nullptr : &table("item_embedding", std::move(initial), Role::scoring, Axis::by_item));
   return *item_rows_;
 }
 

@@ -48,10 +48,14 @@ class Bpr : public FactorModel, public OwnStep {
   Bpr(const Config& config, const Context& context)
       : FactorModel(context),
         config_(config),
-        users_(table("user_embedding", xavier_normal(data_.n_users, config.embedding_size,
-                                                     random_.stream("init.user_embedding")))),
-        items_(table("item_embedding", xavier_normal(data_.n_items, config.embedding_size,
-                                                     random_.stream("init.item_embedding")))) {
+        users_(table("user_embedding",
+                     xavier_normal(data_.n_users, config.embedding_size,
+                                   random_.stream("init.user_embedding")),
+                     Role::scoring, Axis::by_user)),
+        items_(table("item_embedding",
+                     xavier_normal(data_.n_items, config.embedding_size,
+                                   random_.stream("init.item_embedding")),
+                     Role::scoring, Axis::by_item)) {
     if (config.optimizer != "sgd") return;
     if (config.reg != "squared" || config.log_sigmoid != "exact") {
       throw usage_error(
@@ -97,7 +101,7 @@ class Bpr : public FactorModel, public OwnStep {
     const BprSgdLoss at =
         bpr_sgd(users, items, batch.users, batch.positives, batch.negatives,
                 {train_.learning_rate * train_.rate_factor(batch.epoch), config_.reg_weight});
-    const auto bpr = torch::scalar_tensor(at.bpr), reg = torch::scalar_tensor(at.squares);
+    const auto bpr = at.bpr.to(torch::kFloat), reg = at.squares.to(torch::kFloat);
     return {bpr + config_.reg_weight * reg, {{"bpr", bpr}, {"reg", reg}}};
   }
 

@@ -174,7 +174,7 @@ class Kdsr : public SequenceModel {
           rows = normal(data_.n_items, d, 0, 0.02, init(m.name)) *
                  m.present.to(torch::kFloat).unsqueeze(1);
         }
-        m.table = &table(m.name + ".table", rows);
+        m.table = &table(m.name + ".table", rows, Role::scoring, Axis::by_item);
       }
       const bool usable = m.present.sum().item<int64_t>() >= 2;
       m.skd_weight = usable ? weight_of(config.skd_weight, k, "skd_weight") : 0;

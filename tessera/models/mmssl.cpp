@@ -231,10 +231,14 @@ class Mmssl : public GraphModel {
         graph_(data_.train_distinct.offsets, data_.train_distinct.items, data_.n_items,
                config.prop_norm == "left" ? 1e-8 : 1e-7),
         observed_(data_.train_distinct.offsets, data_.train_distinct.items, data_.n_items, 0),
-        users_(parameter("user_embedding", xavier_uniform(data_.n_users, config.embedding_size,
-                                                          random_.stream("init.user_embedding")))),
-        items_(parameter("item_embedding", xavier_uniform(data_.n_items, config.embedding_size,
-                                                          random_.stream("init.item_embedding")))) {
+        users_(parameter("user_embedding",
+                         xavier_uniform(data_.n_users, config.embedding_size,
+                                        random_.stream("init.user_embedding")),
+                         Role::scoring, Axis::by_user)),
+        items_(parameter("item_embedding",
+                         xavier_uniform(data_.n_items, config.embedding_size,
+                                        random_.stream("init.item_embedding")),
+                         Role::scoring, Axis::by_item)) {
     check_settings();
     for (const auto& feature : data_.features) add_modality(feature);
     if (needs_graphs() && config.use_dep) add_dependency();
@@ -565,7 +569,8 @@ class Mmssl : public GraphModel {
       const Modality& m = modalities_[k];
       torch::Tensor x = projected(m);
       if (dropout) {
-        x = x * dropout_mask(torch::arange(data_.n_items), x.size(1), config_.dropout,
+        const auto items = torch::arange(x.size(0), x.options().dtype(torch::kInt64));
+        x = x * dropout_mask(items, x.size(1), config_.dropout,
                              random_.stream(stream + "." + m.name), key);
       }
       const auto u = to_users(observed_, x, EdgeWeight::receiver);
@@ -703,8 +708,9 @@ class Mmssl : public GraphModel {
   // --- contrast ----------------------------------------------------------------------------
   torch::Tensor contrast(const Batch& batch, const Forward& f) const {
     const int64_t n = batch.size();
-    const auto h = unit_rows(gather_rows(f.h.users, batch.users)), own = torch::arange(n);
-    torch::Tensor sum = torch::zeros({});
+    const auto h = unit_rows(gather_rows(f.h.users, batch.users));
+    const auto own = torch::arange(n, batch.users.options());
+    torch::Tensor sum = torch::zeros({}, h.options());
     for (size_t m = 0; m < modalities_.size(); ++m) {
       const auto e = f.generated_users.empty()
                          ? torch::zeros_like(h)
@@ -794,9 +800,10 @@ class Mmssl : public GraphModel {
     CriticMasks out;
     if (config_.d_dropout[0] == 0 && config_.d_dropout[1] == 0) return out;
     for (size_t k = 0; k < 2; ++k) {
-      out.push_back(
-          dropout_mask(torch::arange(n), critic_.layers[k].bias.size(0), config_.d_dropout[k],
-                       random_.stream(fmt::format("discriminator.{}.{}", call, k + 1)), key));
+      out.push_back(dropout_mask(torch::arange(n, critic_.bias.options().dtype(torch::kInt64)),
+                                 critic_.layers[k].bias.size(0), config_.d_dropout[k],
+                                 random_.stream(fmt::format("discriminator.{}.{}", call, k + 1)),
+                                 key));
     }
     return out;
   }

@@ -213,8 +213,10 @@ class Pamd : public Model,
       if (!spec.decoder && !unused) tuned_.emplace_back(spec.name, &tensor);
     }
     const int64_t d = config_.embedding_size;
-    users_ = &table("user_embedding", normal(data_.n_users, d, 0, config_.id_std, init("user")));
-    items_ = &table("item_embedding", normal(data_.n_items, d, 0, config_.id_std, init("item")));
+    users_ = &table("user_embedding", normal(data_.n_users, d, 0, config_.id_std, init("user")),
+                    Role::scoring, Axis::by_user);
+    items_ = &table("item_embedding", normal(data_.n_items, d, 0, config_.id_std, init("item")),
+                    Role::scoring, Axis::by_item);
     filled_.resize(present_.size());
     name_tokens();
     attended_ = chosen_tokens();

@@ -223,7 +223,8 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
         degrees_(graph_.parts().item_offsets.diff()),
         all_users_(torch::arange(data_.n_users, torch::kInt64)),
         users_(parameter("user_embedding",
-                         uniform(data_.n_users, config.embedding_size, -1, 1, init("user")))) {
+                         uniform(data_.n_users, config.embedding_size, -1, 1, init("user")),
+                         Role::scoring, Axis::by_user)) {
     const int64_t d = config.embedding_size, n = data_.n_items;
     config.check_export();
     require_features(data_, "R2MR");
@@ -244,14 +245,16 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
         m.own_rows = torch::zeros({n, d});
         m.rows = &m.own_rows;
       } else {
-        m.rows = &parameter(m.name + ".rows", torch::zeros({n, d}));
+        m.rows = &parameter(m.name + ".rows", torch::zeros({n, d}), Role::scoring, Axis::by_item);
         trained_rows_.insert(m.name + ".rows");
       }
       m.ids = &parameter(m.name + ".user_ids",
-                         xavier_normal(data_.n_users, d, init(m.name + ".user_ids")));
+                         xavier_normal(data_.n_users, d, init(m.name + ".user_ids")), Role::scoring,
+                         Axis::by_user);
     }
     if (config.item_id == "table") {
-      item_ids_ = &parameter("item_embedding", xavier_uniform(n, d, init("item")));
+      item_ids_ = &parameter("item_embedding", xavier_uniform(n, d, init("item")), Role::scoring,
+                             Axis::by_item);
     }
     const auto n_modalities = static_cast<int64_t>(names.size());
     if (config.reviewer == "bpr") {

@@ -5,6 +5,7 @@
 #include "tessera/model/graph_kit.h"
 #include "tessera/model/registry.h"
 #include "tessera/ops/by_type.h"
+#include "tessera/ops/device.h"
 #include "tessera/ops/fill.h"
 #include "tessera/ops/parallel.h"
 #include "tessera/ops/triples.h"
@@ -69,6 +70,15 @@ class Joined : public torch::autograd::Function<Joined> {
   static constexpr int64_t kGrain = 64;  // rows a thread takes at least
 };
 
+torch::autograd::variable_list join_rows(const torch::Tensor& ids, const torch::Tensor& content,
+                                         const torch::Tensor& bias) {
+  if (!composed(ids)) return Joined::apply(ids, content, bias);
+  const int64_t d = ids.size(1);
+  return {torch::cat({ids, content.narrow(1, 0, d)}, 1),
+          content.size(1) > d ? bias.squeeze(1) + content.select(1, d)
+                              : torch::empty({0}, ids.options())};
+}
+
 /// VBPR (He & McAuley, AAAI 2016): BPR-MF plus the raw features through a learned projection,
 ///   score = b_i + g_u . g_i + t_u . (E f_i) + w . f_i,
 /// f the concatenated frozen features. Items without a train row have g_i = 0 and are ranked by
@@ -119,15 +129,18 @@ class Vbpr : public FactorModel {
       const Random random = random_.stream("init." + name);
       return linear_ ? xavier_uniform(rows, cols, random) : xavier_normal(rows, cols, random);
     };
-    users_ =
-        &table("user_embedding", linear_ ? torch::cat({initial("user_id", data_.n_users, d),
-                                                       initial("user_visual", data_.n_users, d)},
-                                                      1)
-                                         : initial("user", data_.n_users, 2 * d));
-    items_ = &table("item_embedding", initial("item_id", data_.n_items, d));
+    users_ = &table("user_embedding",
+                    linear_ ? torch::cat({initial("user_id", data_.n_users, d),
+                                          initial("user_visual", data_.n_users, d)},
+                                         1)
+                            : initial("user", data_.n_users, 2 * d),
+                    Role::scoring, Axis::by_user);
+    items_ = &table("item_embedding", initial("item_id", data_.n_items, d), Role::scoring,
+                    Axis::by_item);
     projection_ = &parameter("projection", initial("projection", d, width));
     if (linear_) {
-      item_bias_ = &table("item_bias", torch::zeros({data_.n_items, 1}));
+      item_bias_ =
+          &table("item_bias", torch::zeros({data_.n_items, 1}), Role::scoring, Axis::by_item);
       visual_bias_ = &parameter("visual_bias", initial("visual_bias", 1, width));
     } else {
       projection_bias_ = &parameter("projection_bias", torch::zeros({d}));
@@ -147,8 +160,9 @@ class Vbpr : public FactorModel {
     const auto f = features_.index_select(0, batch.distinct_items).to(torch::kFloat);
     const Triples at{batch.user_inverse, batch.positive_inverse, batch.negative_inverse};
     // Items as [ID ; E f], users as [g ; t]: the score is one inner product and the item's offset.
-    const auto bias = linear_ ? item_bias_->gather(batch.distinct_items) : torch::empty({0, 1});
-    const auto joined = Joined::apply(ids, content(f), bias);
+    const auto bias =
+        linear_ ? item_bias_->gather(batch.distinct_items) : torch::empty({0, 1}, ids.options());
+    const auto joined = join_rows(ids, content(f), bias);
     const auto &rows = joined[0], &offsets = joined[1];
     const auto bpr = bpr_loss(users, rows, at, offsets);
     Loss out{bpr, {{"bpr", bpr}}};

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "tessera/ops/by_type.h"
+#include "tessera/ops/device.h"
 #include "tessera/ops/parallel.h"
 #include "tessera/ops/sequence_kernels.h"
 
@@ -26,11 +27,9 @@ torch::Tensor logits_of(const torch::Tensor& anchors, const torch::Tensor& keys,
                         const torch::Tensor& excluded, double tau) {
   auto logits = anchors.mm(keys.t()).div(tau);
   if (!excluded.defined()) return logits;
-  const auto present = excluded >= 0;
-  const auto rows = present.nonzero().flatten();
-  return logits.index_put(
-      {rows, excluded.index_select(0, rows)},
-      torch::full({}, -std::numeric_limits<double>::infinity(), logits.options()));
+  const auto places = torch::arange(keys.size(0), excluded.options());
+  return logits.masked_fill(places == excluded.unsqueeze(1),
+                            -std::numeric_limits<double>::infinity());
 }
 
 /// -log(p + eps) of the positive, p the softmax of the products z / tau; z becomes `weight` times
@@ -115,6 +114,9 @@ torch::Tensor info_nce(const torch::Tensor& anchors, const torch::Tensor& keys,
                   positive.dim() == 1 && positive.size(0) == anchors.size(0),
               "info_nce wants anchors [n, d], keys [n_keys, d] and positive [n], got ",
               anchors.sizes(), " ", keys.sizes(), " ", positive.sizes());
+  if (composed(anchors)) {
+    return info_nce_composed(anchors, keys, positive, excluded, tau, eps);
+  }
   return InfoNce::apply(anchors.contiguous(), keys.contiguous(), positive,
                         excluded.defined() ? excluded : torch::full_like(positive, -1), tau, eps,
                         torch::Tensor());
@@ -125,7 +127,8 @@ torch::Tensor info_nce_composed(const torch::Tensor& anchors, const torch::Tenso
                                 double tau, double eps) {
   const auto p = torch::log_softmax(logits_of(anchors, keys, excluded, tau), 1)
                      .gather(1, positive.unsqueeze(1));
-  return -(eps > 0 ? (p.exp() + eps).log() : p).mean();
+  const auto n = static_cast<double>(std::max<int64_t>(1, anchors.size(0)));
+  return -(eps > 0 ? (p.exp() + eps).log() : p).sum() / n;
 }
 
 torch::Tensor batch_info_nce(const torch::Tensor& anchors, const torch::Tensor& keys,

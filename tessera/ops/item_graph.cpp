@@ -86,6 +86,15 @@ ItemGraph::ItemGraph(const NeighbourGraph& graph) {
   parts->rows = {graph.offsets.contiguous(), graph.items.contiguous(), graph.weights.contiguous()};
   parts->columns = transposed(parts->rows);
   parts_ = std::move(parts);
+  edges_ = std::make_shared<OncePerDevice<Edges>>();
+}
+
+ItemGraph::Edges ItemGraph::edges(torch::Device device) const {
+  return edges_->get(device, [&]() -> Edges {
+    const NeighbourGraph& rows = parts_->rows;
+    return {torch::repeat_interleave(rows.offsets.diff()).to(device),
+            rows.items.to(torch::kInt64).to(device), rows.weights.to(device)};
+  });
 }
 
 int64_t ItemGraph::n_items() const { return parts_->rows.offsets.size(0) - 1; }
@@ -154,15 +163,14 @@ torch::Tensor propagate(const ItemGraph& graph, const torch::Tensor& x) {
               ", d], got ", x.sizes());
   TORCH_CHECK(x.scalar_type() == torch::kFloat32 || x.scalar_type() == torch::kFloat64,
               "propagation needs float32 or float64, got ", x.scalar_type());
+  if (composed(x)) return propagate_composed(graph, x);
   return ItemGraphOp::apply(x, graph);
 }
 
 torch::Tensor propagate_composed(const ItemGraph& graph, const torch::Tensor& x) {
-  const NeighbourGraph& rows = graph.parts().rows;
-  const torch::Tensor row = torch::repeat_interleave(rows.offsets.diff());
-  const torch::Tensor weight = rows.weights.to(x.scalar_type()).unsqueeze(1);
-  return torch::zeros_like(x).index_add(0, row,
-                                        weight * x.index_select(0, rows.items.to(torch::kInt64)));
+  const auto edges = graph.edges(x.device());
+  const auto weight = edges.weights.to(x.scalar_type()).unsqueeze(1);
+  return torch::zeros_like(x).index_add(0, edges.rows, weight * x.index_select(0, edges.columns));
 }
 
 }  // namespace tessera

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "tessera/ops/device.h"
 #include "tessera/ops/knn.h"
 
 namespace tessera {
@@ -26,8 +27,16 @@ class ItemGraph {
   };
   const Parts& parts() const { return *parts_; }
 
+  /// The non-zeros one by one, for plain tensor operations on that device.
+  struct Edges {
+    torch::Tensor rows, columns;  ///< int64 [n_edges]
+    torch::Tensor weights;        ///< float32
+  };
+  Edges edges(torch::Device device) const;
+
  private:
   std::shared_ptr<const Parts> parts_;
+  std::shared_ptr<OncePerDevice<Edges>> edges_;
 };
 
 /// sum_m weights[m] graphs[m], all of one size: at most the sum of their non-zeros a row, columns

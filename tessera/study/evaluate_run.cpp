@@ -41,7 +41,7 @@ void apply_settings(TrainSettings& settings, const Settings& given) {
   Fields fields("evaluate");
   settings.describe(fields);
   fields.apply(given);
-  check_device(settings);
+  settings.on();
   use_threads(settings.threads);
 }
 

@@ -197,7 +197,7 @@ Json make_features(const FeaturesRequest& request) {
   all.insert(all.end(), request.settings.begin(), request.settings.end());
   const RunSettings settings = resolve_settings(info, all);
   const TrainSettings& train = settings.train_settings;
-  check_device(train);
+  train.on();
   use_threads(train.threads);
   keep_freed_memory();
   const Dataset data = open_dataset(request.dataset, train);

@@ -87,6 +87,7 @@ void log_head(const Log& log, const Dataset& data, Model& model) {
 void write_lists(const fs::path& path, Model& model, const Dataset& data, const Protocol& protocol,
                  Split split) {
   const int64_t k = std::min(kListLength, data.n_items);
+  const ReferenceOps plain(model.settings().reference());
   write_file_with(path, [&](std::ostream& out) {
     out << "user\titem\trank\tscore\n";
     all_lists(*model.freeze(), data, protocol, split, k,
@@ -144,7 +145,7 @@ Checked check(const Plan& plan, const Log& log) {
   all.insert(all.end(), plan.settings.begin(), plan.settings.end());
   out.settings = resolve_settings(*out.info, all);
   const TrainSettings& train = out.settings.train_settings;
-  check_device(train);
+  train.on();
   use_threads(train.threads);
   keep_freed_memory();
   out.protocol = find_protocol(train.protocol);
@@ -156,10 +157,11 @@ Checked check(const Plan& plan, const Log& log) {
       throw usage_error("topk {} is larger than the catalogue of {} items", k, out.data->n_items);
     }
   }
+  check_evaluations(*out.data, train, out.protocol);
+  if (!plan.look_at_test) out.data->test = {};
   const Random random(static_cast<uint64_t>(train.seed));
   out.model = out.settings.config.make(Context{out.data->view(), random, train, log});
   check_training(*out.model, *out.data, train, out.protocol);
-  if (!plan.look_at_test) out.data->test = {};
   return out;
 }
 
@@ -334,13 +336,6 @@ void write_outputs(RunFolder& folder, const Checked& checked, const TrainResult&
 }
 
 }  // namespace
-
-void check_device(const TrainSettings& settings) {
-  if (settings.device != "cpu") {
-    throw usage_error("device '{}' is not available: this build computes on cpu",
-                      printable(settings.device));
-  }
-}
 
 void check_run(const RunRequest& request) { check(plan_of(request), request.log); }
 

@@ -37,8 +37,6 @@ struct RunOutcome {
 /// anything is replaced; a failure leaves status.json with its exit code.
 RunOutcome run(const RunRequest& request);
 
-/// Exit 2 for a device that this build has not.
-void check_device(const TrainSettings& settings);
 
 /// Builds the model of a run and drops it: what run() would refuse is refused, nothing is written.
 void check_run(const RunRequest& request);

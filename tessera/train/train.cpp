@@ -11,6 +11,7 @@
 #include "tessera/base/resumable.h"
 #include "tessera/model/offers.h"
 #include "tessera/model/sampler.h"
+#include "tessera/ops/device.h"
 #include "tessera/ops/process.h"
 #include "tessera/train/checkpoint.h"
 #include "tessera/train/metrics_log.h"
@@ -36,6 +37,55 @@ std::string metrics_line(const MetricValues& metrics) {
   }
   return out;
 }
+
+constexpr int64_t kLookEvery = 64;  // steps between looks at sums that lie on a device
+
+/// Sums of an epoch's losses in double, where the losses lie; parts by name, in the order in which
+/// names first came, a step without a part adding nothing to it.
+class LossSums {
+ public:
+  void add(const Loss& loss) {
+    total_.add(loss.total);
+    for (size_t p = 0; p < loss.parts.size(); ++p) {
+      const auto& [name, value] = loss.parts[p];
+      // Nearly always where it was at the step before.
+      auto at = p < parts_.size() && parts_[p].first == name
+                    ? parts_.begin() + static_cast<std::ptrdiff_t>(p)
+                    : std::find_if(
+                          parts_.begin(), parts_.end(),
+                          [&](const auto& part) { return part.first == name; });
+      if (at == parts_.end()) at = parts_.insert(at, {name, Sum()});
+      at->second.add(value);
+    }
+  }
+  double total() const { return total_.value(); }
+  std::vector<std::pair<std::string, double>> parts() const {
+    std::vector<std::pair<std::string, double>> out;
+    for (const auto& [name, sum] : parts_) out.emplace_back(name, sum.value());
+    return out;
+  }
+
+ private:
+  class Sum {
+   public:
+    void add(const torch::Tensor& x) {
+      if (x.is_cpu()) {
+        here_ += x.item<double>();
+      } else {
+        const auto wide = x.detach().to(torch::kFloat64);
+        there_ = there_.defined() ? there_ + wide : wide;
+      }
+    }
+    double value() const { return here_ + (there_.defined() ? there_.item<double>() : 0); }
+
+   private:
+    double here_ = 0;
+    torch::Tensor there_;
+  };
+
+  Sum total_;
+  std::vector<std::pair<std::string, Sum>> parts_;
+};
 
 /// One training: the state that hooks, steps and checkpoints share.
 class Training {
@@ -294,12 +344,23 @@ class Training {
 
   void clip() {
     if (settings_.clip_grad_norm <= 0) return;
-    double squares = 0;
     std::vector<torch::Tensor> gradients;
     for (const auto& group : groups_) {
       for (const auto& [name, tensor] : group.tensors) gradients.push_back(tensor->grad());
       for (const auto& [name, table] : group.tables) gradients.push_back(table->gradient());
     }
+    if (!settings_.on().is_cpu()) {
+      auto squares = torch::zeros({}, torch::TensorOptions(settings_.on()).dtype(torch::kFloat64));
+      for (const auto& g : gradients) {
+        if (g.defined()) squares = squares + g.square().sum(torch::kFloat64);
+      }
+      const auto scale = (settings_.clip_grad_norm / (squares.sqrt() + 1e-6)).clamp_max(1);
+      for (auto& g : gradients) {
+        if (g.defined()) g.mul_(scale.to(g.scalar_type()));
+      }
+      return;
+    }
+    double squares = 0;
     for (const auto& g : gradients) {
       if (g.defined()) squares += g.square().sum(torch::kFloat64).item<double>();
     }
@@ -388,8 +449,7 @@ class Training {
   /// end_epoch writes.
   void steps(Sampler& sampler) {
     sampler.begin_epoch(epoch_);
-    std::vector<std::pair<std::string, double>> sums;
-    double total = 0;
+    LossSums sums;
     int64_t n = 0, n_examples = 0;
     const Progress bar = config_.progress(fmt::format("epoch {}", epoch_), sampler.n_batches());
     for (int64_t index = 0; index < sampler.n_batches(); ++index) {
@@ -400,32 +460,32 @@ class Training {
       }
       const Batch batch = sampler.batch(index, ++step_);
       model_.before_step(batch);
-      Loss loss = own_ ? own_->step(batch) : model_.loss(batch);
-      check_finite(loss);
+      const Batch there = batch.to(settings_.on());
+      Loss loss = own_ ? own_->step(there) : model_.loss(there);
+      // In main memory a look costs nothing; elsewhere it waits for all that was asked of the
+      // device.
+      sums.add(loss);
+      if (loss.total.is_cpu() || index % kLookEvery == kLookEvery - 1) check_finite(sums);
       if (!own_) {
         loss.total.backward();
         optimise();
-      }
-      total += loss.total.item<double>();
-      sums.resize(loss.parts.size());
-      for (size_t p = 0; p < loss.parts.size(); ++p) {
-        sums[p].first = loss.parts[p].first;
-        sums[p].second += loss.parts[p].second.item<double>();
       }
       ++n;
       n_examples += batch.size();
       bar.advance(1);
     }
-    epoch_done_ = {{"total", total}, {"steps", n}, {"examples", n_examples}};
+    check_finite(sums);
+    epoch_done_ = {{"total", sums.total()}, {"steps", n}, {"examples", n_examples}};
     epoch_done_["parts"] = Json::object();
-    for (const auto& [name, sum] : sums) epoch_done_["parts"][name] = sum;
+    for (const auto& [name, sum] : sums.parts()) epoch_done_["parts"][name] = sum;
   }
 
-  void check_finite(const Loss& loss) const {
-    if (std::isfinite(loss.total.item<double>())) return;
+  /// A sum is finite as long as all that went into it is.
+  void check_finite(const LossSums& sums) const {
+    if (std::isfinite(sums.total())) return;
     std::string part = "total";
-    for (const auto& [name, value] : loss.parts) {
-      if (!std::isfinite(value.item<double>())) {
+    for (const auto& [name, sum] : sums.parts()) {
+      if (!std::isfinite(sum)) {
         part = name;
         break;
       }
@@ -433,7 +493,7 @@ class Training {
     throw RunError(Exit::diverged,
                    fmt::format("diverged in epoch {}: loss part '{}' is {}; try a smaller "
                                "learning_rate",
-                               epoch_, part, loss.total.item<double>()));
+                               epoch_, part, sums.total()));
   }
 
   void log_epoch(double time_s, double mean,
@@ -634,14 +694,19 @@ std::vector<int64_t> cut_topk(const EvalOptions& options, int64_t n_items) {
   return out;
 }
 
-void check_training(Model& model, const Dataset& data, const TrainSettings& settings,
-                    const Protocol& protocol) {
-  settings.rate_factor(0);
+void check_evaluations(const Dataset& data, const TrainSettings& settings,
+                       const Protocol& protocol) {
   EvalOptions options = eval_options(settings, protocol);
   options.metrics.push_back(selecting_metric(settings, protocol, data.n_items));
   for (const Split split : {Split::valid, Split::test}) {
     if (has_rows(data, split)) check_evaluation(data, protocol, split, options);
   }
+}
+
+void check_training(Model& model, const Dataset& data, const TrainSettings& settings,
+                    const Protocol& protocol) {
+  settings.rate_factor(0);
+  check_evaluations(data, settings, protocol);
   const bool fixed = settings.epochs.chosen() || protocol.every_position;
   if (model.trainable() && !has_rows(data, Split::valid) && !fixed) {
     throw usage_error(
@@ -653,6 +718,8 @@ void check_training(Model& model, const Dataset& data, const TrainSettings& sett
 
 TrainResult train_model(Model& model, const Dataset& data, const TrainConfig& config) {
   check_training(model, data, config.settings, config.protocol);
+  config.settings.on();
+  const ReferenceOps plain(config.settings.reference());
   return Training(model, data, config).run();
 }
 

@@ -2,8 +2,11 @@
 #include <gtest/gtest.h>
 
 #include "tessera/base/error.h"
+#include "tessera/base/files.h"
+#include "tessera/model/bundle.h"
 #include "tessera/model/forwarding_model.h"
 #include "tessera/model/offers.h"
+#include "tessera/serve/recommender.h"
 #include "tests/contract/training.h"
 
 namespace tessera {
@@ -138,6 +141,35 @@ TEST_P(EveryJoint, OneScorerAnswersAlikeInListsAndWhole) {
     EXPECT_EQ(vectors.size(0), data.n_items);
   }
   EXPECT_GE(scorer->spread(Random(1)).deviation, 0);
+}
+
+// The stored graphs and directions are read, nothing is fitted again.
+TEST_P(EveryJoint, ABundleAnswersTheSameBitsElsewhere) {
+  const Dataset data = small_data(2);
+  const int threads = at::get_num_threads();
+  Trained trained(info(), data, {{"epochs", 1, "test"}});
+  const fs::path folder = scratch("elsewhere_" + squeezed(GetParam())),
+                 moved = scratch("moved_" + squeezed(GetParam()));
+  save_bundle(folder, *trained.model, data, info(), trained.settings, Json::object());
+  const auto lists = [&](const fs::path& from, const BundleUse& use) {
+    const Recommender recommender(load_bundle(from, {}, use));
+    std::vector<std::vector<std::pair<int64_t, double>>> out;
+    recommender.recommend({.n = 20, .all_users = true}, [&](Answer&& answer) {
+      out.emplace_back();
+      for (const auto& one : answer.items) out.back().emplace_back(one.item, one.score);
+    });
+    return out;
+  };
+  for (const BundleUse& use : {BundleUse(), BundleUse{.answers = true}}) {
+    at::set_num_threads(1);
+    const auto want = lists(folder, use);
+    at::set_num_threads(2);
+    fs::rename(folder, moved);
+    EXPECT_EQ(lists(moved, use), want);
+    fs::rename(moved, folder);
+  }
+  at::set_num_threads(threads);
+  fs::remove_all(folder);
 }
 
 }  // namespace

@@ -195,6 +195,45 @@ TEST(Training, DivergenceNamesEpochAndPart) {
   }
 }
 
+/// A model whose steps do not all have the same parts.
+class Varying : public FactorModel {
+ public:
+  explicit Varying(const Context& context)
+      : FactorModel(context), users_(parameter("users", torch::ones({data_.n_users, 2}))) {}
+  Abilities abilities() const override { return {}; }
+  BatchSpec batch_spec() const override { return {.unit = BatchSpec::Unit::pair}; }
+  Loss loss(const Batch& batch) override {
+    const auto total = users_.square().mean(), one = torch::ones({});
+    if (batch.step % 2 == 1) return {total, {{"first", one}, {"always", 2 * one}}};
+    return {total, {{"always", 4 * one}, {"second", 8 * one}, {"third", 16 * one}}};
+  }
+
+ protected:
+  Vectors vectors() override { return {users_, torch::ones({data_.n_items, 2})}; }
+
+ private:
+  torch::Tensor& users_;
+};
+
+TEST(Training, LossPartsAreSummedByName) {
+  const Dataset data = small_data(1);
+  const fs::path folder = scratch("parts");
+  fs::create_directories(folder);
+  const auto batch = static_cast<int64_t>((data.train.n_rows() + 3) / 4);
+  TrainConfig config = training({{"epochs", 1, "test"}, {"train_batch_size", batch, "test"}},
+                                find_model("BPR"), folder);
+  Varying model(Context{data.view(), Random(1), config.settings, {}});
+  EXPECT_EQ(train_model(model, data, config).n_steps, 4);
+  std::ifstream in(folder / "metrics.jsonl");
+  std::string line;
+  std::getline(in, line);
+  const Json loss = Json::parse(line)["loss"];
+  EXPECT_EQ(loss["first"], 1.0 * 2 / 4);
+  EXPECT_EQ(loss["always"], (2.0 * 2 + 4.0 * 2) / 4);
+  EXPECT_EQ(loss["second"], 8.0 * 2 / 4);
+  EXPECT_EQ(loss["third"], 16.0 * 2 / 4);
+}
+
 TEST(Training, InterruptedWithAndWithoutCheckpoint) {
   const Dataset data = small_data(1);
   for (const bool with : {false, true}) {
