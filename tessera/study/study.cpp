@@ -264,6 +264,10 @@ ChildResult run_child(const Child& child, const fs::path& study, const Surroundi
     if (e.code() == Exit::interrupted || e.code() == Exit::interrupted_without_checkpoint) {
       throw ResumableError(Exit::interrupted, "interrupted", study.string());
     }
+    // What can go on is the study, not its run.
+    if (dynamic_cast<const ResumableError*>(&e) != nullptr) {
+      throw ResumableError(e.code(), e.what(), study.string());
+    }
     throw;
   }
 }

@@ -85,9 +85,9 @@ struct Plan {
   std::vector<Dimension> space;
 };
 
-/// MMRec's `hyper_parameters` and `search.`, out of the settings; `own` is what is searched where
-/// nothing was named: the model's grid, settings and their values.
-Plan plan_of(const TuneRequest& request, const std::vector<std::pair<std::string, Json>>& own) {
+/// MMRec's `hyper_parameters` and `search.`, out of the settings; where nothing is named, the
+/// model's own grid less the settings that were given.
+Plan plan_of(const TuneRequest& request, const SearchSpace& own) {
   Plan out;
   const Log& log = request.around.log;
   std::vector<std::string> named;
@@ -141,7 +141,9 @@ Plan plan_of(const TuneRequest& request, const std::vector<std::pair<std::string
     }
   }
   if (out.space.empty()) {
-    for (const auto& [name, values] : own) add(name, values);
+    for (const auto& [name, values] : own) {
+      if (!settings_object(out.fixed).contains(setting_name(name))) add(name, values);
+    }
   }
   if (out.space.empty()) {
     throw usage_error("nothing to search: name settings and their values, name=1,2");
@@ -370,7 +372,7 @@ TuneResult tune(const TuneRequest& typed) {
     throw usage_error("no dataset given: wanted a folder that 'tessera import' made");
   }
   const ModelInfo& info = find_model(request.model);
-  const Plan plan = plan_of(request, {});
+  const Plan plan = plan_of(request, info.search);
   std::string sampler;
   for (const auto& name : kSamplers) {
     if (squeezed(name) == squeezed(request.sampler)) sampler = name;
