@@ -348,6 +348,19 @@ std::string reworded(std::string text) {
   return text;
 }
 
+/// What the library says in the names of settings, with the flags that are typed for them here.
+std::string with_flags(std::string text) {
+  static const std::vector<std::pair<std::regex, std::string>> words = {
+      {std::regex("choose another folder"), "choose another -o"},
+      {std::regex("^no model given: name one that is registered$"),
+       "no model given: add -m NAME, see 'tessera models'"},
+      {std::regex("^(no model '.*)$"), "$1; see 'tessera models'"},
+      {std::regex("(is a run of .*), got model (.*: leave it out)$"), "$1, got -m $2"},
+      {std::regex(R"(choose epochs \(all of them run,)"), "give --epochs N (all N run,"}};
+  for (const auto& [pattern, ours] : words) text = std::regex_replace(text, pattern, ours);
+  return text;
+}
+
 int run_program(int argc, char** argv) {
   CLI::App app("Tessera: recommendations from pictures, words, sounds and clicks.", "tessera");
   app.set_version_flag("--version", std::string("tessera ") + kVersion);
@@ -412,10 +425,13 @@ int main_program(int argc, char** argv) {
   try {
     code = run_program(argc, argv);
   } catch (const InputError& e) {
-    code = fail(e.code(), e.what());
+    code = fail(e.code(), with_flags(e.what()));
   } catch (const ResumableError& e) {
-    code = fail(e.code(), fmt::format("{}; go on with: tessera {} --resume {}", e.what(), argv[1],
-                                      e.folder()));
+    // Other verbs that train leave a run.
+    const std::string verb = argv[1];
+    code = fail(e.code(),
+                fmt::format("{}; go on with: tessera {} --resume {}", e.what(),
+                            verb == "compare" || verb == "tune" ? verb : "train", e.folder()));
   } catch (const RunError& e) {
     code = fail(e.code(), e.what());
   } catch (const PipeClosed&) {

@@ -458,15 +458,15 @@ void claim(const fs::path& folder, const Json& identity) {
     const Json found = read_json(mark);
     if (found == identity) return;
     const bool has_seed = found.is_object() && found.contains("seed");
-    throw usage_error("{} holds another demonstration (seed {}, wanted {}): choose another -o",
+    throw usage_error("{} holds another demonstration (seed {}, wanted {}): choose another folder",
                       folder.string(), has_seed ? found["seed"].dump() : "unknown",
                       identity["seed"].dump());
   }
   if (fs::exists(folder, error) && !fs::is_directory(folder, error)) {
-    throw usage_error("{} is a file, wanted a folder: choose another -o", folder.string());
+    throw usage_error("{} is a file, wanted a folder: choose another folder", folder.string());
   }
   if (fs::exists(folder, error) && !fs::is_empty(folder, error)) {
-    throw usage_error("{} is not empty and holds no demonstration: choose another -o",
+    throw usage_error("{} is not empty and holds no demonstration: choose another folder",
                       folder.string());
   }
   fs::create_directories(folder, error);

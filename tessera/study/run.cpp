@@ -124,7 +124,7 @@ Plan plan_of(const RunRequest& request) {
     return {begun.model,         dataset,      request.resume,
             std::move(settings), look_at_test, std::move(begun)};
   }
-  if (request.model.empty()) throw usage_error("no model given: name one of those registered");
+  if (request.model.empty()) throw usage_error("no model given: name one that is registered");
   return {request.model,    request.dataset,      request.output,
           request.settings, request.look_at_test, std::nullopt};
 }
