@@ -62,6 +62,7 @@ void recommend(const Common& common, const Flags& flags) {
   if (!flags.exclude.empty()) ask.exclude = read_ids(flags.exclude, true);
   if (!flags.only.empty()) ask.only = read_ids(flags.only);
   ask.filter_seen = !flags.no_filter_seen;
+  check_output(common, log);
   Recommender recommender(load_bundle(flags.bundle, log, BundleUse::answers), log);
   ask.n = list_length(flags.n, recommender.bundle().data->n_items);
   const auto* titles = recommender.bundle().data->item_columns.find("title");
@@ -89,7 +90,6 @@ void recommend(const Common& common, const Flags& flags) {
       }
       ++n_lists;
       progress.advance(1);
-      if (text.size() < (1U << 20)) return;
       sink(text);
       text.clear();
     });

@@ -60,6 +60,7 @@ void similar(const Common& common, const Flags& flags) {
   ask.by = flags.by;
   if (!flags.exclude.empty()) ask.exclude = read_ids(flags.exclude, true);
   if (!flags.only.empty()) ask.only = read_ids(flags.only);
+  check_output(common, log);
   Recommender recommender(load_bundle(flags.bundle, log, BundleUse::answers), log);
   ask.n = list_length(flags.n, recommender.bundle().data->n_items);
   const auto* titles = recommender.bundle().data->item_columns.find("title");
@@ -84,7 +85,6 @@ void similar(const Common& common, const Flags& flags) {
       }
       ++n_lists;
       progress.advance(1);
-      if (text.size() < (1U << 20)) return;
       sink(text);
       text.clear();
     });

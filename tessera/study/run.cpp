@@ -422,7 +422,7 @@ RunOutcome run(const RunRequest& request) {
       }
     }
     if (!fs::exists(folder / "metrics.jsonl") || !resuming ||
-        !fs::exists(folder / "checkpoints" / "last")) {
+        !folder_exists(folder / "checkpoints" / "last")) {
       write_file(folder / "metrics.jsonl", Json{{"event", "run"},
                                                 {"run", fs::absolute(folder).filename().string()},
                                                 {"model", checked.info->name},

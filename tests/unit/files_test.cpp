@@ -15,6 +15,7 @@
 #include <atomic>
 #include <chrono>
 #include <functional>
+#include <mutex>
 #include <set>
 #include <thread>
 #include <vector>
@@ -29,6 +30,7 @@ std::atomic<int> g_no_sync{0};      // the error of one that is broken
 std::atomic<int> g_syncs_of_system{0};
 std::function<void(const std::string& to)> g_before_rename;
 std::set<std::pair<dev_t, ino_t>>* g_synced = nullptr;
+std::mutex g_synced_mutex;
 
 }  // namespace
 
@@ -49,6 +51,7 @@ extern "C" int rename(const char* from, const char* to) noexcept {
 extern "C" int fsync(int fd) {
   struct stat about = {};
   if (g_synced != nullptr && fstat(fd, &about) == 0) {
+    const std::lock_guard lock(g_synced_mutex);
     g_synced->insert({about.st_dev, about.st_ino});
   }
   if (g_no_sync == 0) return static_cast<int>(syscall(SYS_fsync, fd));
@@ -402,11 +405,13 @@ TEST(Durability, EachFileAndItsFolderIsSyncedAndNothingElse) {
     fs::create_directory(to / "in");
     write_file(to / "a", "1");
     write_file(to / "in" / "b", "2");
+    for (int i = 0; i < 20; ++i) write_file(to / "in" / std::to_string(i), "3");
   });
   for (const char* name : {"set/a", "set/in/b", "set/in", "set", "."}) {
     EXPECT_TRUE(was_synced(folder / name)) << name;
   }
-  EXPECT_EQ(synced.size(), 5);
+  for (int i = 0; i < 20; ++i) EXPECT_TRUE(was_synced(folder / "set/in" / std::to_string(i)));
+  EXPECT_EQ(synced.size(), 25);
   synced.clear();
   write_file(folder / "file", "3");
   g_synced = nullptr;
