@@ -97,6 +97,7 @@ void run_import(Flags& flags, const Common& common) {
     options.paths.assign(common.datasets.begin(), common.datasets.end());
   }
   options.output = common.output;
+  options.reading.stop_requested = interrupted;
   options.positive = split_list(flags.positive);
   options.read = split_list(flags.read);
   options.reading.text = split_list(flags.text);

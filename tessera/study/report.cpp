@@ -309,7 +309,7 @@ Json user_cards(const fs::path& run, const Dataset& data) {
 Json model_views(const fs::path& run, OpenRun& open, const Log& log) {
   auto* reporter = open.learned->offers().report;
   if (reporter == nullptr) return Json::array();
-  if (fs::exists(run / "checkpoints" / "last" / "state.json")) {
+  if (folder_exists(run / "checkpoints" / "last")) {
     const State::Saved last = read_checkpoint(run / "checkpoints" / "last");
     State state;
     open.learned->state(state);
