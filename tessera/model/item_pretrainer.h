@@ -13,7 +13,7 @@ class ItemPretrainer {
  public:
   virtual ~ItemPretrainer() = default;
   /// What fit() learns from, one a modality: float32 [n_items, width], prepared.
-  virtual const std::vector<torch::Tensor>& pretraining_rows() const = 0;
+  virtual const std::vector<torch::Tensor>& pretraining_rows() = 0;
   /// Called for each step with its items (int64 [B]) and its loss, before the weights change.
   std::function<void(const torch::Tensor&, double)> on_pretraining_step;
 };

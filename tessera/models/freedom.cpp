@@ -1,4 +1,5 @@
 #include "tessera/base/error.h"
+#include "tessera/folder/manifest.h"
 #include "tessera/model/registry.h"
 #include "tessera/ops/fill.h"
 #include "tessera/ops/graph.h"
@@ -8,6 +9,9 @@
 
 namespace tessera {
 namespace {
+
+/// Of the published code, where pictures and words are all (baselines section 11).
+const std::map<std::string, double> kUsualWeights = {{"image", 0.1}, {"text", 0.9}};
 
 /// FREEDOM (Zhou & Shen, MM 2023): LightGCN on a user-item graph that loses most edges of popular
 /// nodes anew every epoch, plus one step over a frozen graph of items that look or read alike. The
@@ -65,7 +69,7 @@ class Freedom : public GraphModel {
     std::vector<std::string> names;
     std::vector<NeighbourGraph> graphs;
     for (const auto& feature : data_.features) {
-      names.push_back(feature.name);
+      names.push_back(shown_modality(feature));
       graphs.push_back(normalised(knn_graph(feature.all(), config.k, /*weighted=*/false)));
       if (config.reg_weight == 0) continue;
       Modality m;
@@ -84,8 +88,8 @@ class Freedom : public GraphModel {
                           linear_default_bias(width, d, init(m.name + ".bias")), Role::training);
       modalities_.push_back(m);
     }
-    similar_ = ItemGraph(
-        weighted_sum(graphs, modality_weights(names, config.modality_weights, "FREEDOM")));
+    similar_ = ItemGraph(weighted_sum(
+        graphs, modality_weights(names, config.modality_weights, kUsualWeights, "FREEDOM")));
   }
 
   Abilities abilities() const override {

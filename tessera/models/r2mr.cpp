@@ -8,9 +8,11 @@
 #include <set>
 
 #include "tessera/base/error.h"
-#include "tessera/model/quality.h"
+#include "tessera/base/text.h"
+#include "tessera/folder/manifest.h"
+#include "tessera/model/feature_reviewer.h"
 #include "tessera/model/registry.h"
-#include "tessera/model/report_files.h"
+#include "tessera/model/stored_pca.h"
 #include "tessera/nn/review.h"
 #include "tessera/nn/rewriter.h"
 #include "tessera/ops/edge_scores.h"
@@ -18,7 +20,6 @@
 #include "tessera/ops/gather.h"
 #include "tessera/ops/graph.h"
 #include "tessera/ops/item_graph.h"
-#include "tessera/ops/pca.h"
 #include "tessera/ops/triples.h"
 #include "tessera/ops/unit_rows.h"
 
@@ -36,6 +37,7 @@ constexpr int64_t kSaveEvery = 50;   // rewriter epochs between checkpoints
 constexpr double kSaveSeconds = 30;  // at most between checkpoints
 constexpr double kClamp = 0.999;     // of tanh's inverse
 constexpr int64_t kPropagations = 2;
+const std::map<std::string, double> kItemGraphWeights = {{"image", 0.1}, {"text", 0.9}};
 
 /// R2MR (Tang et al., KDD 2025, DOI 10.1145/3690624.3709250; formulas from a reading note, the
 /// figure and the code, see specs r2mr): a reviewer scores each modality of each item by what its
@@ -43,7 +45,7 @@ constexpr int64_t kPropagations = 2;
 /// reviewer accepts or refuses, and the ranking fuses rows and users' tastes by the scores. The
 /// published reviewer learns through the ranking loss alone and does not recognise bad rows; the
 /// default, variant = calibrated, gives it a loss of its own and two cross-fitted halves.
-class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public ReportFiles {
+class R2mr : public GraphModel, public FeatureSupplier, public FeatureReviewer {
  public:
   struct Config {
     std::string variant = "calibrated", preset = "small";
@@ -300,7 +302,6 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
     score_before_ = torch::zeros({n, n_modalities});
     score_after_ = torch::zeros({n, n_modalities});
     rounds_done_ = torch::zeros({1}, torch::kInt64);
-    if (config.item_graph) similar_ = similar_items(names);
   }
 
   Abilities abilities() const override {
@@ -334,6 +335,12 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
     for (auto& m : modalities_) {
       if (m.rows == &m.own_rows) state.add(m.name + ".rows", m.own_rows, Role::scoring);
       state.add(m.name + ".original", m.original, Role::frozen);
+      m.pca.state(state, m.name + ".pca");
+    }
+    if (config_.item_graph) {
+      state.add("similar.offsets", alike_.offsets, Role::scoring);
+      state.add("similar.items", alike_.items, Role::scoring);
+      state.add("similar.weights", alike_.weights, Role::scoring);
     }
     state.add("scores", scores_, Role::scoring);
     state.add("null_scores", null_scores_, Role::scoring);
@@ -432,9 +439,7 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
   /// `options` (export_space, export_weight, restore) win over the settings of the same names.
   std::vector<NamedRows> export_features(const Json& options) override;
 
-  Json report(const Interactions& held) override;
-  /// quality.tsv, and quality.json: what report() gives.
-  std::map<std::string, std::string> report_files() override;
+  Quality quality() override;
 
  private:
   enum Phase : int64_t { kUnprepared = 0, kReviewing = 1, kRewriting = 2, kIdle = 3 };
@@ -447,7 +452,7 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
     torch::Tensor* ids = nullptr;     // q^m [n_users, d]
     ReviewWeights review;             // of reviewer = bpr
     std::optional<double> threshold;  // none: auto
-    std::optional<Pca> pca;
+    StoredPca pca;
   };
 
   Random init(const std::string& name) const { return random_.stream("init." + name); }
@@ -474,18 +479,16 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
   void read_thresholds(const std::vector<std::string>& names);
 
   // --- rows ----------------------------------------------------------------------------------
-  const Pca& pca_of(int64_t index) {
+  Pca pca_of(int64_t index) {
     Modality& m = at(index);
-    if (!m.pca) {
-      m.pca = fit_pca(data_.features[static_cast<size_t>(index)].all(), config_.embedding_size,
-                      random_.stream("pca." + m.name), m.present);
-      if (config_.feature_scale == "none") m.pca->scale = 1;
-    }
-    return *m.pca;
+    Pca pca = m.pca.of(data_.features[static_cast<size_t>(index)], config_.embedding_size,
+                       random_.stream("pca." + m.name));
+    if (config_.feature_scale == "none") pca.scale = 1;
+    return pca;
   }
 
   /// The rows before any rewriting [n_items, d]. A bundle has none: it makes them from its
-  /// features.
+  /// features and the stored PCA.
   const torch::Tensor& original_of(int64_t index) {
     Modality& m = at(index);
     if (m.original.defined()) return m.original;
@@ -501,12 +504,20 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
   /// Present, or filled by an accepted rewrite. bool [n_items]
   torch::Tensor exists(int64_t m) { return at(m).present.logical_or(round_of_.select(1, m) > 0); }
 
-  ItemGraph similar_items(const std::vector<std::string>& names) const {
-    std::vector<NeighbourGraph> graphs;
-    for (const auto& feature : data_.features) {
-      graphs.push_back(normalised(knn_graph(feature.all(), 5, /*weighted=*/false)));
+  /// The graph of item_graph: what a file brought, else made of the features, once.
+  const ItemGraph& similar() {
+    if (similar_.defined()) return similar_;
+    if (!alike_.offsets.defined()) {
+      std::vector<NeighbourGraph> graphs;
+      std::vector<std::string> shown;
+      for (const auto& feature : data_.features) {
+        graphs.push_back(normalised(knn_graph(feature.all(), 5, /*weighted=*/false)));
+        shown.push_back(shown_modality(feature));
+      }
+      alike_ = weighted_sum(graphs, modality_weights(shown, {}, kItemGraphWeights, "R2MR"));
     }
-    return ItemGraph(weighted_sum(graphs, modality_weights(names, {}, "R2MR")));
+    check_graph(alike_, data_.n_items, "similar");
+    return similar_ = ItemGraph(alike_);
   }
 
   // --- ranking -------------------------------------------------------------------------------
@@ -524,14 +535,14 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
   }
 
   /// All rows, or those of a batch alone.
-  Vectors forward(bool training, int64_t step, const Batch* batch = nullptr) const {
+  Vectors forward(bool training, int64_t step, const Batch* batch = nullptr) {
     const auto h = squashed(
         item_ids_ != nullptr
             ? *item_ids_
             : to_items(graph_, training ? dropped(users_, "drop.neighbours", step) : users_));
     torch::Tensor p;
     if (config_.reviewer == "bpr") p = live_tastes(training, step);
-    const bool rows_alone = batch != nullptr && !similar_.defined();
+    const bool rows_alone = batch != nullptr && !config_.item_graph;
     std::vector<torch::Tensor> items, users;
     for (int64_t m = 0; m < static_cast<int64_t>(modalities_.size()); ++m) {
       const Modality& of = modalities_[static_cast<size_t>(m)];
@@ -557,8 +568,8 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
     }
     const double n_layers = static_cast<double>(kPropagations + 1);
     auto user = torch::cat(users, 1) * n_layers, item = torch::cat(items, 1) * n_layers;
-    if (similar_.defined()) {
-      item = item + tessera::propagate(similar_, item);
+    if (config_.item_graph) {
+      item = item + tessera::propagate(similar(), item);
       if (batch != nullptr) {
         user = gather_rows(user, batch->distinct_users);
         item = gather_rows(item, batch->distinct_items);
@@ -935,9 +946,6 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
   }
 
   // --- report --------------------------------------------------------------------------------
-  Quality quality();
-  Quality found();
-  Json report_of(const Quality& found) const;
   Json options_json() const;
 
   const Config config_;
@@ -953,6 +961,7 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
   ReviewWeights tastes_;  // of reviewer = bpr
   std::optional<CrossReviewer> cross_;
   std::optional<Rewriter> rewriter_;
+  NeighbourGraph alike_;  // rows of similar_
   ItemGraph similar_;
   torch::Tensor scores_;       // [n_items, M]
   torch::Tensor null_scores_;  // [n_items, M, kNullDraws]
@@ -974,11 +983,10 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
 void R2mr::read_thresholds(const std::vector<std::string>& names) {
   std::optional<double> all;
   std::vector<std::pair<std::string, std::optional<double>>> given;
-  std::string text = config_.eta + ",";
-  for (size_t begin = 0, end; (end = text.find(',', begin)) != std::string::npos; begin = end + 1) {
-    std::string part = text.substr(begin, end - begin), name;
-    std::erase(part, ' ');
-    if (part.empty()) continue;
+  std::string text = config_.eta, name;
+  std::erase(text, ' ');
+  for (std::string part : split_list(text)) {
+    name.clear();
     if (const size_t equals = part.find('='); equals != std::string::npos) {
       name = setting_name(part.substr(0, equals));
       part = part.substr(equals + 1);
@@ -1059,7 +1067,7 @@ std::vector<NamedRows> R2mr::export_features(const Json& options) {
     } else {
       rows.rows = data_.features[static_cast<size_t>(m)].gather(rows.items);
       const auto place = changed.index_select(0, rows.items).nonzero().flatten();
-      const Pca& pca = pca_of(m);
+      const Pca pca = pca_of(m);
       auto e = of.rows->detach()
                    .index_select(0, rows.items.index_select(0, place))
                    .narrow(1, 0, pca.axes.size(0))
@@ -1089,7 +1097,13 @@ Json R2mr::options_json() const {
 
 // --- report ----------------------------------------------------------------------------------
 Quality R2mr::quality() {
+  const torch::NoGradGuard no_grad;
+  if ((round_of_ < 0).any().item<bool>()) {
+    throw usage_error("R2MR: nothing to report before fit or a training");
+  }
+  if (!cross_) review(kReportDraws);  // the reviewer has learned on since the last round
   Quality out;
+  out.seed = random_.seed();
   const Areas now = reviewed();
   for (int64_t m = 0; m < n_modalities(); ++m) {
     const Modality& of = at(m);
@@ -1097,11 +1111,6 @@ Quality R2mr::quality() {
                               exists(m), scores_.select(1, m), null_scores_.select(1, m),
                               has_null(m), now.high.select(1, m), round_of_.select(1, m),
                               original_of(m), of.rows->detach()});
-  }
-  out.scored = scored();
-  out.area = now.area;
-  out.n_users = degrees_;
-  for (int64_t m = 0; m < n_modalities(); ++m) {
     const auto items = (round_of_.select(1, m) > 0).nonzero().flatten();
     for (int64_t j = 0; j < items.numel(); ++j) {
       const int64_t i = items[j].item<int64_t>();
@@ -1111,40 +1120,17 @@ Quality R2mr::quality() {
                               score_after_[i][m].item<float>()});
     }
   }
-  return out;
-}
-
-/// What was found, of the rows as they stand.
-Quality R2mr::found() {
-  const torch::NoGradGuard no_grad;
-  if ((round_of_ < 0).any().item<bool>()) {
-    throw usage_error("R2MR: nothing to report before fit or a training");
-  }
-  if (!cross_) review(kReportDraws);  // the reviewer has learned on since the last round
-  return quality();
-}
-
-Json R2mr::report_of(const Quality& found) const {
-  Json out = {{"model", "R2MR"}, {"dataset", data_.name}, {"seed", random_.seed()}};
-  out.update(quality_report(found, data_, random_));
-  out["rounds"] = Json::array();
+  out.scored = scored();
+  out.area = now.area;
+  out.n_users = degrees_;
   for (Json entry : round_records_.empty() ? rounds_kept_ : round_records_) {
     // A run goes on after its best epoch, to whose rows it returns.
     if (entry.is_object() && entry.value("round", Json()).is_number_integer()) {
       entry["kept"] = entry["round"].get<int64_t>() <= rounds_done_.item<int64_t>();
     }
-    out["rounds"].push_back(std::move(entry));
+    out.rounds.push_back(std::move(entry));
   }
   return out;
-}
-
-Json R2mr::report(const Interactions&) { return report_of(found()); }
-
-std::map<std::string, std::string> R2mr::report_files() {
-  const Quality now = found();
-  return {
-      {"quality.tsv", quality_tsv(now, data_)},
-      {"quality.json", report_of(now).dump(1, ' ', false, Json::error_handler_t::replace) + "\n"}};
 }
 
 const RegisterModel<R2mr> registered{"R2MR", "R2MR, Tang et al. 2025"};

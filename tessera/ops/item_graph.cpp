@@ -5,6 +5,7 @@
 #include <torch/utils.h>
 
 #include <algorithm>
+#include <set>
 #include <utility>
 
 #include "tessera/base/error.h"
@@ -126,19 +127,18 @@ NeighbourGraph weighted_sum(const std::vector<NeighbourGraph>& graphs,
 }
 
 std::vector<double> modality_weights(const std::vector<std::string>& modalities,
-                                     const std::vector<double>& weights, const std::string& owner) {
+                                     const std::vector<double>& weights,
+                                     const std::map<std::string, double>& usual,
+                                     const std::string& owner) {
   if (weights.empty()) {
     std::vector<double> out(modalities.size(), 1 / static_cast<double>(modalities.size()));
-    const auto place = [&](const std::string& name) {
-      return std::find_if(modalities.begin(), modalities.end(), [&](const std::string& modality) {
-        return modality == name || modality == name + "_r2mr";
-      });
-    };
-    const auto image = place("image"), text = place("text");
-    if (modalities.size() == 2 && image != modalities.end() && text != modalities.end()) {
-      out[static_cast<size_t>(image - modalities.begin())] = 0.1;
-      out[static_cast<size_t>(text - modalities.begin())] = 0.9;
+    const std::set<std::string> names(modalities.begin(), modalities.end());
+    const bool all = names.size() == modalities.size() && names.size() == usual.size();
+    if (!all || !std::all_of(names.begin(), names.end(),
+                             [&](const std::string& name) { return usual.contains(name); })) {
+      return out;
     }
+    for (size_t m = 0; m < out.size(); ++m) out[m] = usual.at(modalities[m]);
     return out;
   }
   if (weights.size() != modalities.size()) {
@@ -146,6 +146,24 @@ std::vector<double> modality_weights(const std::vector<std::string>& modalities,
                       modalities.size(), fmt::join(modalities, ", "), weights.size());
   }
   return weights;
+}
+
+void check_graph(const NeighbourGraph& graph, int64_t n_items, const std::string& name) {
+  const auto is = [](const torch::Tensor& x, torch::ScalarType type, int64_t n) {
+    return x.defined() && x.dim() == 1 && x.scalar_type() == type && x.is_contiguous() &&
+           x.size(0) == n;
+  };
+  const auto& [offsets, items, weights] = graph;
+  const int64_t n_edges = items.defined() ? items.numel() : 0;
+  const bool typed = is(offsets, torch::kInt64, n_items + 1) && is(items, torch::kInt32, n_edges) &&
+                     is(weights, torch::kFloat32, n_edges);
+  const auto* from = typed ? offsets.const_data_ptr<int64_t>() : nullptr;
+  const auto* item = typed ? items.const_data_ptr<int32_t>() : nullptr;
+  if (!typed || from[0] != 0 || from[n_items] != n_edges ||
+      !std::is_sorted(from, from + n_items + 1) ||
+      !std::all_of(item, item + n_edges, [&](int32_t i) { return i >= 0 && i < n_items; })) {
+    throw data_error("stored '{}' is no graph over {} items", name, n_items);
+  }
 }
 
 torch::Tensor propagate(const ItemGraph& graph, const torch::Tensor& x) {

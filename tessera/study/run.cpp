@@ -18,8 +18,8 @@
 #include "tessera/eval/protocol_words.h"
 #include "tessera/folder/load.h"
 #include "tessera/model/bundle.h"
-#include "tessera/model/report_files.h"
 #include "tessera/ops/torch_version.h"
+#include "tessera/study/quality.h"
 #include "tessera/study/tensorboard.h"
 #include "tessera/train/checkpoint.h"
 
@@ -482,8 +482,8 @@ RunOutcome run(const RunRequest& request) {
     if (reported != nullptr) write_file(folder / "per_user.tsv", per_user_tsv(*reported, data));
     write_lists(folder / "recs_top50.tsv", *checked.model, data, checked.protocol,
                 result.test ? Split::test : Split::valid);
-    if (auto* files = dynamic_cast<ReportFiles*>(checked.model.get())) {
-      for (const auto& [name, text] : files->report_files()) write_file(folder / name, text);
+    for (const auto& [name, text] : quality_files(checked.info->name, *checked.model)) {
+      write_file(folder / name, text);
     }
     save_bundle(folder / "model", *checked.model, data, *checked.info, checked.settings,
                 {{"protocol", train.protocol},
