@@ -385,6 +385,7 @@ class R2mr : public GraphModel, public FeatureSupplier, public FeatureReviewer {
   // --- schedule ------------------------------------------------------------------------------
   void prepare(const Watch& watch) override {
     const torch::NoGradGuard no_grad;
+    if (config_.item_graph) similar();
     if (phase_ == kUnprepared) {
       for (int64_t m = 0; m < n_modalities(); ++m) at(m).rows->copy_(original_of(m));
       round_of_.zero_();
