@@ -17,7 +17,7 @@
 #include "tessera/base/error.h"
 #include "tessera/data/safetensors.h"
 #include "tessera/folder/load.h"
-#include "tessera/model/item_pretrainer.h"
+#include "tessera/model/offers.h"
 #include "tessera/model/registry.h"
 #include "tessera/ops/fill.h"
 #include "tessera/train/train.h"
@@ -34,7 +34,7 @@ class Spy : public Recorder {
 
   void prepare(const Watch& watch) override {
     // An epoch of pretraining is behind such a model already, and is enough of a start.
-    if (dynamic_cast<ItemPretrainer*>(&inner_) == nullptr) return Recorder::prepare(watch);
+    if (inner_.offers().pretraining == nullptr) return Recorder::prepare(watch);
     keep_weights("init.");
   }
   void begin_epoch(int64_t epoch, const Watch& watch) override {
@@ -103,7 +103,7 @@ class Spy : public Recorder {
 
 /// The first steps of a pretraining on items; it ends with its first epoch.
 void pretrain(Model& model, const Dataset& data, Spy& spy) {
-  auto* pretrainer = dynamic_cast<ItemPretrainer*>(&model);
+  auto* pretrainer = model.offers().pretraining;
   if (pretrainer == nullptr) return;
   TensorMap& seen = spy.seen;
   spy.keep_weights("start.");
@@ -119,7 +119,7 @@ void pretrain(Model& model, const Dataset& data, Spy& spy) {
   };
   Watch watch;
   watch.stop_requested = [&] { return !losses.empty(); };
-  dynamic_cast<FeatureSupplier&>(model).fit(watch);
+  model.offers().features->fit(watch);
   pretrainer->on_pretraining_step = nullptr;
   seen["pre.loss"] = torch::tensor(losses, torch::kFloat64);
 }

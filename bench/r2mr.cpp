@@ -17,7 +17,7 @@
 #include "tessera/model/registry.h"
 #include "tessera/nn/vector_gan.h"
 #include "tessera/ops/fill.h"
-#include "tessera/study/run.h"
+#include "tessera/ops/process.h"
 #include "tessera/train/train.h"
 
 namespace tessera {
@@ -104,7 +104,8 @@ int measure(int argc, char** argv) {
   }
   const ModelInfo& info = find_model("R2MR");
   const RunSettings settings = resolve_settings(info, given);
-  use_device_and_threads(settings.train_settings);
+  own_process();
+  use_threads(settings.train_settings.threads);
   const Dataset data = load_dataset(argv[1]);
   const Random random(static_cast<uint64_t>(settings.train_settings.seed));
   const Context context{data.view(), random, settings.train_settings, Log()};

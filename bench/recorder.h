@@ -10,6 +10,8 @@
 #include "tessera/base/error.h"
 #include "tessera/data/safetensors.h"
 #include "tessera/eval/evaluate.h"
+#include "tessera/model/forwarding_model.h"
+#include "tessera/model/offers.h"
 #include "tessera/model/registry.h"
 #include "tessera/train/train.h"
 
@@ -37,28 +39,23 @@ inline void give(Settings& settings, const std::string& name, const std::string&
 
 /// Stands between trainer and model and writes down what passes: weights after prepare() under
 /// "init.", the losses, and what note() keeps of a batch.
-class Recorder : public Model {
+class Recorder : public ForwardingModel, private OwnStep {
  public:
   Recorder(Model& inner, const Dataset& dataset, const Context& context)
-      : Model(context), inner_(inner), dataset_(dataset) {}
+      : ForwardingModel(inner, context), dataset_(dataset) {}
 
-  Abilities abilities() const override { return inner_.abilities(); }
-  BatchSpec batch_spec() const override { return inner_.batch_spec(); }
-  torch::Tensor score(const Queries& queries) override { return inner_.score(queries); }
-  std::vector<ParameterGroup> parameter_groups() override { return inner_.parameter_groups(); }
-  void state(State& state) override { inner_.state(state); }
-  void begin_epoch(int64_t epoch, const Watch& watch) override { inner_.begin_epoch(epoch, watch); }
-  void before_step(const Batch& batch) override { inner_.before_step(batch); }
-  void end_epoch(int64_t epoch, const Watch& watch) override { inner_.end_epoch(epoch, watch); }
   void prepare(const Watch& watch) override {
     inner_.prepare(watch);
     keep_weights("init.");
   }
   Loss loss(const Batch& batch) override {
-    note(batch, std::to_string(batch.step) + ".");
-    Loss loss = inner_.loss(batch);
-    losses.push_back(loss.total.item<double>());
-    return loss;
+    return kept(batch, [&] { return inner_.loss(batch); });
+  }
+  /// A model that steps itself is still one.
+  Offers offers() override {
+    Offers offers = inner_.offers();
+    if (offers.step != nullptr) offers.step = this;
+    return offers;
   }
 
   /// Weights and what else the state saves, as they are now.
@@ -88,7 +85,7 @@ class Recorder : public Model {
     };
     if (abilities().takes_histories) first.histories = rows(data_.train);
     const int64_t k = std::min<int64_t>(50, data_.n_items);
-    seen["lists"] = top_lists(inner_, first, rows(data_.train_distinct), {}, k).items;
+    seen["lists"] = inner_.freeze()->top(first, rows(data_.train_distinct), {}, k).items;
     inner_.train(training());
     seen["valid.n_users"] = torch::tensor(static_cast<double>(found.n_users), torch::kFloat64);
   }
@@ -116,10 +113,20 @@ class Recorder : public Model {
 
  protected:
   virtual void note(const Batch& batch, const std::string& k) = 0;
-  void forget() override { inner_.train(training()); }
 
-  Model& inner_;
   const Dataset& dataset_;
+
+ private:
+  Loss step(const Batch& batch) override {
+    return kept(batch, [&] { return inner_.offers().step->step(batch); });
+  }
+  template <typename Step>
+  Loss kept(const Batch& batch, const Step& step) {
+    note(batch, std::to_string(batch.step) + ".");
+    Loss loss = step();
+    losses.push_back(loss.total.template item<double>());
+    return loss;
+  }
 };
 
 }  // namespace tessera

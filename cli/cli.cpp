@@ -17,7 +17,9 @@
 
 #include "cli/config.h"
 #include "tessera/base/files.h"
+#include "tessera/base/resumable.h"
 #include "tessera/base/version.h"
+#include "tessera/ops/process.h"
 #include "tessera/study/run.h"
 
 namespace tessera::cli {
@@ -107,16 +109,16 @@ CLI::App* add_verb(CLI::App& app, Common& common, const std::string& name, const
     const char* setting;
     const char* help;
   };
-  for (const Short& s :
-       {Short{"-s,--seed", "seed", "seed of the run"},
-        Short{"-j,--threads", "threads", "threads, 0: all cores"},
-        Short{"--device", "device", "cpu or cuda:0"}, Short{"--topk", "topk", "cutoffs, 5,10,20"},
-        Short{"--metrics", "metrics", "metrics, recall,ndcg@20"},
-        Short{"--valid-metric", "valid_metric", "metric that selects"},
-        Short{"--protocol", "protocol", "strict, mmrec, recbole-seq, .."},
-        Short{"--modalities", "modalities", "modalities a model sees, a,b"},
-        Short{"--permute", "permute", "modality shuffled among its items"},
-        Short{"--time-limit", "time_limit", "minutes"}}) {
+  for (const Short& s : {Short{"-s,--seed", "seed", "seed of the run"},
+                         Short{"-j,--threads", "threads", "threads, 0: all cores"},
+                         Short{"--device", "device", "cpu or reference"},
+                         Short{"--topk", "topk", "cutoffs, 5,10,20"},
+                         Short{"--metrics", "metrics", "metrics, recall,ndcg@20"},
+                         Short{"--valid-metric", "valid_metric", "metric that selects"},
+                         Short{"--protocol", "protocol", "strict, mmrec, recbole-seq, .."},
+                         Short{"--modalities", "modalities", "modalities a model sees, a,b"},
+                         Short{"--permute", "permute", "modality shuffled among its items"},
+                         Short{"--time-limit", "time_limit", "minutes"}}) {
     const std::string setting = s.setting;
     verb->add_option_function<std::vector<std::string>>(
             s.flag,
@@ -222,7 +224,7 @@ void print_or_write(const Common& common, const std::function<void(const Sink&)>
   print(common.output);
 }
 
-void check_bundle_flags(const Common& common, const std::string& verb) {
+TrainSettings check_bundle_flags(const Common& common, const std::string& verb) {
   if (!common.datasets.empty() || !common.model.empty() || !common.configs.empty() ||
       !common.sets.empty()) {
     throw usage_error("{} answers from a bundle: it takes no -d, -m, -c or --set", verb);
@@ -237,7 +239,9 @@ void check_bundle_flags(const Common& common, const std::string& verb) {
   Fields fields(verb);
   settings.describe(fields);
   fields.apply(common.flags);
-  use_device_and_threads(settings);
+  settings.on();
+  use_threads(settings.threads);
+  return settings;
 }
 
 int64_t list_length(std::optional<int64_t> asked, int64_t n_items) {
@@ -389,6 +393,7 @@ int main_program(int argc, char** argv) {
   sigaction(SIGINT, &action, nullptr);
   sigaction(SIGTERM, &action, nullptr);
   std::signal(SIGPIPE, SIG_IGN);
+  own_process();
   auto fail = [](Exit code, const std::string& message) {
     std::fprintf(stderr, "error: %s\n", message.c_str());
     return static_cast<int>(code);
@@ -398,6 +403,9 @@ int main_program(int argc, char** argv) {
     code = run_program(argc, argv);
   } catch (const InputError& e) {
     code = fail(e.code(), e.what());
+  } catch (const ResumableError& e) {
+    code = fail(e.code(), fmt::format("{}; go on with: tessera {} --resume {}", e.what(), argv[1],
+                                      e.folder()));
   } catch (const RunError& e) {
     code = fail(e.code(), e.what());
   } catch (const PipeClosed&) {

@@ -57,7 +57,7 @@ void print_or_write(const Common& common, const std::function<void(const Sink&)>
 
 /// What recommend and similar take of the common flags: --device and --threads, which is set here.
 /// Exit 2 for those that mean nothing to a bundle.
-void check_bundle_flags(const Common& common, const std::string& verb);
+TrainSettings check_bundle_flags(const Common& common, const std::string& verb);
 
 /// The length of a list: what was asked, else 10, or the whole of a smaller catalogue.
 int64_t list_length(std::optional<int64_t> asked, int64_t n_items);

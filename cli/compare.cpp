@@ -15,7 +15,7 @@ struct Flags {
   std::string tests = "t,wilcoxon", correct = "holm", format = "md", test_metric, against;
 };
 
-using Renderer = std::string (*)(const Json&);
+using Renderer = std::string (*)(const CompareResult&);
 
 std::vector<Renderer> renderers(const std::string& typed) {
   static const std::vector<std::pair<std::string, Renderer>> known = {
@@ -56,23 +56,23 @@ void run_compare(const Common& common, const Flags& flags) {
     throw usage_error("--seeds belongs to a new comparison: leave it out");
   }
   request.around = surroundings(common);
-  const Json result = compare(request);
+  const CompareResult result = compare(request);
   if (common.json) {
-    print_json(result);
+    print_json(result.json());
   } else {
     std::string text;
     for (const auto& render : formats) text += (text.empty() ? "" : "\n") + render(result);
-    const auto folder = result["folder"].get<std::string>();
-    if (!folder.empty() && flags.format == "md") text += "\nstudy folder: " + folder + "\n";
+    if (!result.folder.empty() && flags.format == "md") {
+      text += "\nstudy folder: " + result.folder + "\n";
+    }
     print(text);
   }
-  for (const auto& table : result["tables"]) {
-    for (const auto& row : table["rows"]) {
-      if (row["failures"].empty()) continue;
+  for (const auto& table : result.tables) {
+    for (const auto& row : table.rows) {
+      if (row.failures.empty()) continue;
       throw RunError(Exit::diverged,
                      fmt::format("{} of the runs of '{}' on '{}' diverged: its row has fewer seeds",
-                                 row["failures"].size(), row["label"].get<std::string>(),
-                                 table["dataset"].get<std::string>()));
+                                 row.failures.size(), row.label, table.dataset));
     }
   }
 }

@@ -3,6 +3,7 @@
 #include <optional>
 
 #include "cli/cli.h"
+#include "tessera/ops/device.h"
 #include "tessera/serve/recommender.h"
 
 namespace tessera::cli {
@@ -14,36 +15,35 @@ struct Flags {
   bool no_filter_seen = false;
 };
 
-void add_tsv(const Recommender& recommender, const std::vector<std::string>* titles,
-             const Answer& answer, std::string& out) {
+void add_tsv(const Catalogue& catalogue, bool titles, const Answer& answer, std::string& out) {
   const std::string_view user = answer.user.empty() ? "-" : std::string_view(answer.user);
   for (size_t r = 0; r < answer.items.size(); ++r) {
     const auto& [item, score] = answer.items[r];
-    fmt::format_to(std::back_inserter(out), "{}\t{}\t{}\t{}", user, recommender.item_id(item),
-                   r + 1, static_cast<float>(score));
-    if (titles != nullptr) {
+    fmt::format_to(std::back_inserter(out), "{}\t{}\t{}\t{}", user, catalogue.id(item), r + 1,
+                   static_cast<float>(score));
+    if (titles) {
       out += '\t';
-      out += (*titles)[item];
+      out += catalogue.title(item);
     }
     out += '\n';
   }
 }
 
-Json as_json(const Recommender& recommender, const Answer& answer) {
+Json as_json(const Catalogue& catalogue, const Answer& answer) {
   Json list = {{"user", answer.user.empty() ? Json(nullptr) : Json(answer.user)},
-               {"via", answer.via},
+               {"via", via_word(answer.via)},
                {"items", Json::array()}};
   for (size_t r = 0; r < answer.items.size(); ++r) {
     const auto& [item, score] = answer.items[r];
-    Json row = {{"id", recommender.item_id(item)}, {"score", score}, {"rank", r + 1}};
-    if (const auto title = recommender.title(item); !title.empty()) row["title"] = title;
+    Json row = {{"id", catalogue.id(item)}, {"score", score}, {"rank", r + 1}};
+    if (const auto title = catalogue.title(item); !title.empty()) row["title"] = title;
     list["items"].push_back(std::move(row));
   }
   return list;
 }
 
 void recommend(const Common& common, const Flags& flags) {
-  check_bundle_flags(common, "recommend");
+  const ReferenceOps plain(check_bundle_flags(common, "recommend").reference());
   const Log log = make_log(common);
   Ask ask;
   ask.all_users = flags.users == "all";
@@ -62,30 +62,31 @@ void recommend(const Common& common, const Flags& flags) {
   if (!flags.exclude.empty()) ask.exclude = read_ids(flags.exclude, true);
   if (!flags.only.empty()) ask.only = read_ids(flags.only);
   ask.filter_seen = !flags.no_filter_seen;
-  Recommender recommender(load_bundle(flags.bundle, log, BundleUse::answers), log);
-  ask.n = list_length(flags.n, recommender.bundle().data->n_items);
-  const auto* titles = recommender.bundle().data->item_columns.find("title");
+  const Recommender recommender(load_bundle(flags.bundle, log, {.answers = true}), log);
+  ask.n = list_length(flags.n, recommender.version()->catalogue->size());
+  const auto version = recommender.version();
+  const Catalogue& catalogue = *version->catalogue;
+  const bool titles = catalogue.has_titles();
   std::map<std::string, int64_t> via;
   int64_t n_lists = 0, n_short = 0;
-  const auto n_users = ask.all_users ? recommender.bundle().data->n_users
+  const auto n_users = ask.all_users ? version->data->n_users
                                      : std::max<int64_t>(1, static_cast<int64_t>(ask.users.size()));
   const Progress progress = progress_bar(common)("lists", n_users);
   print_or_write(common, [&](const Sink& sink) {
     std::string text;
     if (common.json) {
-      text = fmt::format("{{\n  \"model\": {},\n  \"answers\": [",
-                         recommender.bundle().about["model"].dump());
+      text = fmt::format("{{\n  \"model\": {},\n  \"answers\": [", Json(version->model).dump());
     } else {
       text = titles ? "user\titem\trank\tscore\ttitle\n" : "user\titem\trank\tscore\n";
     }
     recommender.recommend(ask, [&](Answer&& answer) {
-      ++via[answer.via];
+      ++via[via_word(answer.via)];
       n_short += static_cast<int64_t>(answer.items.size()) < ask.n ? 1 : 0;
       if (common.json) {
         text += n_lists == 0 ? "\n    " : ",\n    ";
-        text += as_json(recommender, answer).dump(-1, ' ', false, Json::error_handler_t::replace);
+        text += as_json(catalogue, answer).dump(-1, ' ', false, Json::error_handler_t::replace);
       } else {
-        add_tsv(recommender, titles, answer, text);
+        add_tsv(catalogue, titles, answer, text);
       }
       ++n_lists;
       progress.advance(1);

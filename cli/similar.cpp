@@ -2,6 +2,8 @@
 #include <optional>
 
 #include "cli/cli.h"
+#include "tessera/folder/manifest.h"
+#include "tessera/ops/device.h"
 #include "tessera/serve/recommender.h"
 
 namespace tessera::cli {
@@ -13,34 +15,33 @@ struct Flags {
   std::optional<int64_t> n;
 };
 
-void add_tsv(const Recommender& recommender, const std::vector<std::string>* titles,
-             const Neighbours& found, std::string& out) {
-  const auto of = recommender.item_id(found.item);
+void add_tsv(const Catalogue& catalogue, bool titles, const Neighbours& found, std::string& out) {
+  const auto of = catalogue.id(found.item);
   for (size_t r = 0; r < found.items.size(); ++r) {
     const auto& [other, score] = found.items[r];
-    fmt::format_to(std::back_inserter(out), "{}\t{}\t{}\t{}", of, recommender.item_id(other), r + 1,
+    fmt::format_to(std::back_inserter(out), "{}\t{}\t{}\t{}", of, catalogue.id(other), r + 1,
                    static_cast<float>(score));
-    if (titles != nullptr) {
+    if (titles) {
       out += '\t';
-      out += (*titles)[other];
+      out += catalogue.title(other);
     }
     out += '\n';
   }
 }
 
-Json as_json(const Recommender& recommender, const Neighbours& found) {
-  Json list = {{"item", recommender.item_id(found.item)}, {"items", Json::array()}};
+Json as_json(const Catalogue& catalogue, const Neighbours& found) {
+  Json list = {{"item", catalogue.id(found.item)}, {"items", Json::array()}};
   for (size_t r = 0; r < found.items.size(); ++r) {
     const auto& [other, score] = found.items[r];
-    Json row = {{"id", recommender.item_id(other)}, {"score", score}, {"rank", r + 1}};
-    if (const auto title = recommender.title(other); !title.empty()) row["title"] = title;
+    Json row = {{"id", catalogue.id(other)}, {"score", score}, {"rank", r + 1}};
+    if (const auto title = catalogue.title(other); !title.empty()) row["title"] = title;
     list["items"].push_back(std::move(row));
   }
   return list;
 }
 
 void similar(const Common& common, const Flags& flags) {
-  check_bundle_flags(common, "similar");
+  const ReferenceOps plain(check_bundle_flags(common, "similar").reference());
   const Log log = make_log(common);
   AskSimilar ask;
   ask.all_items = flags.listed == "all";
@@ -60,27 +61,31 @@ void similar(const Common& common, const Flags& flags) {
   ask.by = flags.by;
   if (!flags.exclude.empty()) ask.exclude = read_ids(flags.exclude, true);
   if (!flags.only.empty()) ask.only = read_ids(flags.only);
-  Recommender recommender(load_bundle(flags.bundle, log, BundleUse::answers), log);
-  ask.n = list_length(flags.n, recommender.bundle().data->n_items);
-  const auto* titles = recommender.bundle().data->item_columns.find("title");
+  const std::string modality = squeezed(ask.by) == "cf" ? "" : canonical_modality(ask.by);
+  const Recommender recommender(
+      load_bundle(flags.bundle, log, {.answers = true, .compare_by = {modality}}), log);
+  ask.n = list_length(flags.n, recommender.version()->catalogue->size());
+  const auto version = recommender.version();
+  const Catalogue& catalogue = *version->catalogue;
+  const bool titles = catalogue.has_titles();
   int64_t n_lists = 0, left_out = 0;
   const Progress progress =
-      progress_bar(common)("items", ask.all_items ? recommender.bundle().data->n_items
+      progress_bar(common)("items", ask.all_items ? recommender.version()->catalogue->size()
                                                   : static_cast<int64_t>(ask.items.size()));
   print_or_write(common, [&](const Sink& sink) {
     std::string text;
     if (common.json) {
       text = fmt::format("{{\n  \"model\": {},\n  \"by\": {},\n  \"answers\": [",
-                         recommender.bundle().about["model"].dump(), Json(flags.by).dump());
+                         Json(version->model).dump(), Json(flags.by).dump());
     } else {
       text = titles ? "item\tneighbour\trank\tscore\ttitle\n" : "item\tneighbour\trank\tscore\n";
     }
     left_out = recommender.similar(ask, [&](Neighbours&& found) {
       if (common.json) {
         text += n_lists == 0 ? "\n    " : ",\n    ";
-        text += as_json(recommender, found).dump(-1, ' ', false, Json::error_handler_t::replace);
+        text += as_json(catalogue, found).dump(-1, ' ', false, Json::error_handler_t::replace);
       } else {
-        add_tsv(recommender, titles, found, text);
+        add_tsv(catalogue, titles, found, text);
       }
       ++n_lists;
       progress.advance(1);

@@ -1,3 +1,5 @@
+#include <cmath>
+
 #include "cli/cli.h"
 #include "tessera/eval/protocol_words.h"
 #include "tessera/study/run.h"
@@ -5,23 +7,18 @@
 namespace tessera::cli {
 namespace {
 
-std::string table(const Json& results) {
-  const bool has_test = !results["test"].is_null();
-  const Json& metrics = has_test ? results["test"] : results["valid"];
-  const std::string split = has_test ? "test" : "valid";
-  std::string out =
-      fmt::format("{} on {}, protocol {}, seed {}, {} of {} users, best epoch {} by valid {}\n",
-                  results["model"].get<std::string>(), results["dataset"].get<std::string>(),
-                  protocol_words(results["protocol"].get<std::string>()), results["seed"].dump(),
-                  split, results["n_users"].dump(), results["selection"]["epoch"].dump(),
-                  results["selection"]["metric"].get<std::string>());
-  for (const auto& [name, value] : metrics.items()) {
-    out += fmt::format("{:<14} {}\n", name,
-                       value.is_null() ? "-" : fmt::format("{:.4f}", value.get<double>()));
+std::string table(const RunResult& result) {
+  std::string out = fmt::format(
+      "{} on {}, protocol {}, seed {}, {} of {} users, best epoch {} by valid {}\n", result.model,
+      result.dataset, protocol_words(result.protocol), result.seed, result.test ? "test" : "valid",
+      result.n_users, result.selection.epoch, result.selection.metric);
+  if (const MetricValues* metrics = result.metrics(result.reported())) {
+    for (const auto& [name, value] : *metrics) {
+      out += fmt::format("{:<14} {}\n", name,
+                         std::isfinite(value) ? fmt::format("{:.4f}", value) : "-");
+    }
   }
-  for (const Json& note : results["audit"].value("notes", Json::array())) {
-    out += fmt::format("note: {}\n", note.get<std::string>());
-  }
+  for (const auto& note : result.notes()) out += fmt::format("note: {}\n", note);
   return out;
 }
 
@@ -60,11 +57,11 @@ void add_train(CLI::App& app, Common& common) {
         request.progress = progress_bar(common);
         const RunOutcome outcome = run(request);
         if (common.json) {
-          Json out = outcome.results;
+          Json out = outcome.result.json();
           out["run"] = outcome.folder.string();
           print_json(out);
         } else {
-          print(table(outcome.results) + "run folder: " + outcome.folder.string());
+          print(table(outcome.result) + "run folder: " + outcome.folder.string());
         }
       });
   verb->add_option("--resume", flags->resume, "go on with a run folder");

@@ -37,18 +37,18 @@ void run_tune(const Common& common, const Flags& flags, bool trials_typed) {
     throw usage_error("--seeds belongs to a new search: leave it out");
   }
   request.around = surroundings(common);
-  const Json result = tune(request);
+  const TuneResult result = tune(request);
   if (common.json) {
-    print_json(result);
+    print_json(result.json());
   } else {
-    print(tune_markdown(result) + "\nstudy folder: " + result["folder"].get<std::string>());
+    print(tune_markdown(result) + "\nstudy folder: " + result.folder);
   }
-  if (const Json& failures = result["winner"]["failures"]; !failures.empty()) {
+  if (!result.failures.empty()) {
     throw RunError(
         Exit::diverged,
-        fmt::format("{} of the {} runs of the winner, trial {}, diverged: its table has "
-                    "fewer seeds",
-                    failures.size(), result["seeds"].size(), result["winner"]["trial"].dump()));
+        fmt::format(
+            "{} of the {} runs of the winner, trial {}, diverged: its table has fewer seeds",
+            result.failures.size(), result.seeds.size(), *result.winner));
   }
 }
 

@@ -61,7 +61,7 @@ class Neighbours : public Model {
       }
     }
   }
-  torch::Tensor score(const Queries& queries) override {
+  torch::Tensor whole_scores(const Queries& queries) const override {
     torch::Tensor out = torch::zeros({queries.size(), data_.n_items});
     if (!queries.histories.defined()) return out;
     const auto* offsets = queries.histories.offsets.const_data_ptr<int64_t>();
@@ -87,7 +87,7 @@ class Plain : public Model {
       : Model(context),
         scores_(parameter("scores", torch::zeros({data_.n_users, data_.n_items}))) {}
   Abilities abilities() const override { return {}; }
-  torch::Tensor score(const Queries& queries) override {
+  torch::Tensor whole_scores(const Queries& queries) const override {
     return scores_.index_select(0, queries.users).detach();
   }
 
@@ -128,7 +128,7 @@ inline std::unique_ptr<Model> trained(const std::string& name, const Dataset& da
                                       const Settings& given = {}) {
   const ModelInfo& info = find_model(name);
   const RunSettings settings = resolve_settings(info, given);
-  auto model = info.make(given, {data, Random(1), settings.train_settings, {}});
+  auto model = info.make(given, {data.view(), Random(1), settings.train_settings, {}});
   model->prepare({});
   State state;
   model->state(state);
@@ -147,7 +147,7 @@ inline void save(const std::string& name, const std::filesystem::path& folder,
                  const Settings& given = {}) {
   const Dataset data = shop();
   const auto model = trained(name, data, given);
-  save_bundle(folder, *model, find_model(name), resolve_settings(find_model(name), given),
+  save_bundle(folder, *model, data, find_model(name), resolve_settings(find_model(name), given),
               {{"test", {{"recall@20", 0.25}}}});
 }
 

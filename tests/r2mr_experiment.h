@@ -13,7 +13,7 @@
 #include <string>
 #include <vector>
 
-#include "tessera/model/feature_reviewer.h"
+#include "tessera/model/offers.h"
 #include "tessera/model/registry.h"
 #include "tessera/nn/review.h"
 #include "tessera/ops/pca.h"
@@ -48,7 +48,7 @@ inline Settings with(Settings settings, const Settings& more) {
 
 /// What an R2MR reports of the features it reviewed.
 inline Json report_of(Model& model) {
-  return quality_report("R2MR", dynamic_cast<FeatureReviewer&>(model).quality(), model.data());
+  return quality_report("R2MR", *model.offers().report->quality(), model.data());
 }
 
 /// An R2MR that stands alone, with its faces.

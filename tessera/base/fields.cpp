@@ -203,11 +203,13 @@ Fields::Entry& Fields::put(const std::string& name, const std::string& type,
   return entries_.back();
 }
 
-void Fields::add(const std::string& name, int64_t& value, const std::string& help, Check check) {
+template <typename T>
+void Fields::add_integer(const std::string& name, T& value, const std::string& help,
+                         const Check& check) {
   const std::string where = owner_ + "." + name;
-  const Json like = value;
+  const Json like = static_cast<int64_t>(value);
   put(
-      name, "integer", help, [&value] { return Json(value); },
+      name, "integer", help, [&value] { return Json(static_cast<int64_t>(value)); },
       [&value, where, like, check](const Json& given) {
         int64_t number = 0;
         if (!as_int(given, number)) throw wrong_type(where, like, given);
@@ -215,6 +217,15 @@ void Fields::add(const std::string& name, int64_t& value, const std::string& hel
         value = number;
       })
       .check_words = check.words;
+}
+
+void Fields::add(const std::string& name, int64_t& value, const std::string& help, Check check) {
+  add_integer(name, value, help, check);
+}
+
+void Fields::add(const std::string& name, Chosen<int64_t>& value, const std::string& help,
+                 Check check) {
+  add_integer(name, value, help, check);
 }
 
 void Fields::add(const std::string& name, double& value, const std::string& help, Check check) {
@@ -376,7 +387,7 @@ void Fields::apply(const Settings& settings) {
     if (!chosen(preset)) continue;
     for (const auto& [name, value] : preset.values) {
       const auto targets = targets_of(name);
-      if (targets.empty()) globals_.emplace_back(name, value);  // of another owner
+      if (targets.empty()) asked_.emplace_back(name, value);  // of another owner
       for (const auto& target : targets) {
         if (std::find(explicitly.begin(), explicitly.end(), target) != explicitly.end()) continue;
         find(target)->set(value);

@@ -34,6 +34,25 @@ struct Resolved {
   std::string origin;
 };
 
+/// A setting that knows whether somebody chose its value: a user, a preset, a model's own default
+/// or an assignment. Otherwise it is the default.
+template <typename T>
+class Chosen {
+ public:
+  Chosen(T initial) : value_(initial) {}
+  Chosen& operator=(T value) {
+    value_ = value;
+    chosen_ = true;
+    return *this;
+  }
+  operator T() const { return value_; }
+  bool chosen() const { return chosen_; }
+
+ private:
+  T value_;
+  bool chosen_ = false;
+};
+
 /// The settings of one owner (a model, the training): names, defaults, checks, help, and the values
 /// that a user gave. It holds references into a config struct, so it is built, used and dropped in
 /// one function. Parsing, range checks, help, the resolved configuration, Python's keyword
@@ -43,6 +62,8 @@ class Fields {
   explicit Fields(std::string owner) : owner_(std::move(owner)) {}
 
   void add(const std::string& name, int64_t& value, const std::string& help, Check check = {});
+  void add(const std::string& name, Chosen<int64_t>& value, const std::string& help,
+           Check check = {});
   void add(const std::string& name, double& value, const std::string& help, Check check = {});
   void add(const std::string& name, bool& value, const std::string& help);
   void add(const std::string& name, std::string& value, const std::string& help);
@@ -70,6 +91,8 @@ class Fields {
   std::vector<std::string> names() const;
   std::vector<Resolved> resolved() const;
   const std::vector<std::pair<std::string, Json>>& global_defaults() const { return globals_; }
+  /// What the presets that apply() found chosen ask of other owners.
+  const std::vector<std::pair<std::string, Json>>& global_presets() const { return asked_; }
   const std::string& owner() const { return owner_; }
   /// Lines "  name = default  help; must be at least 1", one a setting.
   std::string help() const;
@@ -96,6 +119,8 @@ class Fields {
     std::string name, value;
     std::vector<std::pair<std::string, Json>> values;
   };
+  template <typename T>
+  void add_integer(const std::string& name, T& value, const std::string& help, const Check& check);
   Entry& put(const std::string& name, const std::string& type, const std::string& help,
              std::function<Json()> get, std::function<void(const Json&)> set);
   Entry* find(const std::string& name);
@@ -106,7 +131,7 @@ class Fields {
   std::vector<Entry> entries_;
   std::vector<Alias> aliases_;
   std::vector<Preset> presets_;
-  std::vector<std::pair<std::string, Json>> globals_;
+  std::vector<std::pair<std::string, Json>> globals_, asked_;
 };
 
 /// The form in which setting names are compared: lower case, '-' as '_'.

@@ -42,13 +42,18 @@ const std::vector<std::string>* ItemColumns::find(const std::string& name) const
   return place == names.end() ? nullptr : &values[place - names.begin()];
 }
 
-std::string ItemColumns::title(int64_t item) const {
+const std::vector<std::string>* ItemColumns::titles() const {
   for (const char* wanted : {"title", "name"}) {
     for (size_t column = 0; column < names.size(); ++column) {
-      if (squeezed(names[column]) == wanted) return values[column][item];
+      if (squeezed(names[column]) == wanted) return &values[column];
     }
   }
-  return {};
+  return nullptr;
+}
+
+std::string ItemColumns::title(int64_t item) const {
+  const auto* all = titles();
+  return all != nullptr ? (*all)[item] : "";
 }
 
 bool ItemColumns::hidden(int64_t item) const {

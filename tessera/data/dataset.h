@@ -20,6 +20,8 @@ struct ItemColumns {
   std::vector<std::vector<std::string>> values;  ///< values[column][item]
   /// The column of that name, or null.
   const std::vector<std::string>* find(const std::string& name) const;
+  /// The column of titles ("title", else "name", in any spelling), or null.
+  const std::vector<std::string>* titles() const;
   /// The item's title, or an empty string.
   std::string title(int64_t item) const;
   bool hidden(int64_t item) const;
@@ -75,5 +77,12 @@ std::string train_sha256(const TrainView& data);
 /// `policy` is zero | mean | neighbours | error: see conventions; `error` ends with exit 3 and the
 /// count. neighbours: mean of present rows weighted by train co-occurrence, none: mean.
 torch::Tensor filled(const TrainView& data, const Feature& feature, const std::string& policy);
+
+/// The rows of `n` items that came after training, one tensor [n, width] a modality of `data` and
+/// in its order; `given` go by name. What is missing is filled by the policy as for an item without
+/// a train row. Exit 3 where no modality of `data` is given, or one of another width.
+std::vector<torch::Tensor> rows_of_new_items(const TrainView& data,
+                                             const std::vector<Feature>& given, int64_t n,
+                                             const std::string& policy);
 
 }  // namespace tessera

@@ -93,4 +93,41 @@ torch::Tensor filled(const TrainView& data, const Feature& feature, const std::s
   return rows;
 }
 
+std::vector<torch::Tensor> rows_of_new_items(const TrainView& data,
+                                             const std::vector<Feature>& given, int64_t n,
+                                             const std::string& policy) {
+  std::vector<torch::Tensor> out;
+  std::vector<std::string> names;
+  bool any = false;
+  for (const Feature& trained : data.features) {
+    names.push_back(trained.name);
+    const auto of = std::find_if(given.begin(), given.end(),
+                                 [&](const Feature& each) { return each.name == trained.name; });
+    torch::Tensor rows = torch::zeros({n, trained.width()});
+    torch::Tensor lacking = torch::ones({n}, torch::kBool);
+    if (of != given.end()) {
+      if (of->width() != trained.width() || of->n_items() != n) {
+        throw data_error("feature '{}' of the new items is {} x {}, wanted {} x {}", trained.name,
+                         of->n_items(), of->width(), n, trained.width());
+      }
+      any = true;
+      rows = of->all();
+      lacking = of->present().logical_not();
+    }
+    if (policy != "zero" && lacking.any().item<bool>()) {
+      if (policy == "error") {
+        throw data_error("feature '{}': {} of {} new items have no row and missing = error",
+                         trained.name, lacking.sum().item<int64_t>(), n);
+      }
+      const auto mean = torch::tensor(mean_row(trained), torch::kFloat64).to(torch::kFloat);
+      rows = torch::where(lacking.unsqueeze(1), mean, rows);
+    }
+    out.push_back(rows);
+  }
+  if (!any) {
+    throw data_error("the new items have none of the features {}", fmt::join(names, ", "));
+  }
+  return out;
+}
+
 }  // namespace tessera

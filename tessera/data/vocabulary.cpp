@@ -46,4 +46,17 @@ std::vector<std::string> Vocabulary::ids() const {
   return out;
 }
 
+std::vector<std::string> Vocabulary::near(std::string_view id) const {
+  constexpr size_t kMost = 10'000, kLonger = 2;
+  std::vector<std::string> out;
+  for (int64_t index = 0; index < size() && out.size() < kMost && !id.empty(); ++index) {
+    const std::string_view other = (*this)[index];
+    if (other.size() > id.size() + kLonger || other.size() + kLonger < id.size()) continue;
+    if (!other.empty() && (other.front() == id.front() || other.back() == id.back())) {
+      out.emplace_back(other);
+    }
+  }
+  return out;
+}
+
 }  // namespace tessera

@@ -19,8 +19,10 @@ class Vocabulary {
     return std::string_view(bytes_).substr(starts_[index], starts_[index + 1] - starts_[index]);
   }
   int64_t size() const { return static_cast<int64_t>(starts_.size()) - 1; }
-  /// All ids, for messages and did-you-mean.
   std::vector<std::string> ids() const;
+  /// Ids that a mistyped `id` may mean, at most 10,000: about as long, with the same first or last
+  /// byte.
+  std::vector<std::string> near(std::string_view id) const;
 
  private:
   void grow();

@@ -9,7 +9,7 @@
 #include "tessera/base/error.h"
 #include "tessera/eval/protocol_words.h"
 #include "tessera/eval/ranking.h"
-#include "tessera/model/part_ranked.h"
+#include "tessera/ops/device.h"
 #include "tessera/ops/parallel.h"
 
 namespace tessera {
@@ -529,34 +529,23 @@ void Block::rank(const BlockScores& scores, const torch::Tensor& hidden, const W
   take(answers);
 }
 
-/// A model that ranks by parts has nothing personal for users without a train row (pamd section 7).
-void note_popularity(Evaluation& result, const Plan& plan, Model& model) {
-  if (dynamic_cast<PartRanked*>(&model) == nullptr) return;
-  const auto n = std::count_if(plan.users.begin(), plan.users.end(),
-                               [&](int64_t user) { return row_of(plan.data.train, user).empty(); });
-  if (n == 0) return;
-  result.audit["users_answered_by_popularity"] = n;
-  result.audit["notes"].push_back(
-      fmt::format("{} users without a train row are answered by popularity", n));
-}
-
-void note_item_means(Evaluation& result, const Plan& plan, Model& model) {
-  if (model.abilities().takes_histories || dynamic_cast<FactorModel*>(&model) == nullptr) return;
-  int64_t n = 0;
-  for (const int64_t user : plan.users) {
-    if (row_of(plan.data.train, user).empty() && !row_of(plan.data.history, user).empty()) ++n;
-  }
-  if (n == 0) return;
-  result.audit["users_answered_by_item_mean"] = n;
-  result.audit["notes"].push_back(
-      fmt::format("{} users without a train row are answered by the mean of their history's item "
-                  "vectors",
-                  n));
+/// Those who are answered by something else than what the model learned of them.
+void note_fallbacks(Evaluation& result, const std::vector<int64_t>& by_via) {
+  const auto note = [&](Via via, const char* key, const char* words) {
+    const int64_t n = by_via[static_cast<size_t>(via)];
+    if (n == 0) return;
+    result.audit[key] = n;
+    result.audit["notes"].push_back(
+        fmt::format("{} users without a train row are answered by {}", n, words));
+  };
+  note(Via::item_mean, "users_answered_by_item_mean", "the mean of their history's item vectors");
+  note(Via::popular, "users_answered_by_popularity", "popularity");
 }
 
 /// RecBole trains a sequence model on every prefix (protocol section 5).
-void note_rows(Evaluation& result, const Plan& plan, Model& model) {
-  if (plan.protocol.name != "recbole-seq" || !is_sequential(model) || !model.trainable()) return;
+void note_rows(Evaluation& result, const Protocol& protocol, Model& model) {
+  if (protocol.name != "recbole-seq" || !model.trainable()) return;
+  if (model.batch_spec().unit != BatchSpec::Unit::sequence_row) return;
   const auto rows = model.batch_spec().rows;
   if (rows == BatchSpec::Rows::prefix) return;
   result.audit["notes"].push_back(
@@ -588,11 +577,10 @@ void check_evaluation(const Dataset& data, const Protocol& protocol, Split split
 }
 
 void all_lists(
-    Model& model, const Dataset& data, const Protocol& protocol, Split split, int64_t k,
+    const Scorer& scorer, const Dataset& data, const Protocol& protocol, Split split, int64_t k,
     const std::function<void(int64_t, std::span<const int32_t>, std::span<const float>)>& take) {
-  const torch::NoGradGuard no_gradients;
   const UserMask mask(data, protocol, split);
-  const int64_t block_size = ranking_block(model, 2048);
+  const int64_t block_size = scorer.block(2048);
   for (int64_t first = 0; first < data.n_users; first += block_size) {
     const int64_t last = std::min(first + block_size, data.n_users);
     std::vector<int64_t> users(static_cast<size_t>(last - first));
@@ -603,8 +591,8 @@ void all_lists(
       mask.append(user, masked);
       offsets.push_back(static_cast<int64_t>(masked.size()));
     }
-    const BlockScores scores(model, make_queries(model, data, protocol, split, users));
-    const TopLists lists = scores.top(packed(masked, offsets), {}, k);
+    const TopLists lists = scorer.rank(make_queries(scorer, data, protocol, split, users))
+                               .top(packed(masked, offsets), {}, k);
     const auto* items = lists.items.const_data_ptr<int32_t>();
     const auto* values = lists.scores.const_data_ptr<float>();
     for (int64_t row = 0; row < last - first; ++row) {
@@ -629,28 +617,33 @@ std::string per_user_tsv(const Evaluation& evaluation, const Dataset& data) {
   return text;
 }
 
-Evaluation evaluate(Model& model, const Dataset& data, const Protocol& protocol, Split split,
-                    const EvalOptions& options) {
+Evaluation evaluate(const Scorer& scorer, const Dataset& data, const Protocol& protocol,
+                    Split split, const EvalOptions& options) {
   const auto start = std::chrono::steady_clock::now();
-  const torch::NoGradGuard no_gradients;
-  if (model.training()) model.train(false);
   const Wanted wanted = wanted_metrics(data, protocol, options);
   const Plan plan(data, protocol, split);
   Report report(plan, wanted, options);
 
-  const int64_t block_size = ranking_block(model, options.eval_batch_size);
+  const int64_t block_size = scorer.block(options.eval_batch_size);
+  std::vector<int64_t> by_via(4, 0);
   torch::Tensor trained;
   if (report.wants_cold_only()) trained = item_counts(data.train, data.n_items) > 0;
   for (int64_t first = 0; first < plan.n_users(); first += block_size) {
+    if (options.stop_requested()) {
+      throw RunError(Exit::interrupted_without_checkpoint, "interrupted");
+    }
     const int64_t last = std::min(first + block_size, plan.n_users());
     const Block block(plan, first, last);
     const auto n = static_cast<size_t>(last - first);
     const auto part = [&](const std::vector<int64_t>& values) {
       return values.empty() ? std::span<const int64_t>() : std::span(values.data() + first, n);
     };
-    const BlockScores scores(
-        model, make_queries(model, data, protocol, split, part(plan.users), part(plan.held_before),
-                            options.shuffle_histories));
+    const Queries queries = make_queries(scorer, data, protocol, split, part(plan.users),
+                                         part(plan.held_before), options.shuffle_histories);
+    if (scorer.personal()) {
+      for (const Via via : scorer.vias(queries)) ++by_via[static_cast<size_t>(via)];
+    }
+    const BlockScores scores = scorer.rank(queries);
     block.rank(scores, {}, wanted, [&](const auto& answers) { report.add(first, answers); });
     if (report.wants_cold_only()) {
       block.rank(scores, trained, wanted,
@@ -658,9 +651,17 @@ Evaluation evaluate(Model& model, const Dataset& data, const Protocol& protocol,
     }
   }
   Evaluation result = report.finish();
-  note_item_means(result, plan, model);
-  note_popularity(result, plan, model);
-  note_rows(result, plan, model);
+  note_fallbacks(result, by_via);
+  result.time_s = seconds_since(start);
+  return result;
+}
+
+Evaluation evaluate(Model& model, const Dataset& data, const Protocol& protocol, Split split,
+                    const EvalOptions& options) {
+  const auto start = std::chrono::steady_clock::now();
+  const ReferenceOps plain(model.settings().reference());
+  Evaluation result = evaluate(*model.freeze(), data, protocol, split, options);
+  note_rows(result, protocol, model);
   result.time_s = seconds_since(start);
   return result;
 }

@@ -27,6 +27,8 @@ struct EvalOptions {
   /// Puts each user's history into random order before it is asked about; target and mask stay. A
   /// model that reads order gets worse (sequential section 5.4), others do not change.
   std::optional<uint64_t> shuffle_histories = std::nullopt;  ///< the seed
+  /// Asked between blocks of users; an evaluation that is told to stop ends with RunError (130).
+  std::function<bool()> stop_requested = [] { return false; };
 };
 
 struct Slice {
@@ -58,6 +60,10 @@ bool has_rows(const Dataset& data, Split split);
 
 /// Ranks all items for every user with a row in `split` (valid or test). Never holds
 /// [n_users, n_items]. A NaN score ends with RunError (exit 5).
+Evaluation evaluate(const Scorer& scorer, const Dataset& data, const Protocol& protocol,
+                    Split split, const EvalOptions& options);
+/// The same of a model as it stands; says in the audit where the protocol wants other training rows
+/// than the model's.
 Evaluation evaluate(Model& model, const Dataset& data, const Protocol& protocol, Split split,
                     const EvalOptions& options);
 
@@ -67,7 +73,8 @@ void check_evaluation(const Dataset& data, const Protocol& protocol, Split split
                       const EvalOptions& options);
 
 /// The top `k` of every user, in the order of users, asked and masked as evaluate() does it.
-void all_lists(Model& model, const Dataset& data, const Protocol& protocol, Split split, int64_t k,
+void all_lists(const Scorer& scorer, const Dataset& data, const Protocol& protocol, Split split,
+               int64_t k,
                const std::function<void(int64_t user, std::span<const int32_t> items,
                                         std::span<const float> scores)>& take);
 
@@ -94,15 +101,5 @@ Evaluation evaluate_lists(const RecommendationLists& lists, const Dataset& data,
 /// The canonical name of a metric in any spelling ("HitRate@10" -> "hit@10"); exit 2 with the
 /// nearest name.
 std::string canonical_metric(const std::string& name);
-
-/// Top `k` lists of `queries`, best first, ties to the lower index, without the items of `mask`
-/// (one sorted row a query, may be undefined) and without `hidden` items (bool [n_items] or
-/// undefined).
-struct TopLists {
-  torch::Tensor items;   ///< int32 [n, k], -1 after the end of a short list
-  torch::Tensor scores;  ///< float32 [n, k]
-};
-TopLists top_lists(Model& model, const Queries& queries, const Ragged& mask,
-                   const torch::Tensor& hidden, int64_t k);
 
 }  // namespace tessera

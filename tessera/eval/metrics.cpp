@@ -84,6 +84,12 @@ int64_t parse_k(const std::string& typed, std::string_view text) {
 
 }  // namespace
 
+double value_of(const MetricValues& values, const std::string& name) {
+  const auto at = std::find_if(values.begin(), values.end(),
+                               [&](const auto& one) { return one.first == name; });
+  return at == values.end() ? kNan : at->second;
+}
+
 std::string Metric::name() const {
   std::string text;
   if (kind == Kind::ild) {

@@ -13,6 +13,8 @@ namespace tessera {
 
 /// Metrics in the order asked for; NaN where undefined (no user in the slice).
 using MetricValues = std::vector<std::pair<std::string, double>>;
+/// A value by its name; NaN where there is none.
+double value_of(const MetricValues& values, const std::string& name);
 
 /// One metric as asked for (specs: protocol sections 6 and 7).
 struct Metric {

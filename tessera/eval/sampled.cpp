@@ -5,6 +5,7 @@
 
 #include "tessera/base/error.h"
 #include "tessera/eval/ranking.h"
+#include "tessera/ops/device.h"
 
 namespace tessera {
 namespace {
@@ -58,14 +59,15 @@ std::vector<int32_t> sampled_candidates(const Dataset& data, Split split, int64_
   return out;
 }
 
-Json evaluate_sampled(Model& model, const Dataset& data, const Protocol& protocol, Split split,
-                      const SampledOptions& options) {
+SampledResult evaluate_sampled(Model& model, const Dataset& data, const Protocol& protocol,
+                               Split split, const SampledOptions& options) {
   std::vector<int64_t> users;
   for (int64_t user = 0; user < data.n_users; ++user) {
     if (!held_out(data, split, user).empty()) users.push_back(user);
   }
   if (users.empty()) throw data_error("'{}' has no held-out rows to sample around", data.name);
-  const torch::NoGradGuard no_grad;
+  const ReferenceOps plain(model.settings().reference());
+  const auto scorer = model.freeze();
   const auto block = static_cast<size_t>(
       std::clamp<int64_t>((int64_t{64} << 20) / (4 * std::max<int64_t>(1, data.n_items)), 1, 4096));
   SampledValues sum;
@@ -73,7 +75,7 @@ Json evaluate_sampled(Model& model, const Dataset& data, const Protocol& protoco
     const size_t end = std::min(users.size(), begin + block);
     const std::vector<int64_t> part(users.begin() + static_cast<std::ptrdiff_t>(begin),
                                     users.begin() + static_cast<std::ptrdiff_t>(end));
-    const auto scores = model.score(make_queries(model, data, protocol, split, part))
+    const auto scores = scorer->scores(make_queries(*scorer, data, protocol, split, part))
                             .to(torch::kFloat)
                             .contiguous();
     for (size_t row = 0; row < part.size(); ++row) {
@@ -99,17 +101,19 @@ Json evaluate_sampled(Model& model, const Dataset& data, const Protocol& protoco
     }
   }
   const auto n = static_cast<double>(users.size());
-  Json metrics;
-  metrics[fmt::format("recall@{}", options.k)] = sum.recall / n;
-  metrics[fmt::format("ndcg@{}", options.k)] = sum.ndcg / n;
-  metrics[fmt::format("precision@{}", options.k)] = sum.precision / n;
-  return {{"name", fmt::format("sampled-{}", options.total)},
-          {"split", split == Split::test ? "test" : "valid"},
-          {"k", options.k},
-          {"ndcg_ideal", options.ideal_all ? "all" : "capped"},
-          {"seed", options.seed},
-          {"n_users", users.size()},
-          {"metrics", metrics}};
+  return {options,
+          split_name(split),
+          static_cast<int64_t>(users.size()),
+          {{fmt::format("recall@{}", options.k), sum.recall / n},
+           {fmt::format("ndcg@{}", options.k), sum.ndcg / n},
+           {fmt::format("precision@{}", options.k), sum.precision / n}}};
+}
+
+Json SampledResult::json() const {
+  Json values = Json::object();
+  for (const auto& [metric, value] : metrics) values[metric] = value;
+  return {{"name", name()},       {"split", split},     {"k", options.k},   {"ndcg_ideal", ideal()},
+          {"seed", options.seed}, {"n_users", n_users}, {"metrics", values}};
 }
 
 }  // namespace tessera

@@ -30,9 +30,20 @@ SampledValues sampled_values(const std::vector<int64_t>& hits, int64_t n_held,
 std::vector<int32_t> sampled_candidates(const Dataset& data, Split split, int64_t user,
                                         const SampledOptions& options);
 
-/// {"name": "sampled-1000", "split", "k", "ndcg_ideal", "seed", "n_users", "metrics"}: means over
-/// the users with held-out items. Ties to the lower item index.
-Json evaluate_sampled(Model& model, const Dataset& data, const Protocol& protocol, Split split,
-                      const SampledOptions& options);
+/// Means over the users with held-out items.
+struct SampledResult {
+  SampledOptions options;
+  std::string split;
+  int64_t n_users = 0;
+  MetricValues metrics;
+
+  std::string name() const { return fmt::format("sampled-{}", options.total); }
+  std::string ideal() const { return options.ideal_all ? "all" : "capped"; }
+  /// {"name", "split", "k", "ndcg_ideal", "seed", "n_users", "metrics"}.
+  Json json() const;
+};
+/// Ties to the lower item index.
+SampledResult evaluate_sampled(Model& model, const Dataset& data, const Protocol& protocol,
+                               Split split, const SampledOptions& options);
 
 }  // namespace tessera

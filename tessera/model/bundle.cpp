@@ -55,6 +55,27 @@ int64_t write_feature(const fs::path& folder, const Feature& feature, const Voca
   return n_rows;
 }
 
+/// The feature's rows as a second name of the dataset folder's file, and their ids; false where
+/// that cannot be.
+bool link_feature(const fs::path& folder, const Feature& feature, const fs::path& rows,
+                  const fs::path& ids) {
+  const Json& entry = feature.manifest;
+  if (folder.empty() || !entry.is_object() || !entry.contains("file")) return false;
+  const fs::path source = folder / entry["file"].get<std::string>();
+  std::error_code error;
+  if (source.extension() != ".npy") return false;
+  fs::create_hard_link(fs::canonical(source, error), rows, error);
+  if (error) return false;
+  if (entry.contains("ids") && entry["ids"].is_string()) {
+    write_file(ids, read_file(folder / entry["ids"].get<std::string>()));
+    return true;
+  }
+  write_file_with(ids, [&](std::ostream& out) {
+    for (int64_t row = 0; row < feature.rows.n_rows(); ++row) out << row << '\n';
+  });
+  return true;
+}
+
 /// "test.recall@20" and the number, for every number below `value`.
 void flatten(const Json& value, const std::string& name,
              std::vector<std::pair<std::string, std::string>>& out) {
@@ -78,8 +99,7 @@ std::string model_card(Model& model, const ModelInfo& info, const RunSettings& s
       "{}. A recommendation model written by Tessera {} on {}; `tessera recommend`, `similar` and "
       "`serve` load this folder.\n\n",
       info.title, kVersion, json_get<std::string>(about, "created", "model.json"));
-  const std::string label = info.label ? info.label(settings.given) : "";
-  if (!label.empty()) card += label + ".\n\n";
+  if (const std::string& label = settings.config.label; !label.empty()) card += label + ".\n\n";
   card += "## Data\n\n";
   card += fmt::format(
       "{} users, {} items, {} train rows of the data set {}. Trained on the train rows alone; "
@@ -112,7 +132,7 @@ std::string model_card(Model& model, const ModelInfo& info, const RunSettings& s
       fmt::format("- {}\n", can.score_reads_features ? "It reads features when ranking."
                                                      : "It does not read features when ranking.");
   card += fmt::format("- {}\n", can.takes_histories ? "It scores from any history of items."
-                                : dynamic_cast<FactorModel*>(&model)
+                                : model.freeze()->item_vectors().defined()
                                     ? "A user without train rows is answered by the mean of "
                                       "the history's item vectors, labelled `item mean`."
                                     : "It does not take histories.");
@@ -238,14 +258,14 @@ Interactions read_rows(const fs::path& root, const std::string& name, int64_t n_
 /// The stored settings that this version knows. Where to run is not the bundle's to say.
 Settings known_settings(const ModelInfo& info, const Json& stored, const std::string& where,
                         const Log& log) {
-  Fields own(info.name), training("training");
-  info.describe(own);
+  const auto own = info.fields();
+  Fields training("training");
   TrainSettings train;
   train.describe(training);
   Settings out;
   for (const auto& [name, value] : stored.items()) {
     if (name == "device" || name == "threads") continue;
-    if (own.knows(name) || training.knows(name)) {
+    if (own->knows(name) || training.knows(name)) {
       out.push_back({name, value, "model.json"});
     } else {
       log.warn("{}: setting '{}' is not known to this version of Tessera and is ignored", where,
@@ -300,21 +320,6 @@ torch::Tensor map_vectors(const fs::path& path, int64_t n_rows) {
       const_cast<char*>(at), {n_rows, rows.width()}, [rows](void*) {}, torch::kFloat);
 }
 
-/// The vectors of a bundle, and what its model said it can do.
-class StoredFactors final : public FactorModel {
- public:
-  StoredFactors(const Context& context, Vectors vectors, const Abilities& abilities)
-      : FactorModel(context), vectors_(std::move(vectors)), abilities_(abilities) {}
-  Abilities abilities() const override { return abilities_; }
-
- protected:
-  Vectors vectors() override { return vectors_; }
-
- private:
-  const Vectors vectors_;
-  const Abilities abilities_;
-};
-
 /// What model.json says of it; nothing where it does not say all.
 std::optional<Abilities> read_abilities(const Json& about, const std::string& where) {
   const auto from = json_get<Json>(about, "abilities", where, Json::object());
@@ -336,15 +341,16 @@ void save_bundle(const fs::path& folder, Model& model, const Dataset& data, cons
   const State::Saved saved = state.save(true);
   write_folder(folder, [&](const fs::path& to) {
     std::vector<std::string> files;
+    std::map<std::string, std::string> hashes;  // those that are known already
     auto file = [&](const std::string& name) {
       files.push_back(name);
       return to / name;
     };
     write_safetensors(file("weights.safetensors"), saved.weights);
-    if (auto* factor = dynamic_cast<FactorModel*>(&model)) {
-      const Queries all{torch::arange(data.n_users, torch::kInt64), {}};
-      write_npy(file("user_emb.npy"), factor->user_vectors(all).to(torch::kFloat).contiguous());
-      write_npy(file("item_emb.npy"), factor->item_vectors().to(torch::kFloat).contiguous());
+    const auto scorer = model.freeze();
+    if (const auto* factors = dynamic_cast<const VectorScorer*>(scorer.get())) {
+      write_npy(file("user_emb.npy"), factors->vectors().users.to(torch::kFloat).contiguous());
+      write_npy(file("item_emb.npy"), factors->vectors().items.to(torch::kFloat).contiguous());
     }
     write_id_map(file("user_map.tsv"), data.user_ids);
     write_id_map(file("item_map.tsv"), data.item_ids);
@@ -357,10 +363,16 @@ void save_bundle(const fs::path& folder, Model& model, const Dataset& data, cons
 
     Json modalities = Json::object();
     for (const Feature& feature : data.features) {
-      const int64_t n_rows = write_feature(to, feature, data.item_ids);
-      const std::string rows_hash = sha256_of_file(file(feature.name + "_feat.npy"));
-      file(feature.name + "_feat.ids");
       Json manifest = feature.manifest.is_object() ? feature.manifest : Json::object();
+      const fs::path rows_path = file(feature.name + "_feat.npy");
+      const fs::path ids_path = file(feature.name + "_feat.ids");
+      // Rows that were given to other items stand in no file.
+      const bool linked = settings.train_settings.permute.empty() &&
+                          link_feature(data.folder, feature, rows_path, ids_path);
+      const int64_t n_rows =
+          linked ? feature.rows.n_rows() : write_feature(to, feature, data.item_ids);
+      const std::string rows_hash = sha256_of_file(rows_path);
+      hashes[rows_path.filename().string()] = rows_hash;
       const std::string manifest_hash = sha256(manifest.dump());
       manifest["file"] = feature.name + "_feat.npy";
       manifest["ids"] = feature.name + "_feat.ids";
@@ -403,20 +415,16 @@ void save_bundle(const fs::path& folder, Model& model, const Dataset& data, cons
     about["licence"] = nullptr;
     if (!saved.values.empty()) about["state"] = saved.values;
     about["files"] = Json::object();
-    for (const auto& name : files) about["files"][name] = sha256_of_file(to / name);
+    for (const auto& name : files) {
+      const auto known = hashes.find(name);
+      about["files"][name] = known != hashes.end() ? known->second : sha256_of_file(to / name);
+    }
     write_file(to / "MODEL_CARD.md", model_card(model, info, settings, about, metrics));
     write_json(to / "model.json", about);
   });
 }
 
-void Bundle::check(const std::string& file) {
-  const auto found = std::find(unchecked.begin(), unchecked.end(), file);
-  if (found == unchecked.end()) return;
-  check_hash(folder / file, about["files"][file].get<std::string>());
-  unchecked.erase(found);
-}
-
-Bundle load_bundle(const fs::path& folder, const Log& log, BundleUse use) {
+Bundle load_bundle(const fs::path& folder, const Log& log, const BundleUse& use) {
   const fs::path root = bundle_root(folder);
   const std::string where = (root / "model.json").string();
   Bundle bundle;
@@ -457,14 +465,16 @@ Bundle load_bundle(const fs::path& folder, const Log& log, BundleUse use) {
   const auto files = json_get<Json>(about, "files", where);
   const bool has_vectors = files.contains("user_emb.npy") && files.contains("item_emb.npy");
   std::optional<Abilities> abilities;
-  if (use == BundleUse::answers && has_vectors) abilities = read_abilities(about, where);
+  if (use.answers && has_vectors) abilities = read_abilities(about, where);
   const bool by_vectors = abilities && !abilities->takes_histories;
-  if (by_vectors) {
-    for (const auto& [modality, entry] : modalities.items()) {
-      bundle.unchecked.push_back(modality + "_feat.npy");
-    }
+  std::vector<std::string> unread_files;
+  for (const auto& [modality, entry] : modalities.items()) {
+    const auto& by = use.compare_by;
+    if (!by_vectors || std::find(by.begin(), by.end(), modality) != by.end()) continue;
+    bundle.unread.push_back(modality);
+    unread_files.push_back(modality + "_feat.npy");
   }
-  check_files(root, files, wanted, bundle.unchecked);
+  check_files(root, files, wanted, unread_files);
   const ModelInfo& info = as_damage(where, [&]() -> std::reference_wrapper<const ModelInfo> {
                             return find_model(name);
                           }).get();
@@ -517,8 +527,8 @@ Bundle load_bundle(const fs::path& folder, const Log& log, BundleUse use) {
   }
   const Settings known = as_damage(where, [&] { return known_settings(info, stored, where, log); });
   if (by_vectors) {
-    bundle.model = std::make_unique<StoredFactors>(Context{data.view(), Random(0), {}, log},
-                                                   std::move(vectors), *abilities);
+    bundle.scorer = std::make_shared<VectorScorer>(std::make_shared<const TrainFacts>(data.view()),
+                                                   *abilities, std::move(vectors));
     return bundle;
   }
   State::Saved saved;
@@ -526,19 +536,16 @@ Bundle load_bundle(const fs::path& folder, const Log& log, BundleUse use) {
   saved.values = values;
   as_damage(where, [&] {
     const RunSettings settings = resolve_settings(info, known);
-    check_sizes(settings.model, info.resolve({}), saved.weights, data.view());
-    Settings own;
-    for (const auto& setting : settings.model) {
-      own.push_back({setting.name, setting.value, setting.origin});
-    }
+    check_sizes(settings.model, info.fields()->resolved(), saved.weights, data.view());
     const Context context{data.view(), Random(static_cast<uint64_t>(settings.train_settings.seed)),
                           settings.train_settings, log};
-    bundle.model = info.make(own, context);
+    bundle.model = settings.config.make(context);
   });
   as_damage((root / "weights.safetensors").string(), [&] {
     State state;
     bundle.model->state(state);
     state.load(saved, true);
+    bundle.scorer = bundle.model->freeze();
   });
   return bundle;
 }

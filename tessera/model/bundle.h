@@ -13,27 +13,27 @@ namespace tessera {
 struct Bundle {
   Json about;                     ///< model.json
   std::unique_ptr<Dataset> data;  ///< rebuilt from the bundle's maps, train and seen rows, features
-  std::unique_ptr<Model> model;
+  std::unique_ptr<Model> model;   ///< null where stored vectors answer
+  std::shared_ptr<const Scorer> scorer;
   std::filesystem::path folder;
-  std::vector<std::string> unchecked;  ///< files that are mapped but not hashed yet
-
-  /// To be called before an unchecked file is read; exit 3 where it is damaged.
-  void check(const std::string& file);
+  std::vector<std::string> unread;  ///< modalities whose rows were not hashed and may not be read
 };
 
-/// What a bundle is loaded for. `answers`: to rank and compare items; where the bundle holds the
-/// vectors whose products are the scores, these are mapped in place of building the model, and the
-/// features, which are then not read, are not hashed.
-enum class BundleUse { all, answers };
+/// What a bundle is loaded for. To answer, the stored vectors whose products are the scores are
+/// mapped in place of building the model, and of the features only those of `compare_by` are read.
+struct BundleUse {
+  bool answers = false;
+  std::vector<std::string> compare_by = {};
+};
 
 /// Writes the bundle folder beside its place and renames it. `metrics` goes into model.json and
-/// the card. Features are stored only where the score reads them or content neighbours need them.
+/// the card. Feature files of the dataset's folder are linked where the file system can.
 void save_bundle(const std::filesystem::path& folder, Model& model, const Dataset& data,
                  const ModelInfo& info, const RunSettings& settings, const Json& metrics);
 
 /// Checks format, shapes and hashes first; exit 3 naming what is damaged. Unknown extra fields and
 /// files are ignored. Loading runs no code of the bundle.
 Bundle load_bundle(const std::filesystem::path& folder, const Log& log = {},
-                   BundleUse use = BundleUse::all);
+                   const BundleUse& use = {});
 
 }  // namespace tessera

@@ -1,6 +1,10 @@
 #include "tessera/model/model.h"
 
+#include <cmath>
 #include <stdexcept>
+
+#include "tessera/base/error.h"
+#include "tessera/ops/device.h"
 
 namespace tessera {
 
@@ -26,9 +30,10 @@ void TrainSettings::describe(Fields& f) {
   f.list("modalities", modalities, "the features a model sees; empty: all that no model made");
   f.list("permute", permute, "modalities shuffled among the items that have one; all: every one");
   f.add("fold", fold, "test fold of a k-fold split; -1: none", at_least(-1));
-  f.add("checkpoint", checkpoint, "epochs between checkpoints", at_least(1));
+  f.add("checkpoint", checkpoint,
+        "epochs between checkpoints; 0: every epoch while they take less than 5 % of the time", at_least(0));
   f.add("threads", threads, "0: all cores", between(0, 4096));
-  f.add("device", device, "cpu");
+  f.add("device", device, "cpu, or reference: plain tensor operations, to check the kernels by");
   f.add("test_curve", test_curve, "ranks test every epoch into test_curve.jsonl, a diagnostic");
   f.add("tensorboard", tensorboard,
         "the curves of metrics.jsonl also as TensorBoard reads them, in tb/");
@@ -37,12 +42,41 @@ void TrainSettings::describe(Fields& f) {
         above(0));
   f.choice("map_norm", map_norm, "divisor of map: min(K, relevant) or relevant",
            {"min", "relevant"});
+  f.list("learning_rate_scheduler", learning_rate_scheduler,
+         "[F, N]: the learning rate is multiplied by F ^ (epoch / N)", above(0));
   f.alias("lr", {"learning_rate"});
+}
+
+double TrainSettings::rate_factor(int64_t epoch) const {
+  if (learning_rate_scheduler.size() != 2) {
+    throw usage_error("learning_rate_scheduler: wanted a factor and epochs, like 0.96,50, got {}",
+                      learning_rate_scheduler.size() == 1
+                          ? "1 value"
+                          : fmt::format("{} values", learning_rate_scheduler.size()));
+  }
+  return std::pow(learning_rate_scheduler[0],
+                  static_cast<double>(epoch) / learning_rate_scheduler[1]);
+}
+
+torch::Device TrainSettings::on() const {
+  if (device == "cpu" || reference()) return torch::kCPU;
+  throw usage_error("device '{}' is not available: this build computes on cpu and reference{}",
+                    printable(device), did_you_mean(device, {"cpu", "reference"}));
 }
 
 int64_t Batch::size() const {
   if (users.defined()) return users.size(0);
   return rows.n_rows();
+}
+
+Batch Batch::to(torch::Device device) const {
+  Batch out = *this;
+  for (auto* t :
+       {&out.users, &out.positives, &out.negatives, &out.distinct_users, &out.distinct_items,
+        &out.user_inverse, &out.positive_inverse, &out.negative_inverse}) {
+    if (t->defined()) *t = t->to(device);
+  }
+  return out;
 }
 
 Model::Model(const Context& context)
@@ -57,15 +91,23 @@ void Model::train(bool on) {
   forget();
 }
 
-torch::Tensor& Model::parameter(const std::string& name, torch::Tensor initial, Role role) {
+torch::Tensor& Model::parameter(const std::string& name, torch::Tensor initial, Role role,
+                                Axis axis) {
+  initial = initial.to(train_.on());
   initial.set_requires_grad(true);
-  parameters_.push_back({name, std::move(initial), role});
+  parameters_.push_back({name, std::move(initial), role, axis});
   return parameters_.back().value;
 }
 
-RowTable& Model::table(const std::string& name, torch::Tensor initial, Role role) {
-  tables_.push_back({name, RowTable(std::move(initial)), role});
+RowTable& Model::table(const std::string& name, torch::Tensor initial, Role role, Axis axis) {
+  tables_.push_back({name, RowTable(initial.to(train_.on())), role, axis});
   return tables_.back().value;
+}
+
+MakeParameter Model::maker(Role role) {
+  return [this, role](const std::string& name, torch::Tensor initial) -> torch::Tensor& {
+    return parameter(name, std::move(initial), role);
+  };
 }
 
 std::vector<ParameterGroup> Model::parameter_groups() {
@@ -86,46 +128,88 @@ void Model::state(State& state) {
   for (auto& t : tables_) state.add(t.name, t.value, t.role);
 }
 
-std::array<std::pair<const char*, bool*>, 4> flags_of(Abilities& abilities) {
-  return {{{"uses_features", &abilities.uses_features},
-           {"score_reads_features", &abilities.score_reads_features},
-           {"ranks_cold_items", &abilities.ranks_cold_items},
-           {"takes_histories", &abilities.takes_histories}}};
+std::vector<std::pair<std::string, Axis>> Model::axes() const {
+  std::vector<std::pair<std::string, Axis>> out;
+  for (const auto& p : parameters_) out.emplace_back(p.name, p.axis);
+  for (const auto& t : tables_) out.emplace_back(t.name, t.axis);
+  std::erase_if(out, [](const auto& each) { return each.second == Axis::whole; });
+  return out;
 }
 
-const Vectors& FactorModel::remembered() {
+const std::shared_ptr<const TrainFacts>& Model::facts() {
+  if (!facts_) facts_ = std::make_shared<const TrainFacts>(data_);
+  return facts_;
+}
+
+std::shared_ptr<const Scorer> Model::freeze() {
+  const torch::NoGradGuard no_gradients;
+  const ReferenceOps plain(train_.reference());
+  if (training_) train(false);
+  return make_scorer();
+}
+
+namespace {
+
+/// Whole rows of scores, as the model makes them.
+class WholeScorer final : public Scorer {
+ public:
+  using Score = std::function<torch::Tensor(const Queries&)>;
+  WholeScorer(std::shared_ptr<const TrainFacts> facts, const Abilities& abilities, bool reads_order,
+              Score score)
+      : Scorer(std::move(facts), abilities), reads_order_(reads_order), score_(std::move(score)) {}
+  bool reads_order() const override { return reads_order_; }
+
+ protected:
+  BlockScores own(const Queries& queries) const override {
+    // Strangers are answered by the train counts unless their history speaks.
+    Queries asked = queries;
+    if (asked.users.defined()) asked.users = asked.users.clamp_min(0);
+    return BlockScores(score_(asked));
+  }
+
+ private:
+  const bool reads_order_;
+  const Score score_;
+};
+
+}  // namespace
+
+std::shared_ptr<const Scorer> Model::make_scorer() {
+  const Abilities can = abilities();
+  return std::make_shared<WholeScorer>(
+      facts(), can, can.takes_histories && batch_spec().unit == BatchSpec::Unit::sequence_row,
+      [this](const Queries& queries) { return whole_scores(queries); });
+}
+
+torch::Tensor Model::whole_scores(const Queries&) const {
+  throw std::logic_error("a model that makes no scorer of its own gives whole_scores()");
+}
+
+const Vectors& FactorModel::factors() {
   if (!remembered_.users.defined()) {
     const torch::NoGradGuard no_grad;
-    remembered_ = vectors();
-    remembered_.users = remembered_.users.contiguous();
-    remembered_.items = remembered_.items.contiguous();
+    const Vectors now = vectors();
+    remembered_ = {now.users.contiguous(), now.items.contiguous()};
   }
   return remembered_;
 }
 
-torch::Tensor FactorModel::item_vectors() { return remembered().items; }
-
-torch::Tensor FactorModel::user_vectors(const Queries& queries) {
-  const Vectors& all = remembered();
-  const int64_t n = queries.size(), dim = all.users.size(1);
-  if (!queries.histories.defined()) return all.users.index_select(0, queries.users);
-  torch::Tensor out = torch::zeros({n, dim}, all.users.options());
-  for (int64_t row = 0; row < n; ++row) {
-    const int64_t user = queries.users.defined() ? queries.users[row].item<int64_t>() : -1;
-    const int64_t begin = queries.histories.offsets[row].item<int64_t>();
-    const int64_t end = queries.histories.offsets[row + 1].item<int64_t>();
-    if (user >= 0 && (begin == end || !data_.train.of(user).empty())) {
-      out[row].copy_(all.users[user]);
-    } else if (begin < end) {
-      const auto items = queries.histories.items.slice(0, begin, end).to(torch::kInt64);
-      out[row].copy_(all.items.index_select(0, items).mean(0));
-    }
-  }
-  return out;
+std::shared_ptr<const Scorer> FactorModel::make_scorer() {
+  return std::make_shared<VectorScorer>(facts(), abilities(), factors());
 }
 
-torch::Tensor FactorModel::score(const Queries& queries) {
-  return user_vectors(queries).matmul(item_vectors().t());
+void GraphModel::prepare(const Watch&) {
+  for (const auto& graph : item_graphs_) graph.get();
+}
+
+void GraphModel::state(State& state) {
+  FactorModel::state(state);
+  for (auto& graph : item_graphs_) graph.state(state);
+}
+
+const StoredGraph& GraphModel::item_graph(const std::string& name,
+                                          std::function<NeighbourGraph()> fit) {
+  return item_graphs_.emplace_back(name, data_.n_items, std::move(fit));
 }
 
 }  // namespace tessera

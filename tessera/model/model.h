@@ -4,7 +4,6 @@
 #include <torch/types.h>
 #include <torch/utils.h>
 
-#include <array>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -18,18 +17,13 @@
 #include "tessera/base/log.h"
 #include "tessera/base/random.h"
 #include "tessera/data/dataset.h"
+#include "tessera/model/scorer.h"
 #include "tessera/model/state.h"
+#include "tessera/model/stored_graph.h"
+#include "tessera/nn/linear.h"
 #include "tessera/ops/adam.h"
 
 namespace tessera {
-
-/// Rows of different lengths, packed.
-struct Ragged {
-  torch::Tensor items;    ///< int32 [n]
-  torch::Tensor offsets;  ///< int64 [rows + 1]
-  bool defined() const { return offsets.defined(); }
-  int64_t n_rows() const { return defined() ? offsets.size(0) - 1 : 0; }
-};
 
 /// One step's examples. Fields that batch_spec() did not ask for are undefined tensors; all index
 /// tensors are int64.
@@ -48,32 +42,35 @@ struct Batch {
   torch::Tensor targets;                         ///< int64, what to predict, packed by row
   torch::Tensor target_offsets;  ///< [rows + 1]; one target per input, or one per row
   int64_t size() const;          ///< pairs, users or rows in this batch
+  /// The same with users, items and their places on that device. Sequence rows and their targets
+  /// stay in main memory, where models cut and pad them.
+  Batch to(torch::Device device) const;
 };
 
 /// What a model's loss wants to see.
 struct BatchSpec {
-  enum class Unit { pair, distinct_user, sequence_row } unit = Unit::pair;
+  /// pair: every train row once an epoch; user: every user with a train row once; distinct_user:
+  /// users drawn anew for each step, none twice in it, each with one of its items.
+  enum class Unit { pair, user, distinct_user, sequence_row } unit = Unit::pair;
   enum class Rows {
     user,
     chunk,
     prefix
   } rows = Rows::user;  ///< of sequence_row, sequential section 1
   int64_t n_negatives = 0;
+  /// Where negatives come from, the user's own items left out: items with a train row (baselines
+  /// section 0), or all (mmssl section 1.10).
+  enum class Pool { trained, all } pool = Pool::trained;
   int64_t max_length = 50;
-};
-
-/// Whom to recommend to: users (int64 [n], -1 unknown), their histories, or both. Where both are
-/// given the history wins for models that take one natively.
-struct Queries {
-  torch::Tensor users;
-  Ragged histories;
-  int64_t size() const { return users.defined() ? users.size(0) : histories.n_rows(); }
+  /// What several processes may divide among them (scale section 1): the pairs of a loss that is a
+  /// sum over them, or nothing.
+  enum class Split { pairs, none } split = Split::pairs;
+  bool distinct = true;  ///< batches of users also list their distinct rows, with inverses
 };
 
 /// Settings of the training that models may want to know.
 struct TrainSettings {
-  int64_t epochs = 1000;
-  bool epochs_given = false;
+  Chosen<int64_t> epochs = 1000;  ///< where nobody chose, the protocol's
   int64_t train_batch_size = 2048;
   int64_t eval_batch_size = 4096;
   double learning_rate = 1e-3;
@@ -90,15 +87,22 @@ struct TrainSettings {
   std::vector<std::string> modalities, permute;
   std::string missing;  ///< empty: the model's own
   int64_t fold = -1;
-  int64_t checkpoint = 1;
-  int64_t threads = 0;  ///< 0: all cores
+  int64_t checkpoint = 0;  ///< epochs between checkpoints, 0: as often as their cost allows
+  int64_t threads = 0;     ///< 0: all cores
   std::string device = "cpu";
   bool test_curve = false, tensorboard = false;
   int64_t sparse_max = 3;
   double tail_ratio = 0.1;
   std::string map_norm = "min";
+  std::vector<double> learning_rate_scheduler = {1, 50};  ///< factor and epochs
 
   void describe(Fields& f);
+  /// What learning rates are multiplied by in that epoch; exit 2 unless the scheduler is a pair.
+  double rate_factor(int64_t epoch) const;
+  /// Where the tensors of `device` lie: cpu and reference are both main memory; exit 2 for others.
+  torch::Device on() const;
+  /// Whether ops go by plain tensor operations on the CPU (ops/device.h).
+  bool reference() const { return device == "reference"; }
 };
 
 /// What a model is built from. The data outlives the model.
@@ -107,15 +111,12 @@ struct Context {
   Random random;
   TrainSettings train;
   Log log;
+  torch::Device device() const { return train.on(); }
 };
 
 struct Loss {
   torch::Tensor total;
   std::vector<std::pair<std::string, torch::Tensor>> parts;
-};
-
-struct Vectors {
-  torch::Tensor users, items;
 };
 
 struct Progress {
@@ -140,22 +141,36 @@ struct ParameterGroup {
   std::vector<std::pair<std::string, torch::Tensor*>> tensors;
   std::vector<std::pair<std::string, RowTable*>> tables;
   std::function<double(int64_t)>
-      learning_rate;  ///< of the step; empty: the `learning_rate` setting
+      learning_rate;  ///< of the step, before the scheduler; empty: the `learning_rate` setting
   double beta1 = 0.9, beta2 = 0.999, eps = 1e-8;
   double weight_decay = 0;
   AdamOptions::Decay decay = AdamOptions::Decay::none;
 };
 
-/// What a model can and cannot do, as help, errors and reports tell it.
-struct Abilities {
-  bool uses_features = false;         ///< learns from item features and needs at least one modality
-  bool score_reads_features = false;  ///< reads them when ranking
-  bool ranks_cold_items = false;      ///< items without a train row get a meaningful score
-  bool takes_histories = false;       ///< scores from a history natively
-};
+/// Whose rows a tensor holds, so that several processes may hold a part each (scale section 1).
+enum class Axis { whole, by_user, by_item };
 
-/// Each by its name, for files and tables.
-std::array<std::pair<const char*, bool*>, 4> flags_of(Abilities& abilities);
+class FeatureSupplier;
+class RowEncoder;
+class ItemEncoder;
+class ItemPretrainer;
+class Reporter;
+class ReportFiles;
+class OwnStep;
+class EvalMask;
+
+/// What a model offers beyond training and ranking (model/offers.h); null where it does not. A
+/// model that stands around another one hands on what that one offers.
+struct Offers {
+  FeatureSupplier* features = nullptr;
+  RowEncoder* rows = nullptr;
+  ItemEncoder* items = nullptr;
+  ItemPretrainer* pretraining = nullptr;
+  Reporter* report = nullptr;
+  ReportFiles* files = nullptr;
+  OwnStep* step = nullptr;
+  EvalMask* mask = nullptr;
+};
 
 class Model {
  public:
@@ -168,8 +183,13 @@ class Model {
   virtual BatchSpec batch_spec() const { return {}; }
   /// {total, named parts for the log}. Called with gradients on.
   virtual Loss loss(const Batch& batch);
-  /// [n, n_items], higher is better. Called without gradients, training() off.
-  virtual torch::Tensor score(const Queries& queries) = 0;
+  /// The model as it stands, made ready to rank; training() goes off. Of a model that is trained on
+  /// afterwards the scorer is void.
+  virtual std::shared_ptr<const Scorer> freeze();
+  /// [n, n_items], higher is better.
+  torch::Tensor score(const Queries& queries) { return freeze()->scores(queries); }
+  /// What it offers beyond that.
+  virtual Offers offers() { return {}; }
   /// What loss() trains; read again after each hook. Default: all of parameter() and table().
   virtual std::vector<ParameterGroup> parameter_groups();
   /// Once, before the first epoch: PAMD's pretraining, KDSR's teacher, closed-form models. Called
@@ -187,14 +207,28 @@ class Model {
   bool training() const { return training_; }
   bool trainable() { return !parameter_groups().empty(); }
   const TrainView& data() const { return data_; }
+  /// The trained tensors and tables that hold a row a user or an item, by name.
+  virtual std::vector<std::pair<std::string, Axis>> axes() const;
+  const TrainSettings& settings() const { return train_; }
+
+  // For the model's constructor and the parts it is built of.
+  /// A trained tensor that loss() reads whole, on the device of the run; it requires a gradient.
+  /// The reference stays valid.
+  torch::Tensor& parameter(const std::string& name, torch::Tensor initial,
+                           Role role = Role::scoring, Axis axis = Axis::whole);
+  /// A trained table that loss() gathers rows of.
+  RowTable& table(const std::string& name, torch::Tensor initial, Role role = Role::scoring,
+                  Axis axis = Axis::whole);
+  /// parameter() as layers take it.
+  MakeParameter maker(Role role = Role::scoring);
 
  protected:
-  /// A trained tensor that loss() reads whole; it requires a gradient. The reference stays valid.
-  torch::Tensor& parameter(const std::string& name, torch::Tensor initial,
-                           Role role = Role::scoring);
-  /// A trained table that loss() gathers rows of.
-  RowTable& table(const std::string& name, torch::Tensor initial, Role role = Role::scoring);
   virtual void forget() {}
+  /// The scorer of the model as it stands; default: one of whole_scores(). Gradients are off.
+  virtual std::shared_ptr<const Scorer> make_scorer();
+  /// [n, n_items] of a model that has no other way. Several threads may call it.
+  virtual torch::Tensor whole_scores(const Queries& queries) const;
+  const std::shared_ptr<const TrainFacts>& facts();
 
   const TrainView& data_;
   const Random random_;
@@ -207,28 +241,28 @@ class Model {
     std::string name;
     T value;
     Role role;
+    Axis axis;
   };
   std::deque<Named<torch::Tensor>> parameters_;
   std::deque<Named<RowTable>> tables_;
+  std::shared_ptr<const TrainFacts> facts_;
   bool training_ = false;
 };
 
-/// A model that scores by inner product, so that an index can serve it. Users with a train row are
-/// answered by their vector; others by the mean of their history's item vectors.
+/// A model that scores by inner product, so that an index can serve it: see VectorScorer.
 class FactorModel : public Model {
  public:
   using Model::Model;
-  torch::Tensor score(const Queries& queries) override;
-  torch::Tensor user_vectors(const Queries& queries);  ///< [n, dim]
-  torch::Tensor item_vectors();                        ///< [n_items, dim]
+  /// All users and items, in evaluation form; remembered until training goes on.
+  const Vectors& factors();
 
  protected:
-  /// All users and items, in evaluation form. Remembered until training goes on.
+  /// What factors() remembers.
   virtual Vectors vectors() = 0;
   void forget() override { remembered_ = {}; }
+  std::shared_ptr<const Scorer> make_scorer() override;
 
  private:
-  const Vectors& remembered();
   Vectors remembered_;
 };
 
@@ -237,33 +271,17 @@ class GraphModel : public FactorModel {
  public:
   using FactorModel::FactorModel;
   virtual Vectors propagate() = 0;
+  /// Fits the item graphs.
+  void prepare(const Watch&) override;
+  void state(State& state) override;
 
  protected:
   Vectors vectors() override { return propagate(); }
-};
+  /// A graph of the items that ranking reads; the reference stays valid.
+  const StoredGraph& item_graph(const std::string& name, std::function<NeighbourGraph()> fit);
 
-/// Rows of a feature that a model made for others.
-struct NamedRows {
-  std::string modality;
-  torch::Tensor rows;   ///< float32 [n, width]
-  torch::Tensor items;  ///< int64 [n]
-  Json card;            ///< encoder entry of the manifest
-};
-
-/// A model whose product is features for others (PAMD, R2MR); found by dynamic_cast.
-class FeatureSupplier {
- public:
-  virtual ~FeatureSupplier() = default;
-  virtual void fit(const Watch& watch) = 0;
-  virtual std::vector<NamedRows> export_features(const Json& options) = 0;
-};
-
-/// Numbers a person should see beside the metrics; found by dynamic_cast. `held` are the held-out
-/// rows by user, of which a report may tell what became of them; nothing learns from them.
-class Reporter {
- public:
-  virtual ~Reporter() = default;
-  virtual Json report(const Interactions& held = {}) = 0;
+ private:
+  std::deque<StoredGraph> item_graphs_;
 };
 
 }  // namespace tessera

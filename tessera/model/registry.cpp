@@ -49,24 +49,22 @@ Settings implied_settings(const std::string& name) {
 RunSettings resolve_settings(const ModelInfo& model, const Settings& given) {
   RunSettings out;
   out.given = given;
-  Fields own(model.name);
-  model.describe(own);
   Fields shared("train");
   out.train_settings.describe(shared);
-  refuse_unknown(given, {&own, &shared}, model.name);
-  const size_t n_defaults = own.global_defaults().size();
-  own.apply(given);  // presets may add settings of the training
+  refuse_unknown(given, {model.fields().get(), &shared}, model.name);
+  out.config = model.resolve(given);
+  const Fields& own = *out.config.fields;
   Settings all;
   for (const auto& [name, value] : own.global_defaults()) {
-    all.push_back({name, value, model.name + (all.size() < n_defaults ? " default" : " preset")});
+    all.push_back({name, value, model.name + " default"});
+  }
+  for (const auto& [name, value] : own.global_presets()) {
+    all.push_back({name, value, model.name + " preset"});
   }
   all.insert(all.end(), given.begin(), given.end());
   shared.apply(all);
   out.train = shared.resolved();
-  for (const auto& setting : given) {
-    if (setting_name(setting.name) == "epochs") out.train_settings.epochs_given = true;
-  }
-  out.model = model.resolve(given);
+  out.model = own.resolved();
   return out;
 }
 

@@ -19,10 +19,9 @@ torch::Tensor int64_of(const std::vector<int64_t>& values) {
 }  // namespace
 
 Sampler::Sampler(const TrainView& data, const BatchSpec& spec, int64_t batch_size,
-                 const Random& random, bool distinct, bool all_items)
+                 const Random& random)
     : data_(data),
       spec_(spec),
-      distinct_(distinct),
       batch_size_(batch_size),
       order_(random.stream("order")),
       negatives_(random.stream("negatives")),
@@ -30,7 +29,7 @@ Sampler::Sampler(const TrainView& data, const BatchSpec& spec, int64_t batch_siz
       positives_random_(random.stream("batch_positives")) {
   const auto counts = item_counts(data.train, data.n_items);
   for (int64_t i = 0; i < data.n_items; ++i) {
-    if (all_items || counts.const_data_ptr<int64_t>()[i] > 0) {
+    if (spec.pool == BatchSpec::Pool::all || counts.const_data_ptr<int64_t>()[i] > 0) {
       candidates_.push_back(static_cast<int32_t>(i));
     }
   }
@@ -65,6 +64,9 @@ Sampler::Sampler(const TrainView& data, const BatchSpec& spec, int64_t batch_siz
     case BatchSpec::Unit::pair:
       n_batches_ = batches_of(static_cast<int64_t>(pair_users_.size()));
       break;
+    case BatchSpec::Unit::user:
+      n_batches_ = batches_of(static_cast<int64_t>(active_users_.size()));
+      break;
     case BatchSpec::Unit::distinct_user:
       batch_size_ = std::min<int64_t>(batch_size_, static_cast<int64_t>(active_users_.size()));
       n_batches_ = batch_size_ == 0 ? 0 : data.train.n_rows() / batch_size_ + 1;
@@ -82,11 +84,13 @@ Sampler::Sampler(const TrainView& data, const BatchSpec& spec, int64_t batch_siz
 void Sampler::begin_epoch(int64_t epoch) {
   epoch_ = epoch;
   if (spec_.unit == BatchSpec::Unit::distinct_user) return;
-  const size_t n = spec_.unit == BatchSpec::Unit::pair ? pair_users_.size() : rows_.size();
+  const size_t n = spec_.unit == BatchSpec::Unit::pair   ? pair_users_.size()
+                   : spec_.unit == BatchSpec::Unit::user ? active_users_.size()
+                                                         : rows_.size();
   order_of_epoch_.resize(n);
   std::iota(order_of_epoch_.begin(), order_of_epoch_.end(), int64_t{0});
   order_.shuffle(order_of_epoch_, epoch);
-  if (spec_.unit == BatchSpec::Unit::pair) return;
+  if (spec_.unit != BatchSpec::Unit::sequence_row) return;
   // Rows of like length share a batch: sorted inside chunks of 8 batches, batches shuffled.
   const auto length = [&](int64_t i) { return rows_[i].end - rows_[i].begin; };
   row_batches_.clear();
@@ -108,6 +112,9 @@ Batch Sampler::batch(int64_t index, int64_t step) const {
     case BatchSpec::Unit::pair:
       out = pairs(index);
       break;
+    case BatchSpec::Unit::user:
+      out = users(index);
+      break;
     case BatchSpec::Unit::distinct_user:
       out = distinct_users(step);
       break;
@@ -119,7 +126,7 @@ Batch Sampler::batch(int64_t index, int64_t step) const {
   out.epoch = epoch_;
   if (out.users.defined()) {
     draw_negatives(out, step);
-    if (distinct_) index_distinct(out);
+    if (spec_.distinct) index_distinct(out);
   }
   return out;
 }
@@ -137,6 +144,17 @@ Batch Sampler::pairs(int64_t index) const {
     users[i] = pair_users_[order_of_epoch_[begin + i]];
     items[i] = pair_items_[order_of_epoch_[begin + i]];
   }
+  return out;
+}
+
+Batch Sampler::users(int64_t index) const {
+  const int64_t begin = index * batch_size_;
+  const int64_t n =
+      std::min<int64_t>(batch_size_, static_cast<int64_t>(active_users_.size()) - begin);
+  std::vector<int64_t> users;
+  for (int64_t i = 0; i < n; ++i) users.push_back(active_users_[order_of_epoch_[begin + i]]);
+  Batch out;
+  out.users = int64_of(users);
   return out;
 }
 
@@ -218,12 +236,12 @@ void Sampler::draw_negatives(Batch& batch, int64_t step) const {
 void Sampler::index_distinct(Batch& batch) const {
   DistinctRows users(data_.n_users), items(data_.n_items);
   users.mark(batch.users);
-  items.mark(batch.positives);
+  if (batch.positives.defined()) items.mark(batch.positives);
   if (batch.negatives.defined()) items.mark(batch.negatives);
   batch.distinct_users = users.list();
   batch.distinct_items = items.list();
   batch.user_inverse = users.inverse(batch.users);
-  batch.positive_inverse = items.inverse(batch.positives);
+  if (batch.positives.defined()) batch.positive_inverse = items.inverse(batch.positives);
   if (batch.negatives.defined()) batch.negative_inverse = items.inverse(batch.negatives);
 }
 

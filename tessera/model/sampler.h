@@ -7,21 +7,11 @@
 
 namespace tessera {
 
-/// A model whose negatives may be any item that the user lacks, also one without a train row (mmssl
-/// section 1.10), which baselines section 0 never draws; found by dynamic_cast.
-class DrawsFromAllItems {
- public:
-  virtual ~DrawsFromAllItems() = default;
-};
-
 /// Makes the batches of an epoch. Everything is keyed by (seed, epoch or step, row), so a batch
 /// does not depend on those before it nor on threads.
 class Sampler {
  public:
-  /// `distinct`: batches of pairs also list their distinct rows, with inverses. `all_items`:
-  /// negatives need no train row.
-  Sampler(const TrainView& data, const BatchSpec& spec, int64_t batch_size, const Random& random,
-          bool distinct = true, bool all_items = false);
+  Sampler(const TrainView& data, const BatchSpec& spec, int64_t batch_size, const Random& random);
 
   void begin_epoch(int64_t epoch);
   int64_t n_batches() const { return n_batches_; }
@@ -37,6 +27,7 @@ class Sampler {
     bool one_target;     // prefix rows predict the item after the input only
   };
   Batch pairs(int64_t index) const;
+  Batch users(int64_t index) const;
   Batch distinct_users(int64_t step) const;
   Batch sequences(int64_t index) const;
   void draw_negatives(Batch& batch, int64_t step) const;
@@ -44,7 +35,6 @@ class Sampler {
 
   const TrainView& data_;
   BatchSpec spec_;
-  bool distinct_;
   int64_t batch_size_, n_batches_ = 0, epoch_ = 0, n_left_out_ = 0;
   Random order_, negatives_, users_random_, positives_random_;
   std::vector<int32_t> pair_users_, pair_items_, candidates_, active_users_;

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <map>
 #include <numeric>
+#include <span>
 
 #include "tessera/base/error.h"
 #include "tessera/ops/gather.h"
@@ -70,16 +71,12 @@ BatchSpec SequenceModel::batch_spec() const {
   return spec;
 }
 
-MakeParameter SequenceModel::maker() {
-  return [this](const std::string& name, torch::Tensor initial) -> torch::Tensor& {
-    return parameter(name, std::move(initial));
-  };
-}
-
 ItemRows& SequenceModel::item_rows(torch::Tensor initial, bool read_whole) {
   const bool whole = sequence_.loss == "ce" || read_whole;
-  item_rows_.emplace(whole ? &parameter("item_embedding", std::move(initial)) : nullptr,
-                     whole ? nullptr : &table("item_embedding", std::move(initial)));
+  item_rows_.emplace(
+      whole ? &parameter("item_embedding", std::move(initial), Role::scoring, Axis::by_item)
+            : nullptr,
+      whole ? nullptr : &table("item_embedding", std::move(initial), Role::scoring, Axis::by_item));
   return *item_rows_;
 }
 
@@ -237,25 +234,40 @@ torch::Tensor SequenceModel::negatives(const torch::Tensor& row_of, const Batch&
   return out;
 }
 
-torch::Tensor SequenceModel::score(const Queries& queries) {
-  const auto [users, items] = factors(queries);
-  return torch::mm(users, items.t());
-}
+/// Vectors of the next item against those of all items, to be ranked piece by piece. Several
+/// threads may ask: out of training the model only reads.
+class SequenceScorer final : public Scorer {
+ public:
+  SequenceScorer(SequenceModel& model, std::shared_ptr<const TrainFacts> facts)
+      : Scorer(std::move(facts), model.abilities()), model_(model), items_(model.candidates()) {
+    if (const auto bias = model.candidate_bias(); bias.defined()) {
+      items_ = torch::cat({items_, bias.unsqueeze(1)}, 1);
+      has_bias_ = true;
+    }
+  }
+  bool reads_order() const override { return true; }
 
-Vectors SequenceModel::factors(const Queries& queries) {
+ protected:
+  BlockScores own(const Queries& queries) const override;
+
+ private:
+  SequenceModel& model_;
+  torch::Tensor items_;    // [n_items, d], with the bias as a last column where there is one
+  bool has_bias_ = false;  // which every row with a history takes once
+};
+
+BlockScores SequenceScorer::own(const Queries& queries) const {
   const int64_t n = queries.size();
   // The windows as spans into the histories, shortest first, so that rows of like length meet.
   std::vector<std::span<const int32_t>> windows(static_cast<size_t>(n));
   for (int64_t row = 0; row < n; ++row) {
     std::span<const int32_t> history;
     if (queries.histories.defined()) {
-      const auto* offset = queries.histories.offsets.const_data_ptr<int64_t>();
-      history = {queries.histories.items.const_data_ptr<int32_t>() + offset[row],
-                 static_cast<size_t>(offset[row + 1] - offset[row])};
-    } else if (const int64_t user = queries.users.const_data_ptr<int64_t>()[row]; user >= 0) {
-      history = data_.train.of(user);
+      history = queries.histories.row(row);
+    } else if (const int64_t user = queries.user(row); user >= 0) {
+      history = model_.data_.train.of(user);
     }
-    const auto most = static_cast<size_t>(sequence_.max_length);
+    const auto most = static_cast<size_t>(model_.sequence_.max_length);
     windows[static_cast<size_t>(row)] =
         history.subspan(history.size() - std::min(history.size(), most));
   }
@@ -265,13 +277,11 @@ Vectors SequenceModel::factors(const Queries& queries) {
     return windows[static_cast<size_t>(a)].size() < windows[static_cast<size_t>(b)].size();
   });
 
-  const auto against = candidates();
-  const auto bias = candidate_bias();
-  torch::Tensor vectors = torch::zeros({n, against.size(1)});
-  std::vector<int64_t> without;
+  torch::Tensor vectors = torch::zeros({n, items_.size(1)}, items_.options());
+  auto encoded = has_bias_ ? vectors.slice(1, 0, -1) : vectors;
   for (size_t at = 0; at < order.size();) {
     if (windows[static_cast<size_t>(order[at])].empty()) {
-      without.push_back(order[at++]);
+      ++at;  // the train counts answer
       continue;
     }
     std::vector<int64_t> items, offsets = {0}, rows;
@@ -284,24 +294,16 @@ Vectors SequenceModel::factors(const Queries& queries) {
     }
     Pass pass;
     pass.offsets = torch::tensor(offsets, torch::kInt64);
-    vectors.index_copy_(0, torch::tensor(rows, torch::kInt64),
-                        row_vectors(torch::tensor(items, torch::kInt64), pass));
+    encoded.index_copy_(0, torch::tensor(rows, torch::kInt64),
+                        model_.row_vectors(torch::tensor(items, torch::kInt64), pass));
   }
-  // Bias and train counts are columns that a row takes (1) or leaves (0).
-  std::vector<torch::Tensor> left = {vectors}, right = {against};
-  auto empty = torch::zeros({n, 1});
-  for (const int64_t row : without) empty[row][0] = 1.F;
-  if (bias.defined()) {
-    left.push_back(1 - empty);
-    right.push_back(bias.unsqueeze(1));
-  }
-  if (!without.empty()) {
-    if (!counts_.defined()) counts_ = item_counts(data_.train, data_.n_items).to(torch::kFloat);
-    left.push_back(empty);
-    right.push_back(counts_.unsqueeze(1));
-  }
-  if (left.size() == 1) return {vectors, against};
-  return {torch::cat(left, 1), torch::cat(right, 1)};
+  if (has_bias_) vectors.slice(1, -1).fill_(1);
+  return BlockScores(Vectors{vectors, items_});
+}
+
+std::shared_ptr<const Scorer> SequenceModel::make_scorer() {
+  if (item_rows_ && item_rows_->lazy()) item_rows_->all();  // nothing is pending from here on
+  return std::make_shared<SequenceScorer>(*this, facts());
 }
 
 }  // namespace tessera

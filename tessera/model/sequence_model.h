@@ -58,12 +58,9 @@ class SequenceModel : public Model {
   BatchSpec batch_spec() const override;
   /// The chosen loss over every position with a target.
   Loss loss(const Batch& batch) override;
-  torch::Tensor score(const Queries& queries) override;
-  /// score() as the product of users [n, dim] and items [n_items, dim], to be ranked piece by
-  /// piece; undefined for a model whose scores are none.
-  virtual Vectors factors(const Queries& queries);
 
  protected:
+  std::shared_ptr<const Scorer> make_scorer() override;
   /// Vectors of the next item at every slot: items int64 [P], packed by pass.offsets. [P, d]
   virtual torch::Tensor encode(const torch::Tensor& items, const Pass& pass) = 0;
   /// What they are compared with. [n_items, d]
@@ -74,7 +71,6 @@ class SequenceModel : public Model {
   virtual torch::Tensor row_vectors(const torch::Tensor& items, const Pass& pass);
 
   Pass pass_of(const Batch& batch) const;
-  MakeParameter maker();
   /// The trained item embeddings "item_embedding"; once. `read_whole`: candidates() reads more than
   /// the rows of a sampled loss.
   ItemRows& item_rows(torch::Tensor initial, bool read_whole = false);
@@ -90,8 +86,8 @@ class SequenceModel : public Model {
   /// How many items the negatives of a row are drawn from. [rows]
   std::vector<int64_t> pools(const Batch& batch) const;
 
+  friend class SequenceScorer;
   std::optional<ItemRows> item_rows_;
-  torch::Tensor counts_;  // train rows by item, made when first needed
 };
 
 }  // namespace tessera

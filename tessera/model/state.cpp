@@ -43,11 +43,11 @@ const Json& value_of(const State::Saved& saved, const std::string& name) {
   return saved.values[name];
 }
 
+/// Exit 3 for what is no number, and for an int64_t that is none in the file: 1e300, 2.7.
 template <typename T>
 T number_of(const State::Saved& saved, const std::string& name) {
-  const Json& value = value_of(saved, name);
-  if (!value.is_number()) throw data_error("checkpoint value '{}' is not a number", name);
-  return value.get<T>();
+  value_of(saved, name);
+  return json_get<T>(saved.values, name, "checkpoint");
 }
 
 }  // namespace

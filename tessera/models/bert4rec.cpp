@@ -38,12 +38,20 @@ class Bert4Rec : public SequenceModel {
                {"full", "plain"});
       f.global_default("train_batch_size", 128);
     }
+
+    /// The paper's mask shares, and RecBole's rates.
+    static SearchSpace search() {
+      return {{"mask_ratio", {0.1, 0.2, 0.4, 0.6}},
+              {"hidden_dropout", {0.2, 0.5}},
+              {"attention_dropout", {0.2, 0.5}}};
+    }
   };
 
   Bert4Rec(const Config& config, const Context& context)
       : SequenceModel(config.sequence, context),
         config_(config),
-        items_(parameter("item_embedding", table_of("item", data_.n_items))),
+        items_(parameter("item_embedding", table_of("item", data_.n_items), Role::scoring,
+                         Axis::by_item)),
         positions_(parameter("position_embedding", table_of("position", sequence_.max_length))),
         mask_(parameter("mask", table_of("mask", 1))) {
     const int64_t d = config.embedding_size;
@@ -67,7 +75,7 @@ class Bert4Rec : public SequenceModel {
     if (config.head == "full") {
       head_ = Linear("head", d, d, maker(), random_);
       head_norm_ = LayerNorm("head_norm", d, config.layer_norm_eps, maker());
-      bias_ = &parameter("item_bias", torch::zeros({data_.n_items}));
+      bias_ = &parameter("item_bias", torch::zeros({data_.n_items}), Role::scoring, Axis::by_item);
     }
   }
 

@@ -1,11 +1,8 @@
-#include <optional>
-
-#include "tessera/base/error.h"
+#include "tessera/model/common_settings.h"
+#include "tessera/model/graph_kit.h"
 #include "tessera/model/registry.h"
 #include "tessera/ops/fill.h"
 #include "tessera/ops/gather.h"
-#include "tessera/ops/graph.h"
-#include "tessera/ops/linear.h"
 #include "tessera/ops/losses.h"
 #include "tessera/ops/triples.h"
 
@@ -19,30 +16,20 @@ namespace {
 class Bm3 : public GraphModel {
  public:
   struct Config {
-    std::string variant = "released";
-    int64_t embedding_size = 64;
-    int64_t n_layers = 1;
-    double dropout = 0.5;
-    double reg_weight = 0.1;
-    double rec_weight = 1;
-    double align_weight = 2, mask_weight = 2;
-    std::string reg = "norm";
-    std::string projection = "linear", predictor = "linear";
-    bool freeze_features = false;
-    bool stop_gradient = true;
-    std::string missing = "mean";
-    std::string precision = "float32";
+    std::string variant = "released", reg = "norm", projection = "linear", predictor = "linear";
+    std::string missing = "mean", precision = "float32";
+    int64_t embedding_size = 64, n_layers = 1;
+    double dropout = 0.5, reg_weight = 0.1, rec_weight = 1, align_weight = 2, mask_weight = 2;
+    bool freeze_features = false, stop_gradient = true;
 
     void describe(Fields& f) {
       f.choice("variant", variant,
                "the published code's form, or the paper's (from summaries, paper body not checked)",
                {"released", "paper"});
-      f.add("embedding_size", embedding_size, "width of the IDs and of the projections",
-            at_least(1));
-      f.add("n_layers", n_layers, "propagation steps; search 1, 2", between(0, 8));
-      f.add("dropout", dropout, "rate on the targets; search 0.3, 0.5", between(0, 0.95));
-      f.add("reg_weight", reg_weight, "weight of the regulariser; search 0.1, 0.01 (Sports 0.01)",
-            at_least(0));
+      common::embedding_size(f, embedding_size);
+      common::n_layers(f, n_layers);
+      f.add("dropout", dropout, "rate on the targets", between(0, 0.95));
+      common::reg_weight(f, reg_weight, "the regulariser");
       f.add("rec_weight", rec_weight, "weight of the two user-item terms", at_least(0));
       f.add("align_weight", align_weight, "weight of modality to item", at_least(0));
       f.add("mask_weight", mask_weight, "weight of modality to its dropped-out copy", at_least(0));
@@ -50,15 +37,13 @@ class Bm3 : public GraphModel {
                {"norm", "squared"});
       f.choice("projection", projection, "of each modality", {"linear", "mlp"});
       f.choice("predictor", predictor, "one for users, items and modalities", {"linear", "mlp"});
-      f.add("freeze_features", freeze_features, "keep the feature tables as they are");
+      common::freeze_features(f, freeze_features);
       f.add("stop_gradient", stop_gradient, "targets get no gradient; false only as an ablation");
-      f.choice("missing", missing, "rows of items without a modality",
-               {"mean", "zero", "neighbours", "error"});
-      f.choice(
-          "precision", precision,
-          "of the products that project features; bfloat16 rounds their operands and is faster "
-          "only where the processor has such products (AVX-512 BF16)",
-          {"float32", "bfloat16"});
+      common::missing(f, missing);
+      f.choice("precision", precision,
+               "of the products that project features; bfloat16 rounds their operands and is "
+               "faster only where the processor has such products (AVX-512 BF16)",
+               {"float32", "bfloat16"});
       f.alias("cl_weight", {"align_weight", "mask_weight"});
       f.alias("d", {"embedding_size"});
       f.alias("l", {"n_layers"});
@@ -74,6 +59,10 @@ class Bm3 : public GraphModel {
     std::string label() const {
       return variant == "paper" ? "BM3 variant = paper: from summaries, paper body not checked"
                                 : "";
+    }
+
+    static SearchSpace search() {
+      return {{"n_layers", {1, 2}}, {"dropout", {0.3, 0.5}}, {"reg_weight", {0.1, 0.01}}};
     }
 
     static std::vector<Ablation> ablations(const std::vector<std::string>& modalities) {
@@ -93,31 +82,14 @@ class Bm3 : public GraphModel {
   Bm3(const Config& config, const Context& context)
       : GraphModel(context),
         config_(config),
-        graph_(data_.train_distinct.offsets, data_.train_distinct.items, data_.n_items),
-        users_(parameter("user_embedding",
-                         xavier_uniform(data_.n_users, config.embedding_size, init("user")))),
-        items_(parameter("item_embedding",
-                         xavier_uniform(data_.n_items, config.embedding_size, init("item")))),
-        predictor_(make_layer("predictor", config.embedding_size, config.predictor == "mlp",
-                              Role::scoring)) {
-    if (data_.features.empty()) {
-      throw data_error(
-          "BM3 needs item features and '{}' has none selected; add some with 'tessera import "
-          "--feature NAME=FILE'",
-          data_.name);
-    }
+        tables_(*this, random_, config.embedding_size),
+        predictor_(mlp("predictor", config.predictor, config.embedding_size, Role::scoring)) {
+    require_features(data_, "BM3");
     for (const auto& feature : data_.features) {
-      Modality m;
-      m.name = feature.name;
-      torch::Tensor rows = filled(data_, feature, config.missing);
-      if (config.freeze_features) {
-        m.frozen = rows;
-      } else {
-        m.table = &table(feature.name + ".features", rows, Role::training);
-      }
-      m.projection = make_layer(feature.name + ".projection", feature.width(),
-                                config.projection == "mlp", Role::training);
-      modalities_.push_back(m);
+      modalities_.push_back(
+          {{*this, feature, config.missing, config.freeze_features, TrainedRows::lazy,
+            Role::training},
+           mlp(feature.name + ".projection", config.projection, feature.width(), Role::training)});
     }
   }
 
@@ -126,8 +98,8 @@ class Bm3 : public GraphModel {
 
   /// H_u and H_i: the layer mean, and for items the layer-0 row once more.
   Vectors propagate() override {
-    auto [users, items] = layer_mean(graph_, users_, items_, config_.n_layers);
-    return {users, items + items_};
+    const Vectors h = tables_.layer_mean(config_.n_layers);
+    return {h.users, h.items + tables_.items};
   }
 
   Loss loss(const Batch& batch) override {
@@ -145,10 +117,10 @@ class Bm3 : public GraphModel {
     if (config_.rec_weight > 0) {
       const auto each = torch::full({batch.size()}, 1.0 / static_cast<double>(batch.size()));
       add("user_to_item", config_.rec_weight,
-          cosine_loss(gather_rows(predict(hu), batch.user_inverse),
+          cosine_loss(gather_rows(predictor_(hu), batch.user_inverse),
                       gather_rows(target_i, batch.positive_inverse), each));
       add("item_to_user", config_.rec_weight,
-          cosine_loss(gather_rows(predict(hi), batch.positive_inverse),
+          cosine_loss(gather_rows(predictor_(hi), batch.positive_inverse),
                       gather_rows(target_u, batch.user_inverse), each));
     }
     // A term of an item alone is computed once, weighted by how often the item occurs.
@@ -157,18 +129,17 @@ class Bm3 : public GraphModel {
                        static_cast<double>(batch.size());
     for (auto& m : modalities_) {
       if (config_.align_weight == 0 && config_.mask_weight == 0) break;
-      const auto rows = m.table != nullptr ? m.table->gather(batch.distinct_items)
-                                           : m.frozen.index_select(0, batch.distinct_items);
-      const auto projected = apply(m.projection, rows, config_.precision == "bfloat16");
-      const auto online = predict(projected);
+      const auto projected =
+          m.projection(m.features.gather(batch.distinct_items), config_.precision == "bfloat16");
+      const auto online = predictor_(projected);
+      const std::string& name = m.features.name();
       if (config_.align_weight > 0) {
-        add("align_" + m.name, config_.align_weight, cosine_loss(online, target_i, share));
+        add("align_" + name, config_.align_weight, cosine_loss(online, target_i, share));
       }
       if (config_.mask_weight > 0) {
-        add("mask_" + m.name, config_.mask_weight,
-            cosine_loss(online,
-                        target(projected, "modality." + m.name, batch.distinct_items, batch.step),
-                        share));
+        const auto dropped =
+            target(projected, "modality." + name, batch.distinct_items, batch.step);
+        add("mask_" + name, config_.mask_weight, cosine_loss(online, dropped, share));
       }
     }
     if (config_.reg_weight > 0) {
@@ -185,46 +156,18 @@ class Bm3 : public GraphModel {
  protected:
   Vectors vectors() override {
     const Vectors h = propagate();
-    return {predict(h.users), predict(h.items)};
+    return {predictor_(h.users), predictor_(h.items)};
   }
 
  private:
-  /// One linear layer, or two with a ReLU between. weight [out, in]
-  struct Layer {
-    torch::Tensor *weight = nullptr, *bias = nullptr;
-    torch::Tensor *weight2 = nullptr, *bias2 = nullptr;
-  };
   struct Modality {
-    std::string name;
-    RowTable* table = nullptr;  // [n_items, width], trained
-    torch::Tensor frozen;       // the same, not trained
-    Layer projection;
+    ModalityTable features;
+    Mlp projection;
   };
 
-  Random init(const std::string& name) const { return random_.stream("init." + name); }
-
-  Layer make_layer(const std::string& name, int64_t width, bool mlp, Role role) {
-    const int64_t d = config_.embedding_size;
-    Layer layer;
-    layer.weight =
-        &parameter(name + ".weight", xavier_normal(d, width, init(name + ".weight")), role);
-    layer.bias =
-        &parameter(name + ".bias", linear_default_bias(width, d, init(name + ".bias")), role);
-    if (mlp) {
-      layer.weight2 =
-          &parameter(name + ".weight2", xavier_normal(d, d, init(name + ".weight2")), role);
-      layer.bias2 =
-          &parameter(name + ".bias2", linear_default_bias(d, d, init(name + ".bias2")), role);
-    }
-    return layer;
+  Mlp mlp(const std::string& name, const std::string& form, int64_t in, Role role) {
+    return {name, config_.embedding_size, in, form == "mlp" ? 2 : 1, maker(role), random_};
   }
-
-  static torch::Tensor apply(const Layer& layer, const torch::Tensor& x, bool bfloat16) {
-    const auto y = linear(x, *layer.weight, *layer.bias, bfloat16);
-    if (layer.weight2 == nullptr) return y;
-    return linear(y.relu(), *layer.weight2, *layer.bias2, bfloat16);
-  }
-  torch::Tensor predict(const torch::Tensor& x) const { return apply(predictor_, x, false); }
 
   /// drop(x) without gradient; one mask for the whole table of that name and step.
   torch::Tensor target(const torch::Tensor& x, const std::string& name, const torch::Tensor& rows,
@@ -236,10 +179,8 @@ class Bm3 : public GraphModel {
   }
 
   const Config config_;
-  const BipartiteGraph graph_;
-  torch::Tensor& users_;
-  torch::Tensor& items_;
-  const Layer predictor_;
+  const GraphTables tables_;
+  const Mlp predictor_;
   std::vector<Modality> modalities_;
 };
 

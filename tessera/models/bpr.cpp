@@ -1,5 +1,6 @@
 #include "tessera/base/error.h"
-#include "tessera/model/own_step.h"
+#include "tessera/model/common_settings.h"
+#include "tessera/model/offers.h"
 #include "tessera/model/registry.h"
 #include "tessera/ops/fill.h"
 #include "tessera/ops/gather.h"
@@ -29,27 +30,33 @@ class Bpr : public FactorModel, public OwnStep {
                {"paper", "released"});
       f.choice("optimizer", optimizer,
                "adam, or sgd: triple by triple, learning_rate 0.05 unless given", {"adam", "sgd"});
-      f.add("embedding_size", embedding_size, "width of the embeddings", at_least(1));
-      f.add("reg_weight", reg_weight, "weight of the penalty on the batch's rows", at_least(0));
+      common::embedding_size(f, embedding_size);
+      common::reg_weight(f, reg_weight, "the penalty on the batch's rows");
       f.choice("reg", reg, "squared: sum of squares / 2B; norm: sum of Frobenius norms / B",
                {"squared", "norm"});
       f.choice("log_sigmoid", log_sigmoid, "exact, or with 1e-10 inside the logarithm",
                {"exact", "eps"});
-      f.add("n_negatives", n_negatives, "negatives per positive", at_least(1));
+      common::n_negatives(f, n_negatives);
       f.alias("d", {"embedding_size"});
       f.preset("variant", "released", {{"reg", "norm"}, {"log_sigmoid", "eps"}});
       f.preset("optimizer", "sgd", {{"learning_rate", 0.05}});
     }
+
+    static SearchSpace search() { return {{"reg_weight", {1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6}}}; }
   };
 
   Bpr(const Config& config, const Context& context)
       : FactorModel(context),
         config_(config),
-        users_(table("user_embedding", xavier_normal(data_.n_users, config.embedding_size,
-                                                     random_.stream("init.user_embedding")))),
-        items_(table("item_embedding", xavier_normal(data_.n_items, config.embedding_size,
-                                                     random_.stream("init.item_embedding")))) {
-    if (!steps_itself()) return;
+        users_(table("user_embedding",
+                     xavier_normal(data_.n_users, config.embedding_size,
+                                   random_.stream("init.user_embedding")),
+                     Role::scoring, Axis::by_user)),
+        items_(table("item_embedding",
+                     xavier_normal(data_.n_items, config.embedding_size,
+                                   random_.stream("init.item_embedding")),
+                     Role::scoring, Axis::by_item)) {
+    if (config.optimizer != "sgd") return;
     if (config.reg != "squared" || config.log_sigmoid != "exact") {
       throw usage_error(
           "BPR.optimizer=sgd descends the paper's form: wanted reg=squared and "
@@ -64,7 +71,9 @@ class Bpr : public FactorModel, public OwnStep {
 
   Abilities abilities() const override { return {}; }
   BatchSpec batch_spec() const override {
-    return {.unit = BatchSpec::Unit::pair, .n_negatives = config_.n_negatives};
+    return {.unit = BatchSpec::Unit::pair,
+            .n_negatives = config_.n_negatives,
+            .distinct = config_.optimizer != "sgd"};
   }
 
   Loss loss(const Batch& batch) override {
@@ -85,13 +94,14 @@ class Bpr : public FactorModel, public OwnStep {
     return {bpr + config_.reg_weight * reg, {{"bpr", bpr}, {"reg", reg}}};
   }
 
-  bool steps_itself() const override { return config_.optimizer == "sgd"; }
+  Offers offers() override { return {.step = config_.optimizer == "sgd" ? this : nullptr}; }
   Loss step(const Batch& batch) override {
     // The trainer never steps these tables, so their values are always up to date.
     torch::Tensor users = users_.value(), items = items_.value();
-    const BprSgdLoss at = bpr_sgd(users, items, batch.users, batch.positives, batch.negatives,
-                                  {train_.learning_rate, config_.reg_weight});
-    const auto bpr = torch::scalar_tensor(at.bpr), reg = torch::scalar_tensor(at.squares);
+    const BprSgdLoss at =
+        bpr_sgd(users, items, batch.users, batch.positives, batch.negatives,
+                {train_.learning_rate * train_.rate_factor(batch.epoch), config_.reg_weight});
+    const auto bpr = at.bpr.to(torch::kFloat), reg = at.squares.to(torch::kFloat);
     return {bpr + config_.reg_weight * reg, {{"bpr", bpr}, {"reg", reg}}};
   }
 

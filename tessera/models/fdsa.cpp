@@ -37,6 +37,14 @@ class Fdsa : public SequenceModel {
       f.add("layer_norm_eps", layer_norm_eps, "added to the variance", above(0));
       f.add("shared_ln", shared_ln, "one layer norm for both inputs and the output");
     }
+
+    /// RecBole's list.
+    static SearchSpace search() {
+      return {{"n_layers", {1, 2}},
+              {"n_heads", {1, 2}},
+              {"hidden_dropout", {0.2, 0.5}},
+              {"attention_dropout", {0.2, 0.5}}};
+    }
   };
 
   Fdsa(const Config& config, const Context& context)

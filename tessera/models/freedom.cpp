@@ -1,9 +1,7 @@
-#include "tessera/base/error.h"
 #include "tessera/folder/manifest.h"
+#include "tessera/model/common_settings.h"
+#include "tessera/model/graph_kit.h"
 #include "tessera/model/registry.h"
-#include "tessera/ops/fill.h"
-#include "tessera/ops/graph.h"
-#include "tessera/ops/item_graph.h"
 #include "tessera/ops/thin.h"
 #include "tessera/ops/triples.h"
 
@@ -19,77 +17,53 @@ const std::map<std::string, double> kUsualWeights = {{"image", 0.1}, {"text", 0.
 class Freedom : public GraphModel {
  public:
   struct Config {
-    std::string variant = "paper";
-    int64_t embedding_size = 64;
-    int64_t n_layers = 2;
-    double dropout = 0.8;
-    double reg_weight = 1e-3;
-    int64_t k = 10;
+    std::string variant = "paper", missing = "zero";
+    int64_t embedding_size = 64, n_layers = 2, k = 10, n_negatives = 1;
+    double dropout = 0.8, reg_weight = 1e-3;
     std::vector<double> modality_weights;
     bool freeze_features = false;
-    std::string missing = "zero";
-    int64_t n_negatives = 1;
 
     void describe(Fields& f) {
       f.choice("variant", variant, "the paper's form, or the published code's (the same)",
                {"paper", "released"});
-      f.add("embedding_size", embedding_size, "width of the IDs and of the projections",
-            at_least(1));
-      f.add("n_layers", n_layers, "propagation steps over users and items", between(0, 8));
-      f.add("dropout", dropout, "share of the edges dropped every epoch; search 0.8, 0.9",
-            between(0, 1));
-      f.add("reg_weight", reg_weight, "weight of ranking by each modality alone", at_least(0));
+      common::embedding_size(f, embedding_size);
+      common::n_layers(f, n_layers);
+      f.add("dropout", dropout, "share of the edges dropped every epoch", between(0, 1));
+      common::reg_weight(f, reg_weight, "ranking by each modality alone");
       f.add("k", k, "neighbours of an item, itself counted", at_least(1));
-      f.list(
-          "modality_weights", modality_weights,
-          "of the item graphs, in the order of the modalities; empty: image 0.1 and text 0.9 (or "
-          "what R2MR made of the two), else equal",
-          at_least(0));
-      f.add("freeze_features", freeze_features, "keep the feature tables as they are");
-      f.choice("missing", missing, "rows of items without a modality (none of its graph's edges)",
-               {"zero", "mean", "neighbours", "error"});
-      f.add("n_negatives", n_negatives, "negatives per positive", at_least(1));
+      f.list("modality_weights", modality_weights,
+             "of the item graphs; empty: image 0.1, text 0.9 (also R2MR's), or equal", at_least(0));
+      common::freeze_features(f, freeze_features);
+      common::missing(f, missing);
+      common::n_negatives(f, n_negatives);
+    }
+
+    static SearchSpace search() {
+      return {{"dropout", {0.8, 0.9}}, {"reg_weight", {0, 1e-5, 1e-4, 1e-3}}};
     }
   };
 
   Freedom(const Config& config, const Context& context)
-      : GraphModel(context),
-        config_(config),
-        graph_(data_.train_distinct.offsets, data_.train_distinct.items, data_.n_items),
-        users_(parameter("user_embedding",
-                         xavier_uniform(data_.n_users, config.embedding_size, init("user")))),
-        items_(parameter("item_embedding",
-                         xavier_uniform(data_.n_items, config.embedding_size, init("item")))) {
-    if (data_.features.empty()) {
-      throw data_error(
-          "FREEDOM needs item features and '{}' has none selected; add some with 'tessera import "
-          "--feature NAME=FILE'",
-          data_.name);
-    }
+      : GraphModel(context), config_(config), tables_(*this, random_, config.embedding_size) {
+    require_features(data_, "FREEDOM");
     std::vector<std::string> names;
-    std::vector<NeighbourGraph> graphs;
     for (const auto& feature : data_.features) {
+      const auto& name = feature.name;
       names.push_back(shown_modality(feature));
-      graphs.push_back(normalised(knn_graph(feature.all(), config.k, /*weighted=*/false)));
       if (config.reg_weight == 0) continue;
-      Modality m;
-      m.name = feature.name;
-      const torch::Tensor rows = filled(data_, feature, config.missing);
-      if (config.freeze_features) {
-        m.frozen = rows;
-      } else {
-        m.table = &table(m.name + ".features", rows, Role::training);
-      }
-      const int64_t d = config.embedding_size, width = feature.width();
-      m.weight =
-          &parameter(m.name + ".projection.weight",
-                     linear_default_weight(d, width, init(m.name + ".weight")), Role::training);
-      m.bias = &parameter(m.name + ".projection.bias",
-                          linear_default_bias(width, d, init(m.name + ".bias")), Role::training);
-      modalities_.push_back(m);
+      modalities_.push_back({{*this, feature, config.missing, config.freeze_features,
+                              TrainedRows::lazy, Role::training},
+                             {name + ".projection", config.embedding_size, feature.width(),
+                              maker(Role::training), random_, Start::uniform, name}});
     }
-    similar_ = ItemGraph(weighted_sum(
-        graphs, modality_weights(names, config.modality_weights, kUsualWeights, "FREEDOM")));
+    const auto weights = modality_weights(names, config.modality_weights, kUsualWeights, "FREEDOM");
+    similar_ = &item_graph("similar", [this, weights] {
+      std::vector<NeighbourGraph> graphs;
+      for (const auto& feature : data_.features) {
+        graphs.push_back(normalised(knn_graph(feature.all(), config_.k, /*weighted=*/false)));
+      }
+      return weighted_sum(graphs, weights);
+    });
   }
 
   Abilities abilities() const override {
@@ -98,50 +72,39 @@ class Freedom : public GraphModel {
   BatchSpec batch_spec() const override {
     return {.unit = BatchSpec::Unit::pair, .n_negatives = config_.n_negatives};
   }
-
   void begin_epoch(int64_t epoch, const Watch&) override {
-    thin_ = thinned(graph_, config_.dropout, random_.stream("drop.edges"), epoch);
+    thin_ = thinned(tables_.graph, config_.dropout, random_.stream("drop.edges"), epoch);
   }
 
-  Vectors propagate() override { return propagate_over(graph_); }
-
+  Vectors propagate() override { return propagate_over(tables_.graph); }
   Loss loss(const Batch& batch) override {
-    const Vectors h = propagate_over(thin_.defined() ? thin_ : graph_);
+    const Vectors h = propagate_over(thin_);
     const auto bpr = bpr_loss(h.users, h.items, {batch.users, batch.positives, batch.negatives});
     Loss out{bpr, {{"bpr", bpr}}};
-    for (auto& m : modalities_) {
-      const auto rows = m.table != nullptr ? m.table->gather(batch.distinct_items)
-                                           : m.frozen.index_select(0, batch.distinct_items);
-      const auto projected = torch::addmm(*m.bias, rows, m.weight->t());
-      const auto part = bpr_loss(h.users, projected,
+    for (const auto& m : modalities_) {
+      const auto part = bpr_loss(h.users, m.projection(m.features.gather(batch.distinct_items)),
                                  {batch.users, batch.positive_inverse, batch.negative_inverse});
       out.total = out.total + config_.reg_weight * part;
-      out.parts.emplace_back("bpr_" + m.name, part);
+      out.parts.emplace_back("bpr_" + m.features.name(), part);
     }
     return out;
   }
 
  private:
   struct Modality {
-    std::string name;
-    RowTable* table = nullptr;  // [n_items, width], trained
-    torch::Tensor frozen;       // the same, not trained
-    torch::Tensor *weight = nullptr, *bias = nullptr;
+    ModalityTable features;
+    Linear projection;
   };
 
-  Random init(const std::string& name) const { return random_.stream("init." + name); }
-
   Vectors propagate_over(const BipartiteGraph& graph) const {
-    const auto [users, items] = layer_mean(graph, users_, items_, config_.n_layers);
-    return {users, items + tessera::propagate(similar_, items_)};
+    const Vectors h = tables_.layer_mean(config_.n_layers, graph);
+    return {h.users, h.items + tessera::propagate(similar_->get(), tables_.items)};
   }
 
   const Config config_;
-  const BipartiteGraph graph_;
-  BipartiteGraph thin_;  // of this epoch
-  ItemGraph similar_;
-  torch::Tensor& users_;
-  torch::Tensor& items_;
+  const GraphTables tables_;
+  BipartiteGraph thin_ = tables_.graph;  // of this epoch
+  const StoredGraph* similar_ = nullptr;
   std::vector<Modality> modalities_;
 };
 

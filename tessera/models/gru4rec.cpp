@@ -22,6 +22,13 @@ class Gru4Rec : public SequenceModel {
       f.add("hidden_size", hidden_size, "units of the GRU", at_least(1));
       f.add("dropout", dropout, "rate on the embeddings of the history", between(0, 0.95));
     }
+
+    /// RecBole's list.
+    static SearchSpace search() {
+      return {{"learning_rate", {5e-4, 1e-3, 5e-3}},
+              {"hidden_size", {64, 128, 256}},
+              {"dropout", {0.1, 0.3, 0.5}}};
+    }
   };
 
   Gru4Rec(const Config& config, const Context& context)

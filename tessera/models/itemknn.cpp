@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "tessera/base/error.h"
+#include "tessera/model/common_settings.h"
 #include "tessera/model/registry.h"
 #include "tessera/ops/parallel.h"
 #include "tessera/ops/topk.h"
@@ -33,9 +34,12 @@ class ItemKnn : public Model {
       f.choice("neighbours_of", neighbours_of,
                "whose k neighbours are kept: the scored item's, or the consumed item's",
                {"target", "source"});
-      f.choice("missing", missing, "rows of items without a modality",
-               {"zero", "mean", "neighbours", "error"});
+      common::missing(f, missing);
       f.preset("similarity", "content", {{"k", 10}, {"neighbours_of", "source"}});
+    }
+
+    static SearchSpace search() {
+      return {{"k", {10, 20, 50, 100, 200}}, {"shrink", {0, 10, 100}}};
     }
   };
 
@@ -63,8 +67,18 @@ class ItemKnn : public Model {
     store(lists_are_by_source ? lists : turned(lists));
   }
 
-  torch::Tensor score(const Queries& queries) override {
+  void state(State& state) override {
+    state.add("neighbour_offsets", offsets_, Role::scoring);
+    state.add("neighbour_items", targets_, Role::scoring);
+    state.add("neighbour_values", values_, Role::scoring);
+  }
+
+ protected:
+  std::shared_ptr<const Scorer> make_scorer() override {
     check_lists();
+    return Model::make_scorer();
+  }
+  torch::Tensor whole_scores(const Queries& queries) const override {
     const int64_t n = queries.size();
     torch::Tensor out = torch::zeros({n, data_.n_items});
     parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
@@ -82,12 +96,6 @@ class ItemKnn : public Model {
       }
     });
     return out;
-  }
-
-  void state(State& state) override {
-    state.add("neighbour_offsets", offsets_, Role::scoring);
-    state.add("neighbour_items", targets_, Role::scoring);
-    state.add("neighbour_values", values_, Role::scoring);
   }
 
  private:

@@ -6,6 +6,7 @@
 #include <set>
 
 #include "tessera/base/error.h"
+#include "tessera/model/graph_kit.h"
 #include "tessera/model/registry.h"
 #include "tessera/model/sampler.h"
 #include "tessera/model/sequence_model.h"
@@ -109,6 +110,8 @@ class Kdsr : public SequenceModel {
       f.preset("rows", "prefix", {{"train_batch_size", 256}});
     }
 
+    static SearchSpace search() { return {{"ckd_weight", {0.05, 0.1, 0.5}}}; }
+
     static std::vector<Ablation> ablations(const std::vector<std::string>& modalities) {
       std::vector<Ablation> out = {
           {"full", {}},
@@ -171,15 +174,12 @@ class Kdsr : public SequenceModel {
           rows = normal(data_.n_items, d, 0, 0.02, init(m.name)) *
                  m.present.to(torch::kFloat).unsqueeze(1);
         }
-        m.table = &table(m.name + ".table", rows);
+        m.table = &table(m.name + ".table", rows, Role::scoring, Axis::by_item);
       }
       const bool usable = m.present.sum().item<int64_t>() >= 2;
       m.skd_weight = usable ? weight_of(config.skd_weight, k, "skd_weight") : 0;
       m.ckd_weight = usable ? weight_of(config.ckd_weight, k, "ckd_weight") : 0;
-      const MakeParameter make = [this](const std::string& name,
-                                        torch::Tensor x) -> torch::Tensor& {
-        return parameter(name, std::move(x), Role::training);
-      };
+      const MakeParameter make = maker(Role::training);
       if (m.skd_weight > 0) {
         m.student1 = Linear(m.name + ".student1", d, d, make, random_);
         m.student2 = Linear(m.name + ".student2", d, d, make, random_);
@@ -357,12 +357,7 @@ class Kdsr : public SequenceModel {
 
   void check_settings() const {
     const int64_t d = config_.embedding_size;
-    if (data_.features.empty()) {
-      throw data_error(
-          "KDSR needs item features and '{}' has none selected; add some with 'tessera import "
-          "--feature NAME=FILE'",
-          data_.name);
-    }
+    require_features(data_, "KDSR");
     if (config_.host == "sasrec" && d % config_.n_heads != 0) {
       throw usage_error("KDSR.n_heads must divide embedding_size {}, got {}", d, config_.n_heads);
     }

@@ -1,6 +1,6 @@
+#include "tessera/model/common_settings.h"
+#include "tessera/model/graph_kit.h"
 #include "tessera/model/registry.h"
-#include "tessera/ops/fill.h"
-#include "tessera/ops/graph.h"
 #include "tessera/ops/triples.h"
 
 namespace tessera {
@@ -22,55 +22,48 @@ class LightGcn : public GraphModel {
     void describe(Fields& f) {
       f.choice("variant", variant, "the paper's form, or the published code's",
                {"paper", "released"});
-      f.add("embedding_size", embedding_size, "width of the embeddings", at_least(1));
-      f.add("n_layers", n_layers, "propagation steps", between(0, 8));
-      f.add("reg_weight", reg_weight, "weight of the penalty on the layer-0 rows of the batch",
-            at_least(0));
+      common::embedding_size(f, embedding_size);
+      common::n_layers(f, n_layers);
+      common::reg_weight(f, reg_weight, "the penalty on the layer-0 rows of the batch");
       f.choice("reg", reg, "squared: sum of squares / 2B; norm: sum of Frobenius norms / B",
                {"squared", "norm"});
-      f.add("n_negatives", n_negatives, "negatives per positive", at_least(1));
+      common::n_negatives(f, n_negatives);
       f.alias("d", {"embedding_size"});
       f.alias("l", {"n_layers"});
       f.preset("variant", "released", {{"reg", "norm"}});
+    }
+
+    static SearchSpace search() {
+      return {{"n_layers", {1, 2, 3, 4}}, {"reg_weight", {1e-2, 1e-3, 1e-4, 1e-5, 1e-6}}};
     }
   };
 
   LightGcn(const Config& config, const Context& context)
       : GraphModel(context),
         config_(config),
-        graph_(data_.train_distinct.offsets, data_.train_distinct.items, data_.n_items),
-        users_(parameter("user_embedding", xavier_uniform(data_.n_users, config.embedding_size,
-                                                          random_.stream("init.user_embedding")))),
-        items_(parameter("item_embedding", xavier_uniform(data_.n_items, config.embedding_size,
-                                                          random_.stream("init.item_embedding")))) {
-  }
+        tables_(*this, random_, config.embedding_size, "user_embedding", "item_embedding") {}
 
   Abilities abilities() const override { return {}; }
   BatchSpec batch_spec() const override {
     return {.unit = BatchSpec::Unit::pair, .n_negatives = config_.n_negatives};
   }
 
-  Vectors propagate() override {
-    auto [users, items] = layer_mean(graph_, users_, items_, config_.n_layers);
-    return {users, items};
-  }
+  Vectors propagate() override { return tables_.layer_mean(config_.n_layers); }
 
   Loss loss(const Batch& batch) override {
-    const auto [users, items] = layer_mean_rows(graph_, users_, items_, config_.n_layers,
-                                                batch.distinct_users, batch.distinct_items);
-    const auto bpr = bpr_loss(users, items,
+    const Vectors h = tables_.layer_mean(config_.n_layers, batch);
+    const auto bpr = bpr_loss(h.users, h.items,
                               {batch.user_inverse, batch.positive_inverse, batch.negative_inverse});
     const Triples at{batch.users, batch.positives, batch.negatives};
-    const auto reg = config_.reg == "squared" ? l2_rows(users_, items_, at, batch.size())
-                                              : norm_rows(users_, items_, at, batch.size());
+    const auto reg = config_.reg == "squared"
+                         ? l2_rows(tables_.users, tables_.items, at, batch.size())
+                         : norm_rows(tables_.users, tables_.items, at, batch.size());
     return {bpr + config_.reg_weight * reg, {{"bpr", bpr}, {"reg", reg}}};
   }
 
  private:
   const Config config_;
-  const BipartiteGraph graph_;
-  torch::Tensor& users_;
-  torch::Tensor& items_;
+  const GraphTables tables_;
 };
 
 const RegisterModel<LightGcn> registered{"LightGCN", "LightGCN, He et al. 2020"};

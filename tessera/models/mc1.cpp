@@ -47,9 +47,7 @@ class Mc1 : public SequenceModel {
     counts_ = torch::tensor(counts, torch::kInt32);
   }
 
-  Vectors factors(const Queries&) override { return {}; }
-  torch::Tensor score(const Queries& queries) override {
-    check();
+  torch::Tensor whole_scores(const Queries& queries) const override {
     const auto popularity = ties();
     const int64_t n = queries.size();
     torch::Tensor out = popularity.expand({n, data_.n_items}).contiguous();
@@ -82,6 +80,10 @@ class Mc1 : public SequenceModel {
   }
 
  protected:
+  std::shared_ptr<const Scorer> make_scorer() override {
+    check();
+    return Model::make_scorer();
+  }
   torch::Tensor encode(const torch::Tensor&, const Pass&) override { return {}; }
   torch::Tensor candidates() override { return {}; }
 

@@ -3,6 +3,7 @@
 #include <optional>
 
 #include "tessera/base/error.h"
+#include "tessera/model/graph_kit.h"
 #include "tessera/model/registry.h"
 #include "tessera/model/sampler.h"
 #include "tessera/ops/contrast.h"
@@ -25,7 +26,7 @@ namespace {
 /// content learns to deceive it; user vectors are contrasted with those of item graphs made from
 /// the content. variant = released is the published code of February 2023; each deviation is a
 /// setting of its own. An item without a train row gets no content signal.
-class Mmssl : public GraphModel, public DrawsFromAllItems {
+class Mmssl : public GraphModel {
  public:
   struct Config {
     std::string variant = "paper";
@@ -182,6 +183,14 @@ class Mmssl : public GraphModel, public DrawsFromAllItems {
       f.global_default("weight_decay", 0.01);
     }
 
+    /// What the paper searched and, of what its published code left without effect, the weights.
+    static SearchSpace search() {
+      return {{"weight_decay", {0.01, 0.012, 0.014, 0.016}},
+              {"zeta", {0.3, 1, 3}},
+              {"graph_topk", {1, 5, 10, 20, 50}},
+              {"cl_rate", {0.001, 0.003, 0.01, 0.03}}};
+    }
+
     /// What every result with these settings must say.
     std::string label() const {
       return generated_graph == "empty" && graph_refresh == 2
@@ -222,10 +231,14 @@ class Mmssl : public GraphModel, public DrawsFromAllItems {
         graph_(data_.train_distinct.offsets, data_.train_distinct.items, data_.n_items,
                config.prop_norm == "left" ? 1e-8 : 1e-7),
         observed_(data_.train_distinct.offsets, data_.train_distinct.items, data_.n_items, 0),
-        users_(parameter("user_embedding", xavier_uniform(data_.n_users, config.embedding_size,
-                                                          random_.stream("init.user_embedding")))),
-        items_(parameter("item_embedding", xavier_uniform(data_.n_items, config.embedding_size,
-                                                          random_.stream("init.item_embedding")))) {
+        users_(parameter("user_embedding",
+                         xavier_uniform(data_.n_users, config.embedding_size,
+                                        random_.stream("init.user_embedding")),
+                         Role::scoring, Axis::by_user)),
+        items_(parameter("item_embedding",
+                         xavier_uniform(data_.n_items, config.embedding_size,
+                                        random_.stream("init.item_embedding")),
+                         Role::scoring, Axis::by_item)) {
     check_settings();
     for (const auto& feature : data_.features) add_modality(feature);
     if (needs_graphs() && config.use_dep) add_dependency();
@@ -239,7 +252,10 @@ class Mmssl : public GraphModel, public DrawsFromAllItems {
     return {.uses_features = true, .score_reads_features = true};
   }
   BatchSpec batch_spec() const override {
-    return {.unit = BatchSpec::Unit::distinct_user, .n_negatives = 1};
+    return {.unit = BatchSpec::Unit::distinct_user,
+            .n_negatives = 1,
+            .pool = BatchSpec::Pool::all,
+            .split = BatchSpec::Split::none};
   }
 
   std::vector<ParameterGroup> parameter_groups() override {
@@ -362,12 +378,7 @@ class Mmssl : public GraphModel, public DrawsFromAllItems {
 
   // --- construction ------------------------------------------------------------------------
   void check_settings() const {
-    if (data_.features.empty()) {
-      throw data_error(
-          "MMSSL needs item features and '{}' has none selected; add some with 'tessera import "
-          "--feature NAME=FILE'",
-          data_.name);
-    }
+    require_features(data_, "MMSSL");
     if (config_.embedding_size % config_.n_heads != 0) {
       throw usage_error("MMSSL.embedding_size must be a multiple of n_heads = {}, got {}",
                         config_.n_heads, config_.embedding_size);
@@ -558,7 +569,8 @@ class Mmssl : public GraphModel, public DrawsFromAllItems {
       const Modality& m = modalities_[k];
       torch::Tensor x = projected(m);
       if (dropout) {
-        x = x * dropout_mask(torch::arange(data_.n_items), x.size(1), config_.dropout,
+        const auto items = torch::arange(x.size(0), x.options().dtype(torch::kInt64));
+        x = x * dropout_mask(items, x.size(1), config_.dropout,
                              random_.stream(stream + "." + m.name), key);
       }
       const auto u = to_users(observed_, x, EdgeWeight::receiver);
@@ -696,8 +708,9 @@ class Mmssl : public GraphModel, public DrawsFromAllItems {
   // --- contrast ----------------------------------------------------------------------------
   torch::Tensor contrast(const Batch& batch, const Forward& f) const {
     const int64_t n = batch.size();
-    const auto h = unit_rows(gather_rows(f.h.users, batch.users)), own = torch::arange(n);
-    torch::Tensor sum = torch::zeros({});
+    const auto h = unit_rows(gather_rows(f.h.users, batch.users));
+    const auto own = torch::arange(n, batch.users.options());
+    torch::Tensor sum = torch::zeros({}, h.options());
     for (size_t m = 0; m < modalities_.size(); ++m) {
       const auto e = f.generated_users.empty()
                          ? torch::zeros_like(h)
@@ -787,9 +800,10 @@ class Mmssl : public GraphModel, public DrawsFromAllItems {
     CriticMasks out;
     if (config_.d_dropout[0] == 0 && config_.d_dropout[1] == 0) return out;
     for (size_t k = 0; k < 2; ++k) {
-      out.push_back(
-          dropout_mask(torch::arange(n), critic_.layers[k].bias.size(0), config_.d_dropout[k],
-                       random_.stream(fmt::format("discriminator.{}.{}", call, k + 1)), key));
+      out.push_back(dropout_mask(torch::arange(n, critic_.bias.options().dtype(torch::kInt64)),
+                                 critic_.layers[k].bias.size(0), config_.d_dropout[k],
+                                 random_.stream(fmt::format("discriminator.{}.{}", call, k + 1)),
+                                 key));
     }
     return out;
   }

@@ -3,12 +3,9 @@
 #include <cmath>
 
 #include "tessera/base/error.h"
-#include "tessera/model/eval_mask.h"
-#include "tessera/model/item_pretrainer.h"
+#include "tessera/model/offers.h"
 #include "tessera/model/part_facts.h"
-#include "tessera/model/part_ranked.h"
 #include "tessera/model/registry.h"
-#include "tessera/model/row_encoder.h"
 #include "tessera/model/stored_pca.h"
 #include "tessera/nn/part_net.h"
 #include "tessera/ops/fill.h"
@@ -100,10 +97,8 @@ torch::Tensor cosine_table(const torch::Tensor& a, const torch::Tensor& b) {
 class Pamd : public Model,
              public FeatureSupplier,
              public RowEncoder,
-             public TrainedSupplier,
              public Reporter,
              public ItemPretrainer,
-             public PartRanked,
              public EvalMask {
  public:
   struct Config {
@@ -194,6 +189,12 @@ class Pamd : public Model,
       f.global_default("weight_decay", 1e-5);
     }
 
+    static SearchSpace search() {
+      return {{"embedding_size", {32, 64, 100}},   {"tau", {0.2, 0.5, 1}},
+              {"train_batch_size", {256, 1024}},   {"id_std", {0.03, 0.1}},
+              {"finetune_lr", {1e-4, 3e-4, 1e-3}}, {"loss", {"bce", "bpr"}}};
+    }
+
     /// What every result with these settings must say.
     std::string label() const { return eval_mask.empty() ? "" : eval_mask_note(eval_mask); }
 
@@ -242,8 +243,10 @@ class Pamd : public Model,
       if (!spec.decoder && !unused) tuned_.emplace_back(spec.name, &tensor);
     }
     const int64_t d = config_.embedding_size;
-    users_ = &table("user_embedding", normal(data_.n_users, d, 0, config_.id_std, init("user")));
-    items_ = &table("item_embedding", normal(data_.n_items, d, 0, config_.id_std, init("item")));
+    users_ = &table("user_embedding", normal(data_.n_users, d, 0, config_.id_std, init("user")),
+                    Role::scoring, Axis::by_user);
+    items_ = &table("item_embedding", normal(data_.n_items, d, 0, config_.id_std, init("item")),
+                    Role::scoring, Axis::by_item);
     filled_.resize(present_.size());
     name_tokens();
     attended_ = chosen_tokens();
@@ -323,23 +326,8 @@ class Pamd : public Model,
     return {total, {{config_.loss, total}}};
   }
 
-  /// Users without a train row get the items' train counts: nothing personal is known of them.
-  torch::Tensor score(const Queries& queries) override {
-    const auto users = users_of(queries);
-    const PartFactors of = factors(users);
-    auto out = part_scores(of.users, of.ids, of.parts, of.open);
-    const auto* user = users.const_data_ptr<int64_t>();
-    for (int64_t row = 0; row < users.size(0); ++row) {
-      if (!is_known(user[row])) out[row].copy_(counts_);
-    }
-    return out;
-  }
-  std::optional<PartFactors> part_factors(const Queries& queries) override {
-    const auto users = users_of(queries);
-    const auto* user = users.const_data_ptr<int64_t>();
-    const bool known =
-        std::all_of(user, user + users.size(0), [&](int64_t u) { return is_known(u); });
-    return known ? std::optional(factors(users)) : std::nullopt;
+  Offers offers() override {
+    return {.features = this, .rows = this, .pretraining = this, .report = this, .mask = this};
   }
 
   // --- features for others -----------------------------------------------------------------
@@ -367,18 +355,17 @@ class Pamd : public Model,
 
  protected:
   void forget() override { all_tokens_ = torch::Tensor(); }
+  std::shared_ptr<const Scorer> make_scorer() override {
+    return std::make_shared<PartScorer>(facts(), abilities(), part_factors());
+  }
 
  private:
-  static torch::Tensor users_of(const Queries& queries) {
-    return queries.users.defined() ? queries.users.to(torch::kInt64).contiguous()
-                                   : torch::full({queries.size()}, -1, torch::kInt64);
-  }
-  bool is_known(int64_t user) const { return user >= 0 && !data_.train.of(user).empty(); }
-  PartFactors factors(const torch::Tensor& users) {
+  /// Of all users and items, as they are ranked.
+  PartFactors part_factors() {
     auto ids = items_->value();
     if (config_.cold_id == "zero") ids = ids * (counts_ > 0).to(torch::kFloat).unsqueeze(1);
     const auto every = torch::arange(data_.n_items, torch::kInt64);
-    return {users_->rows(users.clamp_min(0)), ids, all_tokens(), open(every, ranked_)};
+    return {users_->value(), ids, all_tokens(), open(every, ranked_)};
   }
 
   Random init(const std::string& name) const { return random_.stream("init." + name); }
@@ -884,8 +871,7 @@ Json Pamd::agreement() {
 
 Json Pamd::report(const Interactions& held) {
   const torch::NoGradGuard no_grad;
-  const auto every = torch::arange(data_.n_users, torch::kInt64);
-  const ItemParts parts{names(), token_names_, factors(every), present_};
+  const ItemParts parts{names(), token_names_, part_factors(), present_};
   Json out = {{"model", "PAMD"}};
   if (parts.divided() && ranked_.any().item<bool>()) {
     out["attention"] = attention_facts(parts, data_, held, random_);

@@ -16,12 +16,33 @@ class Popularity : public Model {
   void prepare(const Watch&) override {
     counts_ = item_counts(data_.train, data_.n_items).to(torch::kFloat);
   }
-  torch::Tensor score(const Queries& queries) override {
-    return counts_.expand({queries.size(), data_.n_items});
-  }
   void state(State& state) override { state.add("counts", counts_, Role::scoring); }
 
+ protected:
+  std::shared_ptr<const Scorer> make_scorer() override {
+    return std::make_shared<CountScorer>(facts(), abilities(), counts_);
+  }
+
  private:
+  /// The same for everybody.
+  class CountScorer final : public Scorer {
+   public:
+    CountScorer(std::shared_ptr<const TrainFacts> facts, const Abilities& abilities,
+                const torch::Tensor& counts)
+        : Scorer(std::move(facts), abilities), counts_(counts.unsqueeze(1)) {}
+    bool personal() const override { return false; }
+    Via via(int64_t, bool) const override { return Via::popular; }
+    int64_t block(int64_t wanted) const override { return std::max<int64_t>(1, wanted); }
+
+   protected:
+    BlockScores own(const Queries& queries) const override {
+      return BlockScores(Vectors{torch::ones({queries.size(), 1}), counts_});
+    }
+
+   private:
+    const torch::Tensor counts_;  // [n_items, 1]
+  };
+
   torch::Tensor counts_;  // [n_items]
 };
 

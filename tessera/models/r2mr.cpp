@@ -10,7 +10,8 @@
 #include "tessera/base/error.h"
 #include "tessera/base/text.h"
 #include "tessera/folder/manifest.h"
-#include "tessera/model/feature_reviewer.h"
+#include "tessera/model/graph_kit.h"
+#include "tessera/model/offers.h"
 #include "tessera/model/registry.h"
 #include "tessera/model/stored_pca.h"
 #include "tessera/nn/review.h"
@@ -45,7 +46,7 @@ const std::map<std::string, double> kItemGraphWeights = {{"image", 0.1}, {"text"
 /// reviewer accepts or refuses, and the ranking fuses rows and users' tastes by the scores. The
 /// published reviewer learns through the ranking loss alone and does not recognise bad rows; the
 /// default, variant = calibrated, gives it a loss of its own and two cross-fitted halves.
-class R2mr : public GraphModel, public FeatureSupplier, public FeatureReviewer {
+class R2mr : public GraphModel, public FeatureSupplier, public Reporter {
  public:
   struct Config {
     std::string variant = "calibrated", preset = "small";
@@ -192,6 +193,8 @@ class R2mr : public GraphModel, public FeatureSupplier, public FeatureReviewer {
       f.global_default("weight_decay", 0.01);
     }
 
+    static SearchSpace search() { return {{"k", {1, 2, 4, 8}}}; }
+
     void check_export() const {
       if (restore && export_weight == "score") {
         throw usage_error(
@@ -222,15 +225,11 @@ class R2mr : public GraphModel, public FeatureSupplier, public FeatureReviewer {
         degrees_(graph_.parts().item_offsets.diff()),
         all_users_(torch::arange(data_.n_users, torch::kInt64)),
         users_(parameter("user_embedding",
-                         uniform(data_.n_users, config.embedding_size, -1, 1, init("user")))) {
+                         uniform(data_.n_users, config.embedding_size, -1, 1, init("user")),
+                         Role::scoring, Axis::by_user)) {
     const int64_t d = config.embedding_size, n = data_.n_items;
     config.check_export();
-    if (data_.features.empty()) {
-      throw data_error(
-          "R2MR needs item features and '{}' has none selected; add some with 'tessera import "
-          "--feature NAME=FILE'",
-          data_.name);
-    }
+    require_features(data_, "R2MR");
     if (config.decouple == "split" && d % config.k != 0) {
       throw usage_error("R2MR.k: with decouple = split it must divide embedding_size {}, got {}", d,
                         config.k);
@@ -248,14 +247,16 @@ class R2mr : public GraphModel, public FeatureSupplier, public FeatureReviewer {
         m.own_rows = torch::zeros({n, d});
         m.rows = &m.own_rows;
       } else {
-        m.rows = &parameter(m.name + ".rows", torch::zeros({n, d}));
+        m.rows = &parameter(m.name + ".rows", torch::zeros({n, d}), Role::scoring, Axis::by_item);
         trained_rows_.insert(m.name + ".rows");
       }
       m.ids = &parameter(m.name + ".user_ids",
-                         xavier_normal(data_.n_users, d, init(m.name + ".user_ids")));
+                         xavier_normal(data_.n_users, d, init(m.name + ".user_ids")), Role::scoring,
+                         Axis::by_user);
     }
     if (config.item_id == "table") {
-      item_ids_ = &parameter("item_embedding", xavier_uniform(n, d, init("item")));
+      item_ids_ = &parameter("item_embedding", xavier_uniform(n, d, init("item")), Role::scoring,
+                             Axis::by_item);
     }
     const auto n_modalities = static_cast<int64_t>(names.size());
     if (config.reviewer == "bpr") {
@@ -302,6 +303,9 @@ class R2mr : public GraphModel, public FeatureSupplier, public FeatureReviewer {
     score_before_ = torch::zeros({n, n_modalities});
     score_after_ = torch::zeros({n, n_modalities});
     rounds_done_ = torch::zeros({1}, torch::kInt64);
+    if (config.item_graph) {
+      similar_ = &item_graph("similar", [this] { return similar_items(); });
+    }
   }
 
   Abilities abilities() const override {
@@ -385,7 +389,7 @@ class R2mr : public GraphModel, public FeatureSupplier, public FeatureReviewer {
   // --- schedule ------------------------------------------------------------------------------
   void prepare(const Watch& watch) override {
     const torch::NoGradGuard no_grad;
-    if (config_.item_graph) similar();
+    GraphModel::prepare(watch);
     if (phase_ == kUnprepared) {
       for (int64_t m = 0; m < n_modalities(); ++m) at(m).rows->copy_(original_of(m));
       round_of_.zero_();
@@ -440,7 +444,8 @@ class R2mr : public GraphModel, public FeatureSupplier, public FeatureReviewer {
   /// `options` (export_space, export_weight, restore) win over the settings of the same names.
   std::vector<NamedRows> export_features(const Json& options) override;
 
-  Quality quality() override;
+  Offers offers() override { return {.features = this, .report = this}; }
+  std::optional<Quality> quality() override;
 
  private:
   enum Phase : int64_t { kUnprepared = 0, kReviewing = 1, kRewriting = 2, kIdle = 3 };
@@ -505,20 +510,14 @@ class R2mr : public GraphModel, public FeatureSupplier, public FeatureReviewer {
   /// Present, or filled by an accepted rewrite. bool [n_items]
   torch::Tensor exists(int64_t m) { return at(m).present.logical_or(round_of_.select(1, m) > 0); }
 
-  /// The graph of item_graph: what a file brought, else made of the features, once.
-  const ItemGraph& similar() {
-    if (similar_.defined()) return similar_;
-    if (!alike_.offsets.defined()) {
-      std::vector<NeighbourGraph> graphs;
-      std::vector<std::string> shown;
-      for (const auto& feature : data_.features) {
-        graphs.push_back(normalised(knn_graph(feature.all(), 5, /*weighted=*/false)));
-        shown.push_back(shown_modality(feature));
-      }
-      alike_ = weighted_sum(graphs, modality_weights(shown, {}, kItemGraphWeights, "R2MR"));
+  NeighbourGraph similar_items() const {
+    std::vector<NeighbourGraph> graphs;
+    std::vector<std::string> shown;
+    for (const auto& feature : data_.features) {
+      graphs.push_back(normalised(knn_graph(feature.all(), 5, /*weighted=*/false)));
+      shown.push_back(shown_modality(feature));
     }
-    check_graph(alike_, data_.n_items, "similar");
-    return similar_ = ItemGraph(alike_);
+    return weighted_sum(graphs, modality_weights(shown, {}, kItemGraphWeights, "R2MR"));
   }
 
   // --- ranking -------------------------------------------------------------------------------
@@ -543,7 +542,7 @@ class R2mr : public GraphModel, public FeatureSupplier, public FeatureReviewer {
             : to_items(graph_, training ? dropped(users_, "drop.neighbours", step) : users_));
     torch::Tensor p;
     if (config_.reviewer == "bpr") p = live_tastes(training, step);
-    const bool rows_alone = batch != nullptr && !config_.item_graph;
+    const bool rows_alone = batch != nullptr && similar_ == nullptr;
     std::vector<torch::Tensor> items, users;
     for (int64_t m = 0; m < static_cast<int64_t>(modalities_.size()); ++m) {
       const Modality& of = modalities_[static_cast<size_t>(m)];
@@ -569,8 +568,8 @@ class R2mr : public GraphModel, public FeatureSupplier, public FeatureReviewer {
     }
     const double n_layers = static_cast<double>(kPropagations + 1);
     auto user = torch::cat(users, 1) * n_layers, item = torch::cat(items, 1) * n_layers;
-    if (config_.item_graph) {
-      item = item + tessera::propagate(similar(), item);
+    if (similar_ != nullptr) {
+      item = item + tessera::propagate(similar_->get(), item);
       if (batch != nullptr) {
         user = gather_rows(user, batch->distinct_users);
         item = gather_rows(item, batch->distinct_items);
@@ -962,8 +961,7 @@ class R2mr : public GraphModel, public FeatureSupplier, public FeatureReviewer {
   ReviewWeights tastes_;  // of reviewer = bpr
   std::optional<CrossReviewer> cross_;
   std::optional<Rewriter> rewriter_;
-  NeighbourGraph alike_;  // rows of similar_
-  ItemGraph similar_;
+  const StoredGraph* similar_ = nullptr;
   torch::Tensor scores_;       // [n_items, M]
   torch::Tensor null_scores_;  // [n_items, M, kNullDraws]
   torch::Tensor eta_;          // float64 [M]
@@ -1097,7 +1095,7 @@ Json R2mr::options_json() const {
 }
 
 // --- report ----------------------------------------------------------------------------------
-Quality R2mr::quality() {
+std::optional<Quality> R2mr::quality() {
   const torch::NoGradGuard no_grad;
   if ((round_of_ < 0).any().item<bool>()) {
     throw usage_error("R2MR: nothing to report before fit or a training");

@@ -47,6 +47,13 @@ class SasRec : public SequenceModel {
                 {"scale_embedding", false},
                 {"beta2", 0.999}});
     }
+
+    /// The paper's rates for dense and sparse data, and RecBole's depths.
+    static SearchSpace search() {
+      return {{"n_layers", {1, 2, 3}},
+              {"hidden_dropout", {0.2, 0.5}},
+              {"attention_dropout", {0.2, 0.5}}};
+    }
   };
 
   SasRec(const Config& config, const Context& context)

@@ -1,8 +1,11 @@
 #include <algorithm>
 
 #include "tessera/base/error.h"
+#include "tessera/model/common_settings.h"
+#include "tessera/model/graph_kit.h"
 #include "tessera/model/registry.h"
 #include "tessera/ops/by_type.h"
+#include "tessera/ops/device.h"
 #include "tessera/ops/fill.h"
 #include "tessera/ops/parallel.h"
 #include "tessera/ops/triples.h"
@@ -67,6 +70,15 @@ class Joined : public torch::autograd::Function<Joined> {
   static constexpr int64_t kGrain = 64;  // rows a thread takes at least
 };
 
+torch::autograd::variable_list join_rows(const torch::Tensor& ids, const torch::Tensor& content,
+                                         const torch::Tensor& bias) {
+  if (!composed(ids)) return Joined::apply(ids, content, bias);
+  const int64_t d = ids.size(1);
+  return {torch::cat({ids, content.narrow(1, 0, d)}, 1),
+          content.size(1) > d ? bias.squeeze(1) + content.select(1, d)
+                              : torch::empty({0}, ids.options())};
+}
+
 /// VBPR (He & McAuley, AAAI 2016): BPR-MF plus the raw features through a learned projection,
 ///   score = b_i + g_u . g_i + t_u . (E f_i) + w . f_i,
 /// f the concatenated frozen features. Items without a train row have g_i = 0 and are ranked by
@@ -90,7 +102,7 @@ class Vbpr : public FactorModel {
                {"paper", "released"});
       f.add("embedding_size", embedding_size, "width of the ID part and of the content part",
             at_least(1));
-      f.add("reg_weight", reg_weight, "weight of the penalty on the batch's rows", at_least(0));
+      common::reg_weight(f, reg_weight, "the penalty on the batch's rows");
       f.add("reg_bias", reg_bias, "weight of the penalty on the item biases", at_least(0));
       f.add("reg_visual", reg_visual, "weight of the penalty on E and w", at_least(0));
       f.choice("reg", reg, "squared: ID rows, sum of squares / 2B; norm: whole rows, norms / B",
@@ -98,12 +110,13 @@ class Vbpr : public FactorModel {
       f.choice("visual", visual,
                "linear: item bias and w beside E; projection: E with a bias instead",
                {"linear", "projection"});
-      f.choice("missing", missing, "rows of items without a modality",
-               {"zero", "mean", "neighbours", "error"});
-      f.add("n_negatives", n_negatives, "negatives per positive", at_least(1));
+      common::missing(f, missing);
+      common::n_negatives(f, n_negatives);
       f.alias("d", {"embedding_size"});
       f.preset("variant", "released", {{"reg", "norm"}, {"visual", "projection"}});
     }
+
+    static SearchSpace search() { return {{"reg_weight", {1e-1, 1e-2, 1e-3, 1e-4, 1e-5}}}; }
   };
 
   Vbpr(const Config& config, const Context& context)
@@ -116,15 +129,18 @@ class Vbpr : public FactorModel {
       const Random random = random_.stream("init." + name);
       return linear_ ? xavier_uniform(rows, cols, random) : xavier_normal(rows, cols, random);
     };
-    users_ =
-        &table("user_embedding", linear_ ? torch::cat({initial("user_id", data_.n_users, d),
-                                                       initial("user_visual", data_.n_users, d)},
-                                                      1)
-                                         : initial("user", data_.n_users, 2 * d));
-    items_ = &table("item_embedding", initial("item_id", data_.n_items, d));
+    users_ = &table("user_embedding",
+                    linear_ ? torch::cat({initial("user_id", data_.n_users, d),
+                                          initial("user_visual", data_.n_users, d)},
+                                         1)
+                            : initial("user", data_.n_users, 2 * d),
+                    Role::scoring, Axis::by_user);
+    items_ = &table("item_embedding", initial("item_id", data_.n_items, d), Role::scoring,
+                    Axis::by_item);
     projection_ = &parameter("projection", initial("projection", d, width));
     if (linear_) {
-      item_bias_ = &table("item_bias", torch::zeros({data_.n_items, 1}));
+      item_bias_ =
+          &table("item_bias", torch::zeros({data_.n_items, 1}), Role::scoring, Axis::by_item);
       visual_bias_ = &parameter("visual_bias", initial("visual_bias", 1, width));
     } else {
       projection_bias_ = &parameter("projection_bias", torch::zeros({d}));
@@ -144,8 +160,9 @@ class Vbpr : public FactorModel {
     const auto f = features_.index_select(0, batch.distinct_items).to(torch::kFloat);
     const Triples at{batch.user_inverse, batch.positive_inverse, batch.negative_inverse};
     // Items as [ID ; E f], users as [g ; t]: the score is one inner product and the item's offset.
-    const auto bias = linear_ ? item_bias_->gather(batch.distinct_items) : torch::empty({0, 1});
-    const auto joined = Joined::apply(ids, content(f), bias);
+    const auto bias =
+        linear_ ? item_bias_->gather(batch.distinct_items) : torch::empty({0, 1}, ids.options());
+    const auto joined = join_rows(ids, content(f), bias);
     const auto &rows = joined[0], &offsets = joined[1];
     const auto bpr = bpr_loss(users, rows, at, offsets);
     Loss out{bpr, {{"bpr", bpr}}};
@@ -183,12 +200,7 @@ class Vbpr : public FactorModel {
   /// The features side by side [n_items, sum of widths]; the published code puts text first.
   /// float16 where all files are and no gap needs another number, else float32.
   torch::Tensor concatenated(const Config& config) const {
-    if (data_.features.empty()) {
-      throw data_error(
-          "VBPR needs item features and '{}' has none selected; add some with 'tessera import "
-          "--feature NAME=FILE'",
-          data_.name);
-    }
+    require_features(data_, "VBPR");
     const bool halves =
         std::all_of(data_.features.begin(), data_.features.end(), [&](const Feature& feature) {
           return feature.rows.dtype() == torch::kHalf &&

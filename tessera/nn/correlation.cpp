@@ -9,10 +9,12 @@
 #include <numeric>
 
 #include "tessera/ops/by_type.h"
+#include "tessera/ops/device.h"
 #include "tessera/ops/gather.h"
 #include "tessera/ops/kernels.h"
 #include "tessera/ops/parallel.h"
 #include "tessera/ops/sequence_kernels.h"
+#include "tessera/ops/triples.h"
 
 namespace tessera {
 namespace {
@@ -176,7 +178,9 @@ torch::Tensor diagonal_loss(const torch::Tensor& e, const ItemPairs& pairs,
   if (pairs.in_batch || pairs.diagonal.numel() == 0) return torch::zeros({}, e.options());
   // delta = 0: the same logits for every item, so that only how often a code occurs counts.
   const auto logits = head_logits(torch::zeros({1, e.size(1)}, e.options()), head);
-  const auto counts = torch::bincount(diagonal_codes, {}, head.w_out.size(0)).to(e.scalar_type());
+  const auto counts =
+      torch::zeros({head.w_out.size(0)}, e.options())
+          .index_add(0, diagonal_codes, torch::ones(diagonal_codes.sizes(), e.options()));
   return -(torch::log_softmax(logits, 1).squeeze(0) * counts).sum() / squared_sizes(pairs);
 }
 
@@ -224,7 +228,15 @@ void Correlation::pair(int64_t i, int64_t j, float* rho, float* r) const {
   *r = sum;
 }
 
+torch::Tensor Correlation::rho_composed(const torch::Tensor& i, const torch::Tensor& j) const {
+  const auto sub_vectors = [&](const torch::Tensor& at) {
+    return units_.index_select(0, at).view({at.size(0), n_parts_, -1});
+  };
+  return (sub_vectors(i) * sub_vectors(j)).sum(2);
+}
+
 torch::Tensor Correlation::rho(const torch::Tensor& i_in, const torch::Tensor& j_in) const {
+  if (composed(units_)) return rho_composed(i_in, j_in);
   const auto i = i_in.contiguous(), j = j_in.contiguous();
   const auto out = torch::empty({i.size(0), n_parts_});
   const int64_t *is = i.const_data_ptr<int64_t>(), *js = j.const_data_ptr<int64_t>();
@@ -238,6 +250,7 @@ torch::Tensor Correlation::rho(const torch::Tensor& i_in, const torch::Tensor& j
 
 Correlation::Signal Correlation::signal(const torch::Tensor& i_in,
                                         const torch::Tensor& j_in) const {
+  if (composed(units_)) return signal_composed(i_in, j_in);
   const auto i = i_in.contiguous(), j = j_in.contiguous();
   const int64_t n = i.size(0), n_codes = centroids_.size(0);
   Signal out{torch::empty({n}), torch::empty({n}, torch::kInt64)};
@@ -253,6 +266,18 @@ Correlation::Signal Correlation::signal(const torch::Tensor& i_in,
     }
   });
   return out;
+}
+
+Correlation::Signal Correlation::signal_composed(const torch::Tensor& i,
+                                                 const torch::Tensor& j) const {
+  constexpr int64_t kBlock = 4096;  // pairs held to all centroids at once
+  const auto cosines = rho_composed(i, j);
+  const auto weights = shares_.index_select(0, i) * shares_.index_select(0, j);
+  std::vector<torch::Tensor> codes;
+  for (const auto& rows : cosines.split(kBlock)) {
+    codes.push_back((rows.unsqueeze(1) - centroids_).square().sum(2).argmin(1));
+  }
+  return {(weights * cosines).sum(1), torch::cat(codes)};
 }
 
 std::vector<int64_t> Correlation::nearest(const torch::Tensor& rho) const {
@@ -402,6 +427,7 @@ void Correlation::fit(int64_t n_codes, int64_t n_samples, const Random& random) 
 
 torch::Tensor pair_products(const torch::Tensor& u, const torch::Tensor& i,
                             const torch::Tensor& j) {
+  if (composed(u)) return row_dots_composed(u, u, i, j);
   return PairProducts::apply(u, i, j);
 }
 
@@ -445,6 +471,7 @@ torch::Tensor skd_loss(const torch::Tensor& z, const ItemPairs& pairs, const tor
 
 torch::Tensor ckd_loss(const torch::Tensor& e, const ItemPairs& pairs, const torch::Tensor& codes,
                        const torch::Tensor& diagonal_codes, const CodeHead& head, int64_t block) {
+  if (composed(e)) return ckd_loss_composed(e, pairs, codes, diagonal_codes, head);
   auto loss = diagonal_loss(e, pairs, diagonal_codes, head);
   if (pairs.i.size(0) > 0) {
     loss = loss + pair_weight(pairs) * CodeLoss::apply(e, head.w_hidden, head.b_hidden, head.w_out,

@@ -51,6 +51,8 @@ class Correlation {
 
  private:
   void pair(int64_t i, int64_t j, float* rho, float* r) const;
+  torch::Tensor rho_composed(const torch::Tensor& i, const torch::Tensor& j) const;
+  Signal signal_composed(const torch::Tensor& i, const torch::Tensor& j) const;
   std::vector<int64_t> nearest(const torch::Tensor& rho) const;
 
   int64_t n_parts_ = 0;
@@ -70,7 +72,7 @@ torch::Tensor pair_products(const torch::Tensor& u, const torch::Tensor& i, cons
 struct ItemPairs {
   torch::Tensor i, j;      ///< int64 [P]
   torch::Tensor row;       ///< int64 [P]; unused in a batch-wide sample
-  torch::Tensor sizes;     ///< float64 [B], distinct present items of each row
+  torch::Tensor sizes;     ///< float64 [B], distinct present items of each row; in main memory
   torch::Tensor diagonal;  ///< int64, their items again, row by row; unused in a batch-wide sample
   bool in_batch = false;
 };

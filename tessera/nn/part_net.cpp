@@ -161,11 +161,11 @@ PartNet::Loss PartNet::loss(const std::vector<torch::Tensor>& x,
         const auto target = rows.defined() ? x[to].index_select(0, rows) : x[to];
         const OrderLoss each = decoded_order_loss(from, to, of, target);
         order = order + each.value;
-        if (!torch::GradMode::is_enabled()) {
-          out.directions.emplace_back(options_.names[from] + " to " + options_.names[to],
-                                      each.value.item<double>());
-        }
-        const double* p = each.cosines.const_data_ptr<double>();
+        if (torch::GradMode::is_enabled()) return;  // a step reads nothing back
+        out.directions.emplace_back(options_.names[from] + " to " + options_.names[to],
+                                    each.value.item<double>());
+        const auto cosines = each.cosines.to(torch::kCPU);
+        const double* p = cosines.const_data_ptr<double>();
         const int64_t size = target.size(0);
         for (int64_t i = 0; i < size; ++i) {
           for (int k = 0; k < 3; ++k) sums[k] += p[k * size + i];

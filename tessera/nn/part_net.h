@@ -59,7 +59,8 @@ class PartNet {
   struct Loss {
     torch::Tensor total;
     std::vector<std::pair<std::string, torch::Tensor>> terms;  ///< sim, ort, l, purify; unweighted
-    std::vector<std::pair<std::string, double>> directions;  ///< l_ab by "a to b"; without gradient
+    // Where gradients are off:
+    std::vector<std::pair<std::string, double>> directions;  ///< l_ab by "a to b"
     double p_c = 0, p_0 = 0, p_s = 0;                        ///< mean cosines over all directions
     double ordered = 0;                                      ///< share of p_c > p_0 > p_s
   };

@@ -3,11 +3,11 @@
 #include <torch/types.h>
 
 #include <cstdint>
-#include <functional>
 #include <string>
 #include <vector>
 
 #include "tessera/base/random.h"
+#include "tessera/nn/linear.h"
 
 namespace tessera {
 
@@ -15,12 +15,9 @@ namespace tessera {
 // Rows of different lengths stand packed, one after another: x [P, d] with offsets int64 [rows +
 // 1]. There is no padding: what stands in one row never reaches another.
 
-/// Makes a trained tensor by name; the reference stays valid (Model::parameter).
-using MakeParameter = std::function<torch::Tensor&(const std::string&, torch::Tensor)>;
-
 /// The rows of one call, and what its dropout is keyed by. Every row has at least one position.
 struct Pass {
-  torch::Tensor offsets;  ///< int64 [rows + 1]
+  torch::Tensor offsets;  ///< int64 [rows + 1], in main memory as sizes are
   bool training = false;
   Random random{0};
   int64_t step = 0;
@@ -40,31 +37,10 @@ struct LayerNorm {
   torch::Tensor operator()(const torch::Tensor& x) const;
 };
 
-/// y = W x + b, W [out, in] from N(0, .02), b zero.
-struct Linear {
-  torch::Tensor *weight = nullptr, *bias = nullptr;
-  Linear() = default;
-  Linear(const std::string& name, int64_t out, int64_t in, const MakeParameter& make,
-         const Random& init);
-  torch::Tensor operator()(const torch::Tensor& x) const;
-};
-
-/// softmax(q k' / sqrt(d / heads)) v within each row, keys j <= t only where `causal`; q, k, v
-/// [P, d]. Dropout falls on the softmax. Own gradient; memory is that of the longest rows' T x T.
+/// Attention of ops/attention.h within the rows of the pass, its dropout keyed as above.
 torch::Tensor attention(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v,
                         int64_t n_heads, bool causal, double rate, const Pass& pass,
                         const std::string& name);
-/// The same row by row in plain tensor operations, without dropout.
-torch::Tensor attention_composed(const torch::Tensor& q, const torch::Tensor& k,
-                                 const torch::Tensor& v, int64_t n_heads, bool causal,
-                                 const torch::Tensor& offsets);
-
-/// The states of a GRU from h = 0: in [P, 3h] = x W_i', stacked r, z, n; w_hidden [3h, h]; no
-/// biases. Rows go side by side, one product a time step. [P, h]
-torch::Tensor gru(const torch::Tensor& in, const torch::Tensor& w_hidden,
-                  const torch::Tensor& offsets);
-torch::Tensor gru_composed(const torch::Tensor& in, const torch::Tensor& w_hidden,
-                           const torch::Tensor& offsets);
 
 /// Blocks of attention and a two-layer network in one of three forms:
 ///   original: q = LN1(x); y = q + MHA(q; keys and values from x); z = LN2(y); x' = z + FFN(z)

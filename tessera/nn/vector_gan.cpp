@@ -9,6 +9,7 @@
 #include <functional>
 
 #include "tessera/ops/by_type.h"
+#include "tessera/ops/device.h"
 #include "tessera/ops/fill.h"
 #include "tessera/ops/gather.h"
 #include "tessera/ops/kernels.h"
@@ -123,8 +124,13 @@ torch::Tensor GanBlock::operator()(const torch::Tensor& x) const {
   return residual_norm(x, weight, bias, gain, shift, kEps);
 }
 
+torch::Tensor nearest_codes_composed(const torch::Tensor& slots, const torch::Tensor& codes) {
+  return ((codes * codes).sum(1) / 2 - slots.matmul(codes.t())).argmin(1);
+}
+
 torch::Tensor nearest_codes(const torch::Tensor& slots, const torch::Tensor& codes) {
   const torch::NoGradGuard no_grad;
+  if (composed(slots)) return nearest_codes_composed(slots, codes);
   const int64_t n = slots.size(0), n_codes = codes.size(0);
   const auto out = torch::empty({n}, torch::kInt64);
   const auto half = (codes * codes).sum(1) / 2;
@@ -260,8 +266,51 @@ VectorGan::NetworkLoss VectorGan::loss_of_network(const Coded& coded, const torc
   return {total, distance};
 }
 
+double VectorGan::step_composed(const torch::Tensor& source, const torch::Tensor& target,
+                                const torch::Tensor& direction) {
+  const torch::AutoGradMode with_gradients(true);
+  const auto move = [](const torch::Tensor& loss, const Named& named, DenseAdam& adam,
+                       const AdamOptions& options) {
+    std::vector<torch::Tensor> leaves;
+    for (const auto& [name, tensor] : named) leaves.push_back(*tensor);
+    const auto gradients = torch::autograd::grad({loss}, leaves, {}, /*retain_graph=*/true, false,
+                                                 /*allow_unused=*/true);
+    for (size_t i = 0; i < named.size(); ++i) {
+      const auto& g = gradients[i];
+      adam.step(named[i].first, *named[i].second,
+                g.defined() ? g.contiguous() : torch::zeros_like(leaves[i]), options);
+    }
+  };
+  const Coded coded = code(source, direction);
+  const auto e_hat = decode(coded);
+  if (options_.adv > 0) {
+    move(loss_of_discriminator(target, e_hat), discriminator(), discriminator_adam_,
+         discriminator_options());
+  }
+  const auto loss = loss_of_network(coded, e_hat, target);
+  move(loss.total, network(), adam_, network_options());
+  return loss.distance.item<double>();
+}
+
+AdamOptions VectorGan::discriminator_options() const {
+  AdamOptions options;
+  options.beta1 = 0.5;
+  options.beta2 = 0.9;
+  options.learning_rate = [](int64_t) { return kDiscriminatorRate; };
+  return options;
+}
+
+AdamOptions VectorGan::network_options() const {
+  AdamOptions options = discriminator_options();
+  options.learning_rate = [rate = options_.learning_rate](int64_t) { return rate; };
+  options.weight_decay = 0.01;
+  options.decay = AdamOptions::Decay::decoupled;
+  return options;
+}
+
 double VectorGan::step(const torch::Tensor& source, const torch::Tensor& target,
                        const torch::Tensor& direction) {
+  if (composed(source)) return step_composed(source, target, direction);
   const torch::NoGradGuard no_grad;
   const int64_t n = source.size(0), width = options_.width;
   const auto per_row = 1 / static_cast<double>(std::max<int64_t>(1, n));
@@ -306,12 +355,8 @@ double VectorGan::step(const torch::Tensor& source, const torch::Tensor& target,
     to.take(logit_bias_.sizes()).copy_(slope.sum(0));
   });
 
-  AdamOptions options;
-  options.beta1 = 0.5;
-  options.beta2 = 0.9;
   if (options_.adv > 0) {
-    options.learning_rate = [](int64_t) { return kDiscriminatorRate; };
-    of_judge.take_step(discriminator_adam_, discriminator(), options);
+    of_judge.take_step(discriminator_adam_, discriminator(), discriminator_options());
   }
 
   in_parts([&](int64_t k, Part& part) {
@@ -336,10 +381,7 @@ double VectorGan::step(const torch::Tensor& source, const torch::Tensor& target,
     prompts.index_add_(0, part.direction,
                        backward(encoder_, part.encoder, dz, encoder, options_.prompt));
   });
-  options.learning_rate = [this](int64_t) { return options_.learning_rate; };
-  options.weight_decay = 0.01;
-  options.decay = AdamOptions::Decay::decoupled;
-  of_network.take_step(adam_, network(), options);
+  of_network.take_step(adam_, network(), network_options());
   double distance = 0;
   for (const Part& part : parts) distance += part.distance;
   return distance * per_row / static_cast<double>(width);

@@ -20,6 +20,7 @@ struct GanBlock {
 
 /// Slots [n, w] and the code nearest to each by squared distance, ties to the lower index.
 torch::Tensor nearest_codes(const torch::Tensor& slots, const torch::Tensor& codes);
+torch::Tensor nearest_codes_composed(const torch::Tensor& slots, const torch::Tensor& codes);
 /// What an encoder gives, the nearest codes of its slots, and both as constants: what section 4
 /// writes sg. All [n, width of the encoder's last block].
 struct Coded {
@@ -89,6 +90,11 @@ class VectorGan {
   using Named = std::vector<std::pair<std::string, torch::Tensor*>>;
   Named network();
   Named discriminator();
+  AdamOptions network_options() const;
+  AdamOptions discriminator_options() const;
+  /// The same step by autograd of the losses.
+  double step_composed(const torch::Tensor& source, const torch::Tensor& target,
+                       const torch::Tensor& direction);
   torch::Tensor encode(const torch::Tensor& source, const torch::Tensor& direction) const;
   torch::Tensor decode_rows(const torch::Tensor& z) const;
   torch::Tensor judge(const torch::Tensor& rows, bool frozen) const;

@@ -9,6 +9,7 @@
 
 #include "tessera/base/error.h"
 #include "tessera/ops/by_type.h"
+#include "tessera/ops/device.h"
 #include "tessera/ops/kernels.h"
 #include "tessera/ops/parallel.h"
 
@@ -85,7 +86,7 @@ void DenseAdam::step(const std::string& name, torch::Tensor& value, const torch:
                    moments.v.scalar_type() == value.scalar_type() && moments.step >= 0;
   if (!fit) throw data_error("the checkpoint's moments of '{}' do not fit it", name);
   ++moments.step;
-  if (!value.is_cpu()) {
+  if (composed(value)) {
     adam_composed(value, moments.m, moments.v, gradient, moments.step, options);
     return;
   }
@@ -107,7 +108,6 @@ void DenseAdam::step(const std::string& name, torch::Tensor& value, const torch:
 RowTable::RowTable(torch::Tensor value) {
   check_floating(value);
   TORCH_CHECK(value.dim() == 2, "a row table must be [rows, width], got ", value.sizes());
-  TORCH_CHECK(value.is_cpu(), "a row table lives in main memory, got ", value.device());
   value_ = value.detach().contiguous();
   last_step_ = torch::zeros({value_.size(0)}, torch::kInt64);
 }
@@ -176,13 +176,14 @@ torch::Tensor RowTable::rows(const torch::Tensor& rows) {
   TORCH_CHECK(rows.scalar_type() == torch::kInt64 && rows.dim() == 1,
               "rows of a table must be int64 [n], got ", rows.scalar_type(), " ", rows.sizes());
   const torch::NoGradGuard no_grad;
+  if (!rows.is_cpu()) return value_.index_select(0, rows);  // every step there moves every row
   const torch::Tensor index = rows.contiguous();
   const int64_t* data = index.const_data_ptr<int64_t>();
   for (int64_t i = 0; i < index.numel(); ++i) {
     TORCH_CHECK(data[i] >= 0 && data[i] < n_rows(), "row ", data[i], " of a table of ", n_rows());
   }
   replay(data, index.numel());
-  return value_.index_select(0, index);
+  return value_.index_select(0, index.to(value_.device()));
 }
 
 torch::Tensor RowTable::gather(const torch::Tensor& rows) {
@@ -193,11 +194,24 @@ torch::Tensor RowTable::gather(const torch::Tensor& rows) {
   return gathered_;
 }
 
-void RowTable::step() {
+void RowTable::step_all(const torch::Tensor& rows, const torch::Tensor& gradient) {
+  catch_up();  // what kernels left pending
   ++step_;
+  if (!gradient.defined() && !m_.defined() && !decays(options_)) return;
+  const torch::NoGradGuard no_grad;
+  need_moments();
+  auto whole = torch::zeros_like(value_);
+  if (gradient.defined()) whole.index_add_(0, rows.to(value_.device()), gradient);
+  adam_composed(value_, m_, v_, whole, step_, options_);
+  last_step_.fill_(step_);
+}
+
+void RowTable::step() {
   const torch::Tensor rows = gathered_rows_;
   const torch::Tensor gradient = gathered_.defined() ? gathered_.grad() : torch::Tensor();
   gathered_rows_ = gathered_ = torch::Tensor();
+  if (composed(value_)) return step_all(rows, gradient);
+  ++step_;
   if (!gradient.defined() || rows.numel() == 0) return;
   const torch::NoGradGuard no_grad;
   need_steps();
@@ -246,14 +260,15 @@ void RowTable::load(Parts parts) {
   if (!parts.value.defined() || parts.value.dim() != 2 || !parts.value.is_floating_point()) {
     throw data_error("a row table's values must be float [rows, width]");
   }
-  RowTable loaded(parts.value.clone());
+  const auto on = value_.defined() ? value_.device() : torch::Device(torch::kCPU);
+  RowTable loaded(parts.value.to(on, parts.value.scalar_type(), false, /*copy=*/true));
   const auto sizes = loaded.value_.sizes();
   if (parts.m.defined() && parts.m.numel() > 0) {
     if (parts.m.sizes() != sizes || !parts.v.defined() || parts.v.sizes() != sizes) {
       throw data_error("a row table of {} rows has moments of another shape", loaded.n_rows());
     }
-    loaded.m_ = parts.m.to(loaded.value_.scalar_type()).clone().contiguous();
-    loaded.v_ = parts.v.to(loaded.value_.scalar_type()).clone().contiguous();
+    loaded.m_ = parts.m.to(on, loaded.value_.scalar_type()).clone().contiguous();
+    loaded.v_ = parts.v.to(on, loaded.value_.scalar_type()).clone().contiguous();
   }
   if (!parts.last_step.defined() || parts.last_step.dim() != 1 ||
       parts.last_step.size(0) != loaded.n_rows() ||

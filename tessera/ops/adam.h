@@ -49,7 +49,7 @@ class DenseAdam {
 /// touched still decays its moments and still moves. The pending steps of a row are replayed, in
 /// the same operations and order, when the row is next gathered, so the table equals DenseAdam's
 /// bit for bit (bm3 section 10). A row never touched has no moments and, without weight decay,
-/// never moves.
+/// never moves. Where ops go by plain tensor operations (ops/device.h) a step is one of dense Adam.
 class RowTable {
  public:
   RowTable() = default;
@@ -90,12 +90,14 @@ class RowTable {
   void load(Parts parts);
 
  private:
+  void step_all(const torch::Tensor& rows, const torch::Tensor& gradient);
   void replay(const int64_t* rows, int64_t n);  ///< null: all n rows; repeated rows are harmless
   void need_steps();
   void need_moments();
 
   AdamOptions options_;
-  torch::Tensor value_, m_, v_, last_step_;
+  torch::Tensor value_, m_, v_;
+  torch::Tensor last_step_;  ///< of each row, in main memory
   int64_t step_ = 0;
   int64_t ruled_from_ = 0;  ///< steps taken when the rule came: all rows were up to date
   std::vector<kernels::AdamStep> steps_;  ///< of step ruled_from_ + 1 + index

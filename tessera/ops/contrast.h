@@ -16,4 +16,13 @@ torch::Tensor info_nce_composed(const torch::Tensor& anchors, const torch::Tenso
                                 const torch::Tensor& positive, const torch::Tensor& excluded,
                                 double tau, double eps = 0);
 
+/// InfoNCE within a batch of pairs, each pair against the keys of all: the mean over the batch of
+/// -log(exp(anchor_r . key_r / tau) / sum_k exp(anchor_r . key_k / tau)), where row r stands
+/// counts(r) times in it, 0 or more. A row is read once however often it stands there; one pass as
+/// above. anchors, keys [n, d], counts int64 [n]; float32 and float64.
+torch::Tensor batch_info_nce(const torch::Tensor& anchors, const torch::Tensor& keys,
+                             const torch::Tensor& counts, double tau);
+torch::Tensor batch_info_nce_composed(const torch::Tensor& anchors, const torch::Tensor& keys,
+                                      const torch::Tensor& counts, double tau);
+
 }  // namespace tessera

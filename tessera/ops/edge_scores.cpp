@@ -7,8 +7,10 @@
 #include <algorithm>
 #include <cmath>
 #include <utility>
+#include <vector>
 
 #include "tessera/ops/by_type.h"
+#include "tessera/ops/device.h"
 #include "tessera/ops/kernels.h"
 #include "tessera/ops/parallel.h"
 #include "tessera/ops/spmm.h"
@@ -140,6 +142,16 @@ void check(const BipartiteGraph& edges, const torch::Tensor& y, const torch::Ten
               " and ", p.sizes(), " with K = ", n_tastes);
 }
 
+/// The same for edges given one by one.
+torch::Tensor sums_of_edges(const torch::Tensor& item, const torch::Tensor& user,
+                            const torch::Tensor& y, const torch::Tensor& p, int64_t n_tastes,
+                            double scale) {
+  const auto left = y.index_select(0, item).unsqueeze(1);
+  const auto right = p.index_select(0, user).reshape({-1, n_tastes, y.size(1)});
+  const auto s = torch::sigmoid((left * right).sum(2) / scale).mean(1);
+  return torch::zeros({y.size(0)}, y.options()).index_add(0, item, s);
+}
+
 }  // namespace
 
 torch::Tensor edge_sums(const BipartiteGraph& edges, const torch::Tensor& y, const torch::Tensor& p,
@@ -147,11 +159,13 @@ torch::Tensor edge_sums(const BipartiteGraph& edges, const torch::Tensor& y, con
   check(edges, y, p, n_tastes);
   if (!items.defined()) {
     TORCH_CHECK(y.size(0) == edges.n_items(), "edge_sums wants a row of y for each item");
-    return EdgeSums::apply(y, p, edges, n_tastes, scale);
+    return composed(y) ? edge_sums_composed(edges, y, p, n_tastes, scale)
+                       : EdgeSums::apply(y, p, edges, n_tastes, scale);
   }
   TORCH_CHECK(
       items.scalar_type() == torch::kInt64 && items.dim() == 1 && items.size(0) == y.size(0),
       "edge_sums wants items as int64 [", y.size(0), "]");
+  if (composed(y)) return edge_sums_composed(edges, y, p, n_tastes, scale, items);
   const auto from = y.detach().contiguous(), tastes = p.detach().contiguous();
   const auto index = items.contiguous(), out = torch::empty({y.size(0)}, from.options());
   by_type(from, [&](auto type) {
@@ -164,14 +178,29 @@ torch::Tensor edge_sums(const BipartiteGraph& edges, const torch::Tensor& y, con
 }
 
 torch::Tensor edge_sums_composed(const BipartiteGraph& edges, const torch::Tensor& y,
-                                 const torch::Tensor& p, int64_t n_tastes, double scale) {
+                                 const torch::Tensor& p, int64_t n_tastes, double scale,
+                                 const torch::Tensor& items) {
   check(edges, y, p, n_tastes);
-  const auto item = torch::repeat_interleave(edges.parts().item_offsets.diff());
-  const auto user = edges.parts().item_users.to(torch::kInt64);
-  const auto left = y.index_select(0, item).unsqueeze(1);
-  const auto right = p.index_select(0, user).reshape({-1, n_tastes, y.size(1)});
-  const auto s = torch::sigmoid((left * right).sum(2) / scale).mean(1);
-  return torch::zeros({y.size(0)}, y.options()).index_add(0, item, s);
+  if (items.defined()) {
+    // The chosen items as a graph of their own.
+    const torch::NoGradGuard no_grad;
+    const auto list = items.to(torch::kCPU).contiguous();
+    const auto& parts = edges.parts();
+    const int64_t* from = parts.item_offsets.const_data_ptr<int64_t>();
+    const int32_t* user_of = parts.item_users.const_data_ptr<int32_t>();
+    std::vector<int64_t> rows, users;
+    for (int64_t r = 0; r < list.numel(); ++r) {
+      const int64_t at = list.const_data_ptr<int64_t>()[r];
+      for (int64_t e = from[at]; e < from[at + 1]; ++e) {
+        rows.push_back(r);
+        users.push_back(user_of[e]);
+      }
+    }
+    return sums_of_edges(torch::tensor(rows, torch::kInt64).to(y.device()),
+                         torch::tensor(users, torch::kInt64).to(y.device()), y, p, n_tastes, scale);
+  }
+  const auto ends = edges.edges(y.device());
+  return sums_of_edges(ends.items, ends.users, y, p, n_tastes, scale);
 }
 
 }  // namespace tessera

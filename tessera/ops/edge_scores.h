@@ -14,8 +14,9 @@ namespace tessera {
 torch::Tensor edge_sums(const BipartiteGraph& edges, const torch::Tensor& y, const torch::Tensor& p,
                         int64_t n_tastes, double scale, const torch::Tensor& items = {});
 
-/// The same over an array of edges in plain tensor operations.
+/// The same over an array of edges in plain tensor operations; `items` are read in main memory.
 torch::Tensor edge_sums_composed(const BipartiteGraph& edges, const torch::Tensor& y,
-                                 const torch::Tensor& p, int64_t n_tastes, double scale);
+                                 const torch::Tensor& p, int64_t n_tastes, double scale,
+                                 const torch::Tensor& items = {});
 
 }  // namespace tessera

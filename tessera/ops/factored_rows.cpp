@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "tessera/ops/by_type.h"
+#include "tessera/ops/device.h"
 #include "tessera/ops/kernels.h"
 #include "tessera/ops/parallel.h"
 #include "tessera/ops/unit_rows.h"
@@ -22,6 +23,11 @@ constexpr double kShortest = 1e-12;
 constexpr int64_t kGrain = 32;  // rows a thread takes at least
 constexpr int64_t kStrip = 16;  // columns in registers
 
+torch::Tensor row_of_entry(const SparseRows& s) {
+  return rows_of_slots(s.offsets, s.columns.size(0));
+}
+torch::Tensor columns_of(const SparseRows& s) { return s.columns.to(torch::kInt64); }
+
 template <typename T>
 void add_scaled(T* __restrict to, const T* __restrict from, T weight, int64_t n) {
   int64_t c = 0;
@@ -33,6 +39,11 @@ void add_scaled(T* __restrict to, const T* __restrict from, T weight, int64_t n)
 
 /// out[j] += sum over the entries of row j of value * w[column]. w [n, h], out [n_rows, h]
 void add_gathered(const SparseRows& s, const torch::Tensor& w, torch::Tensor& out) {
+  if (composed(w)) {
+    out.index_add_(0, row_of_entry(s),
+                   w.index_select(0, columns_of(s)) * s.values.to(w.scalar_type()).unsqueeze(1));
+    return;
+  }
   const int64_t n_rows = s.offsets.size(0) - 1, h = w.size(1);
   by_type(w, [&](auto type) {
     using T = decltype(type);
@@ -54,6 +65,11 @@ void add_gathered(const SparseRows& s, const torch::Tensor& w, torch::Tensor& ou
 /// out[column] += value * x[j] over all entries. Threads share the columns of x out, so an entry of
 /// `out` is summed in the order of the entries by one thread. x [n_rows, h], out [n, h]
 void add_scattered(const SparseRows& s, const torch::Tensor& x, torch::Tensor& out) {
+  if (composed(x)) {
+    out.index_add_(0, columns_of(s),
+                   x.index_select(0, row_of_entry(s)) * s.values.to(x.scalar_type()).unsqueeze(1));
+    return;
+  }
   const int64_t n_rows = s.offsets.size(0) - 1, h = x.size(1);
   by_type(x, [&](auto type) {
     using T = decltype(type);
@@ -77,6 +93,9 @@ void add_scattered(const SparseRows& s, const torch::Tensor& x, torch::Tensor& o
 torch::Tensor entry_sums(const SparseRows& s, const torch::Tensor& values) {
   const int64_t n_rows = s.offsets.size(0) - 1;
   const auto all = values.to(torch::kFloat64).contiguous();
+  if (composed(all)) {
+    return torch::zeros({n_rows}, all.options()).index_add_(0, row_of_entry(s), all);
+  }
   const auto out = torch::zeros({n_rows}, torch::kFloat64);
   const int64_t* offsets = s.offsets.const_data_ptr<int64_t>();
   const double* from = all.const_data_ptr<double>();
@@ -85,10 +104,6 @@ torch::Tensor entry_sums(const SparseRows& s, const torch::Tensor& values) {
     for (int64_t e = offsets[j]; e < offsets[j + 1]; ++e) to[j] += from[e];
   }
   return out;
-}
-
-torch::Tensor row_of_entry(const SparseRows& s) {
-  return torch::repeat_interleave(s.offsets.diff());
 }
 
 torch::Tensor gram_of(const torch::Tensor& p) {
@@ -182,7 +197,7 @@ FactoredRows factored_rows(const torch::Tensor& p, const torch::Tensor& q, const
 torch::Tensor dense_rows(const FactoredRows& rows) {
   auto y = rows.q.mm(rows.p.t());
   if (rows.s.defined()) {
-    y.index_put_({row_of_entry(rows.s), rows.s.columns.to(torch::kInt64)}, rows.s.values, true);
+    y.index_put_({row_of_entry(rows.s), columns_of(rows.s)}, rows.s.values, true);
   }
   return y.mul_(rows.inverse.unsqueeze(1));
 }
@@ -220,6 +235,7 @@ void add_rows_transposed(const std::vector<FactoredRows>& lists, const torch::Te
 
 torch::Tensor factored_product(const torch::Tensor& p, const torch::Tensor& q,
                                const SparseRows& masked, const torch::Tensor& w) {
+  if (composed(p)) return factored_product_composed(p, q, masked, w.detach());
   return FactoredProduct::apply(p, q, w.detach(), masked);
 }
 
@@ -227,8 +243,7 @@ torch::Tensor factored_product_composed(const torch::Tensor& p, const torch::Ten
                                         const SparseRows& masked, const torch::Tensor& w) {
   auto y = q.mm(p.t());
   if (masked.defined()) {
-    y = y.index_put({row_of_entry(masked), masked.columns.to(torch::kInt64)},
-                    torch::zeros({}, y.options()));
+    y = y.index_put({row_of_entry(masked), columns_of(masked)}, torch::zeros({}, y.options()));
   }
   const auto squares = y.square().sum(1, true);
   const auto shortest = squares < kShortest * kShortest;
@@ -238,6 +253,7 @@ torch::Tensor factored_product_composed(const torch::Tensor& p, const torch::Ten
 torch::Tensor entry_products(const torch::Tensor& p_in, const torch::Tensor& q_in,
                              const SparseRows& places) {
   const torch::NoGradGuard no_grad;
+  if (composed(p_in)) return entry_products_composed(p_in, q_in, places);
   const auto p = p_in.contiguous(), q = q_in.contiguous();
   const int64_t n_rows = places.offsets.size(0) - 1, d = p.size(1);
   const auto out = torch::empty({places.columns.size(0)}, p.options());
@@ -259,7 +275,23 @@ torch::Tensor entry_products(const torch::Tensor& p_in, const torch::Tensor& q_i
   return out;
 }
 
+torch::Tensor entry_products_composed(const torch::Tensor& p, const torch::Tensor& q,
+                                      const SparseRows& places) {
+  return (p.index_select(0, columns_of(places)) * q.index_select(0, row_of_entry(places))).sum(1);
+}
+
+torch::Tensor entry_softmax_composed(const SparseRows& rows, double tau) {
+  const auto all = rows.values.to(torch::kFloat64) / tau;
+  const auto row = row_of_entry(rows);
+  const auto none = torch::zeros({rows.offsets.size(0) - 1}, all.options());
+  const auto largest = none.scatter_reduce(0, row, all, "amax", /*include_self=*/false);
+  const auto e = (all - largest.index_select(0, row)).exp();
+  const auto sums = none.index_add(0, row, e);
+  return (e / sums.index_select(0, row)).to(rows.values.scalar_type());
+}
+
 torch::Tensor entry_softmax(const SparseRows& rows, double tau) {
+  if (composed(rows.values)) return entry_softmax_composed(rows, tau);
   const auto all = rows.values.to(torch::kFloat64).contiguous();
   auto out = torch::empty_like(all);
   const int64_t* offsets = rows.offsets.const_data_ptr<int64_t>();

@@ -44,8 +44,11 @@ torch::Tensor factored_product_composed(const torch::Tensor& p, const torch::Ten
 /// P_i . q_j at the places (j, i). [n_entries]
 torch::Tensor entry_products(const torch::Tensor& p, const torch::Tensor& q,
                              const SparseRows& places);
+torch::Tensor entry_products_composed(const torch::Tensor& p, const torch::Tensor& q,
+                                      const SparseRows& places);
 /// exp(values / tau) divided by its sum over the row. [n_entries]
 torch::Tensor entry_softmax(const SparseRows& rows, double tau);
+torch::Tensor entry_softmax_composed(const SparseRows& rows, double tau);
 /// s with -P_i . q_j at its places: P q + s is 0 there.
 SparseRows masking(const torch::Tensor& p, const torch::Tensor& q, const SparseRows& places);
 

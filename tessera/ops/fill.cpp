@@ -7,8 +7,10 @@
 #include <algorithm>
 #include <cmath>
 
+#include "tessera/ops/device.h"
 #include "tessera/ops/kernels.h"
 #include "tessera/ops/parallel.h"
+#include "tessera/ops/philox.h"
 
 namespace tessera {
 namespace {
@@ -71,6 +73,7 @@ torch::Tensor dropout_mask(const torch::Tensor& rows, int64_t width, double rate
                            const Random& random, int64_t step) {
   TORCH_CHECK(rate >= 0 && rate < 1, "a dropout rate lies in [0, 1), got ", rate);
   TORCH_CHECK(rows.scalar_type() == torch::kInt64 && rows.dim() == 1, "rows must be int64 [n]");
+  if (composed(rows)) return dropout_mask_composed(rows, width, rate, random, step);
   if (rate == 0) return torch::ones({rows.size(0), width}, torch::kFloat32);
   const torch::Tensor index = rows.contiguous();
   const int64_t* row_of = index.const_data_ptr<int64_t>();
@@ -84,6 +87,29 @@ torch::Tensor dropout_mask(const torch::Tensor& rows, int64_t width, double rate
     kernels::dropout_row(to, width, {{counter[0], counter[1], counter[2], counter[3]}, {k0, k1}},
                          limit, kept);
   });
+}
+
+torch::Tensor dropout_mask_composed(const torch::Tensor& rows, int64_t width, double rate,
+                                    const Random& random, int64_t step) {
+  const int64_t n = rows.size(0), n_blocks = (width + 3) / 4;
+  const auto row = rows.unsqueeze(1);
+  // As Random::counter: what does not fit a word of the row stands above block and step.
+  const auto block = torch::arange(n_blocks, rows.options()).unsqueeze(0);
+  const auto above = [&](int64_t by) {
+    return torch::bitwise_right_shift(row, by).bitwise_and(0xF) * (1 << 28);
+  };
+  const auto words = philox_composed(
+      {block + above(32), row.bitwise_and(0xFFFFFFFF),
+       torch::full({1, 1}, step & 0xFFFFFFFF, rows.options()), above(36) + (step >> 32)},
+      random.key());
+  std::vector<torch::Tensor> draws;
+  for (const auto& word : words) draws.push_back(word.expand({n, n_blocks}));
+  return torch::stack(draws, 2)
+      .view({n, 4 * n_blocks})
+      .narrow(1, 0, width)
+      .ge(static_cast<int64_t>(std::llround(rate * 0x1p32)))
+      .to(torch::kFloat32)
+      .mul_(1 / (1 - rate));
 }
 
 }  // namespace tessera

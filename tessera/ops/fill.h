@@ -6,8 +6,9 @@
 
 namespace tessera {
 
-// Initial values and masks, float32. Every entry is a function of the random family, step, row and
-// column alone: equal for any number of threads, compiler and device.
+// Initial values and masks, float32. Initial values are drawn in main memory and moved by whoever
+// wants them elsewhere; a mask lies where its rows do. Every entry is a function of the random
+// family, step, row and column alone: equal for any number of threads, compiler and device.
 
 /// U[low, high). [rows, cols]
 torch::Tensor uniform(int64_t rows, int64_t cols, double low, double high, const Random& random);
@@ -27,5 +28,7 @@ torch::Tensor linear_default_bias(int64_t fan_in, int64_t n, const Random& rando
 /// mask.
 torch::Tensor dropout_mask(const torch::Tensor& rows, int64_t width, double rate,
                            const Random& random, int64_t step);
+torch::Tensor dropout_mask_composed(const torch::Tensor& rows, int64_t width, double rate,
+                                    const Random& random, int64_t step);
 
 }  // namespace tessera

@@ -6,6 +6,7 @@
 #include <bit>
 #include <cstring>
 
+#include "tessera/ops/device.h"
 #include "tessera/ops/parallel.h"
 
 namespace tessera {
@@ -89,6 +90,7 @@ torch::Tensor DistinctRows::inverse(const torch::Tensor& index) const {
 
 torch::Tensor gather_rows(const torch::Tensor& table, const torch::Tensor& index) {
   TORCH_CHECK(table.dim() == 2 && index.dim() == 1, "gather_rows wants [N, d] and [n]");
+  if (composed(table)) return table.index_select(0, index.to(table.device()));
   return Gather::apply(table, index);
 }
 

@@ -230,6 +230,14 @@ void check_rows(const torch::Tensor& rows, int64_t n) {
   }
 }
 
+/// to[to_row] += weight x[from_row] over the edges. [n_rows, d]
+torch::Tensor summed_edges(const torch::Tensor& x, const torch::Tensor& from_row,
+                           const torch::Tensor& to_row, int64_t n_rows,
+                           const torch::Tensor& weight) {
+  const auto each = x.index_select(0, from_row) * weight.to(x.scalar_type()).unsqueeze(1);
+  return torch::zeros({n_rows, x.size(1)}, x.options()).index_add(0, to_row, each);
+}
+
 // One direction. `transposed` is what backward applies: rows and columns change places, and with
 // them whose degree counts.
 torch::Tensor one_way(const BipartiteGraph::Parts& graph, const torch::Tensor& x, bool to_users,
@@ -267,6 +275,9 @@ torch::Tensor checked_one_way(const BipartiteGraph& graph, const torch::Tensor& 
   TORCH_CHECK(x.dim() == 2 && x.size(0) == n, "propagation needs [", n, ", d], got ", x.sizes());
   TORCH_CHECK(x.scalar_type() == torch::kFloat32 || x.scalar_type() == torch::kFloat64,
               "propagation needs float32 or float64, got ", x.scalar_type());
+  if (composed(x)) {
+    return to_users ? to_users_composed(graph, x, weight) : to_items_composed(graph, x, weight);
+  }
   return OneWay::apply(x, graph, to_users, weight);
 }
 
@@ -321,6 +332,16 @@ BipartiteGraph::BipartiteGraph(const torch::Tensor& offsets, const torch::Tensor
   parts->item_root = inverse_roots(parts->item_offsets, eps);
   parts->ones = torch::ones({std::max(n_users, n_items)}, torch::kFloat64);
   parts_ = std::move(parts);
+  edges_ = std::make_shared<OncePerDevice<Edges>>();
+}
+
+BipartiteGraph::Edges BipartiteGraph::edges(torch::Device device) const {
+  return edges_->get(device, [&]() -> Edges {
+    const auto users = torch::repeat_interleave(parts_->user_offsets.diff());
+    const auto items = parts_->user_items.to(torch::kInt64);
+    return {users.to(device), items.to(device), parts_->user_root.index_select(0, users).to(device),
+            parts_->item_root.index_select(0, items).to(device)};
+  });
 }
 
 int64_t BipartiteGraph::n_users() const { return parts_->user_root.size(0); }
@@ -340,6 +361,7 @@ std::pair<torch::Tensor, torch::Tensor> propagate(const BipartiteGraph& graph,
                                                   const torch::Tensor& users,
                                                   const torch::Tensor& items) {
   check(graph, users, items);
+  if (composed(users)) return propagate_composed(graph, users, items);
   const variable_list out = GraphOp::apply(users, items, graph, -1);
   return {out[0], out[1]};
 }
@@ -349,6 +371,7 @@ std::pair<torch::Tensor, torch::Tensor> layer_mean(const BipartiteGraph& graph,
                                                    const torch::Tensor& items, int64_t n_layers) {
   check(graph, users, items);
   TORCH_CHECK(n_layers >= 0, "propagation needs at least 0 layers, got ", n_layers);
+  if (composed(users)) return layer_mean_composed(graph, users, items, n_layers);
   const variable_list out = GraphOp::apply(users, items, graph, n_layers);
   return {out[0], out[1]};
 }
@@ -357,9 +380,12 @@ std::pair<torch::Tensor, torch::Tensor> layer_mean_rows(
     const BipartiteGraph& graph, const torch::Tensor& users, const torch::Tensor& items,
     int64_t n_layers, const torch::Tensor& user_rows, const torch::Tensor& item_rows) {
   check(graph, users, items);
+  TORCH_CHECK(n_layers >= 0, "propagation needs at least 0 layers, got ", n_layers);
+  if (composed(users)) {
+    return layer_mean_rows_composed(graph, users, items, n_layers, user_rows, item_rows);
+  }
   check_rows(user_rows, graph.n_users());
   check_rows(item_rows, graph.n_items());
-  TORCH_CHECK(n_layers >= 0, "propagation needs at least 0 layers, got ", n_layers);
   if (n_layers == 0) return {gather_rows(users, user_rows), gather_rows(items, item_rows)};
   const variable_list out = LayerMeanRows::apply(users, items, graph, n_layers,
                                                  user_rows.contiguous(), item_rows.contiguous());
@@ -386,15 +412,23 @@ BipartiteGraph neighbour_graph(const torch::Tensor& items, int64_t n_items) {
 std::pair<torch::Tensor, torch::Tensor> propagate_composed(const BipartiteGraph& graph,
                                                            const torch::Tensor& users,
                                                            const torch::Tensor& items) {
-  const BipartiteGraph::Parts& parts = graph.parts();
-  const torch::Tensor user = torch::repeat_interleave(parts.user_offsets.diff());
-  const torch::Tensor item = parts.user_items.to(torch::kInt64);
-  const torch::Tensor weight =
-      (parts.user_root.index_select(0, user) * parts.item_root.index_select(0, item))
-          .to(users.scalar_type())
-          .unsqueeze(1);
-  return {torch::zeros_like(users).index_add(0, user, weight * items.index_select(0, item)),
-          torch::zeros_like(items).index_add(0, item, weight * users.index_select(0, user))};
+  return {to_users_composed(graph, items), to_items_composed(graph, users)};
+}
+
+torch::Tensor to_users_composed(const BipartiteGraph& graph, const torch::Tensor& items,
+                                EdgeWeight weight) {
+  const auto edges = graph.edges(items.device());
+  const bool both = weight == EdgeWeight::both;
+  return summed_edges(items, edges.items, edges.users, graph.n_users(),
+                      both ? edges.user_root * edges.item_root : edges.user_root);
+}
+
+torch::Tensor to_items_composed(const BipartiteGraph& graph, const torch::Tensor& users,
+                                EdgeWeight weight) {
+  const auto edges = graph.edges(users.device());
+  const bool both = weight == EdgeWeight::both;
+  return summed_edges(users, edges.users, edges.items, graph.n_items(),
+                      both ? edges.user_root * edges.item_root : edges.item_root);
 }
 
 std::pair<torch::Tensor, torch::Tensor> layer_mean_composed(const BipartiteGraph& graph,
@@ -409,6 +443,13 @@ std::pair<torch::Tensor, torch::Tensor> layer_mean_composed(const BipartiteGraph
   }
   const double count = static_cast<double>(n_layers + 1);
   return {user_sum / count, item_sum / count};
+}
+
+std::pair<torch::Tensor, torch::Tensor> layer_mean_rows_composed(
+    const BipartiteGraph& graph, const torch::Tensor& users, const torch::Tensor& items,
+    int64_t n_layers, const torch::Tensor& user_rows, const torch::Tensor& item_rows) {
+  const auto [u, i] = layer_mean_composed(graph, users, items, n_layers);
+  return {u.index_select(0, user_rows), i.index_select(0, item_rows)};
 }
 
 }  // namespace tessera

@@ -5,6 +5,8 @@
 #include <memory>
 #include <utility>
 
+#include "tessera/ops/device.h"
+
 namespace tessera {
 
 /// The normalised user-item graph A_hat of bm3 section 2: entry (u, i) of an edge is
@@ -33,8 +35,16 @@ class BipartiteGraph {
   };
   const Parts& parts() const { return *parts_; }
 
+  /// The edges one by one, for plain tensor operations on that device.
+  struct Edges {
+    torch::Tensor users, items;          ///< int64 [E]
+    torch::Tensor user_root, item_root;  ///< of their ends, float64 [E]
+  };
+  Edges edges(torch::Device device) const;
+
  private:
   std::shared_ptr<const Parts> parts_;
+  std::shared_ptr<OncePerDevice<Edges>> edges_;
 };
 
 /// A_hat X for X = [users; items], float32 or float64: {A users' rows from items, and items' from
@@ -72,7 +82,7 @@ torch::Tensor to_items(const BipartiteGraph& graph, const torch::Tensor& users,
 /// distinct, in any order; entries below 0 are none. Degrees are exact (eps = 0).
 BipartiteGraph neighbour_graph(const torch::Tensor& items, int64_t n_items);
 
-/// The same two in plain tensor operations over the edges.
+/// All of them in plain tensor operations over the edges.
 std::pair<torch::Tensor, torch::Tensor> propagate_composed(const BipartiteGraph& graph,
                                                            const torch::Tensor& users,
                                                            const torch::Tensor& items);
@@ -80,5 +90,12 @@ std::pair<torch::Tensor, torch::Tensor> layer_mean_composed(const BipartiteGraph
                                                             const torch::Tensor& users,
                                                             const torch::Tensor& items,
                                                             int64_t n_layers);
+std::pair<torch::Tensor, torch::Tensor> layer_mean_rows_composed(
+    const BipartiteGraph& graph, const torch::Tensor& users, const torch::Tensor& items,
+    int64_t n_layers, const torch::Tensor& user_rows, const torch::Tensor& item_rows);
+torch::Tensor to_users_composed(const BipartiteGraph& graph, const torch::Tensor& items,
+                                EdgeWeight weight = EdgeWeight::both);
+torch::Tensor to_items_composed(const BipartiteGraph& graph, const torch::Tensor& users,
+                                EdgeWeight weight = EdgeWeight::both);
 
 }  // namespace tessera

@@ -87,6 +87,15 @@ ItemGraph::ItemGraph(const NeighbourGraph& graph) {
   parts->rows = {graph.offsets.contiguous(), graph.items.contiguous(), graph.weights.contiguous()};
   parts->columns = transposed(parts->rows);
   parts_ = std::move(parts);
+  edges_ = std::make_shared<OncePerDevice<Edges>>();
+}
+
+ItemGraph::Edges ItemGraph::edges(torch::Device device) const {
+  return edges_->get(device, [&]() -> Edges {
+    const NeighbourGraph& rows = parts_->rows;
+    return {torch::repeat_interleave(rows.offsets.diff()).to(device),
+            rows.items.to(torch::kInt64).to(device), rows.weights.to(device)};
+  });
 }
 
 int64_t ItemGraph::n_items() const { return parts_->rows.offsets.size(0) - 1; }
@@ -148,39 +157,20 @@ std::vector<double> modality_weights(const std::vector<std::string>& modalities,
   return weights;
 }
 
-void check_graph(const NeighbourGraph& graph, int64_t n_items, const std::string& name) {
-  const auto is = [](const torch::Tensor& x, torch::ScalarType type, int64_t n) {
-    return x.defined() && x.dim() == 1 && x.scalar_type() == type && x.is_contiguous() &&
-           x.size(0) == n;
-  };
-  const auto& [offsets, items, weights] = graph;
-  const int64_t n_edges = items.defined() ? items.numel() : 0;
-  const bool typed = is(offsets, torch::kInt64, n_items + 1) && is(items, torch::kInt32, n_edges) &&
-                     is(weights, torch::kFloat32, n_edges);
-  const auto* from = typed ? offsets.const_data_ptr<int64_t>() : nullptr;
-  const auto* item = typed ? items.const_data_ptr<int32_t>() : nullptr;
-  if (!typed || from[0] != 0 || from[n_items] != n_edges ||
-      !std::is_sorted(from, from + n_items + 1) ||
-      !std::all_of(item, item + n_edges, [&](int32_t i) { return i >= 0 && i < n_items; })) {
-    throw data_error("stored '{}' is no graph over {} items", name, n_items);
-  }
-}
-
 torch::Tensor propagate(const ItemGraph& graph, const torch::Tensor& x) {
   TORCH_CHECK(graph.defined(), "propagation needs a graph");
   TORCH_CHECK(x.dim() == 2 && x.size(0) == graph.n_items(), "propagation needs [", graph.n_items(),
               ", d], got ", x.sizes());
   TORCH_CHECK(x.scalar_type() == torch::kFloat32 || x.scalar_type() == torch::kFloat64,
               "propagation needs float32 or float64, got ", x.scalar_type());
+  if (composed(x)) return propagate_composed(graph, x);
   return ItemGraphOp::apply(x, graph);
 }
 
 torch::Tensor propagate_composed(const ItemGraph& graph, const torch::Tensor& x) {
-  const NeighbourGraph& rows = graph.parts().rows;
-  const torch::Tensor row = torch::repeat_interleave(rows.offsets.diff());
-  const torch::Tensor weight = rows.weights.to(x.scalar_type()).unsqueeze(1);
-  return torch::zeros_like(x).index_add(0, row,
-                                        weight * x.index_select(0, rows.items.to(torch::kInt64)));
+  const auto edges = graph.edges(x.device());
+  const auto weight = edges.weights.to(x.scalar_type()).unsqueeze(1);
+  return torch::zeros_like(x).index_add(0, edges.rows, weight * x.index_select(0, edges.columns));
 }
 
 }  // namespace tessera

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "tessera/ops/device.h"
 #include "tessera/ops/knn.h"
 
 namespace tessera {
@@ -27,8 +28,16 @@ class ItemGraph {
   };
   const Parts& parts() const { return *parts_; }
 
+  /// The non-zeros one by one, for plain tensor operations on that device.
+  struct Edges {
+    torch::Tensor rows, columns;  ///< int64 [n_edges]
+    torch::Tensor weights;        ///< float32
+  };
+  Edges edges(torch::Device device) const;
+
  private:
   std::shared_ptr<const Parts> parts_;
+  std::shared_ptr<OncePerDevice<Edges>> edges_;
 };
 
 /// sum_m weights[m] graphs[m], all of one size: at most the sum of their non-zeros a row, columns
@@ -42,9 +51,6 @@ std::vector<double> modality_weights(const std::vector<std::string>& modalities,
                                      const std::vector<double>& weights,
                                      const std::map<std::string, double>& usual,
                                      const std::string& owner);
-
-/// Exit 3 unless the three tensors are a graph over `n_items` items; `name` says what was stored.
-void check_graph(const NeighbourGraph& graph, int64_t n_items, const std::string& name);
 
 /// S x, float32 or float64. A row is summed by one thread in the order of its columns: equal for
 /// any number of threads. x [n_items, d]

@@ -13,12 +13,13 @@
 namespace tessera {
 namespace {
 
-struct Unit {
+struct Directions {
   torch::Tensor rows;  // float32, of length 1 or 0
   torch::Tensor zero;  // bool, rows without direction
 };
 
-Unit unit_rows(const torch::Tensor& rows, const char* what) {
+/// Unlike unit_rows of ops/unit_rows.h, of rows of any finite length above 0.
+Directions directions_of(const torch::Tensor& rows, const char* what) {
   TORCH_CHECK(rows.dim() == 2 && rows.is_floating_point(), what, " must be float [n, d], got ",
               rows.sizes());
   const torch::Tensor values = rows.detach().to(torch::kFloat32);
@@ -36,8 +37,8 @@ Unit unit_rows(const torch::Tensor& rows, const char* what) {
 TopK nearest_rows(const torch::Tensor& queries, const torch::Tensor& rows, int64_t k,
                   const torch::Tensor& exclude) {
   const torch::NoGradGuard no_grad;
-  const Unit to = unit_rows(rows, "rows");
-  const Unit from = queries.is_same(rows) ? to : unit_rows(queries, "queries");
+  const Directions to = directions_of(rows, "rows");
+  const Directions from = queries.is_same(rows) ? to : directions_of(queries, "queries");
   RankMask mask;
   mask.excluded = to.zero;
   if (exclude.defined()) {

@@ -21,7 +21,7 @@ bool has_bfloat16_products() {
 
 /// a b of bfloat16 matrices, rounded to bfloat16, as float32.
 torch::Tensor product(const torch::Tensor& a, const torch::Tensor& b) {
-  if (has_bfloat16_products()) return at::mm(a, b).to(torch::kFloat);
+  if (a.is_cpu() && has_bfloat16_products()) return at::mm(a, b).to(torch::kFloat);
   return at::mm(a.to(torch::kFloat), b.to(torch::kFloat)).to(torch::kBFloat16).to(torch::kFloat);
 }
 

@@ -4,10 +4,12 @@
 #include <torch/types.h>
 #include <torch/utils.h>
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
 #include "tessera/ops/by_type.h"
+#include "tessera/ops/device.h"
 #include "tessera/ops/kernels.h"
 #include "tessera/ops/parallel.h"
 
@@ -136,20 +138,25 @@ torch::Tensor bpr_margins(const torch::Tensor& u, const torch::Tensor& p, const 
 
 torch::Tensor bpr_loss_composed(const torch::Tensor& u, const torch::Tensor& p,
                                 const torch::Tensor& n) {
-  return -torch::log_sigmoid(bpr_margins(u, p, n)).mean();
+  const auto margins = bpr_margins(u, p, n);
+  return -torch::log_sigmoid(margins).sum() /
+         static_cast<double>(std::max<int64_t>(1, margins.numel()));
 }
 
 torch::Tensor cosine_loss(const torch::Tensor& a, const torch::Tensor& b, const torch::Tensor& w) {
   TORCH_CHECK(a.dim() == 2 && a.sizes() == b.sizes() && w.dim() == 1 && w.size(0) == a.size(0),
               "cosine_loss wants a, b [n, d] and w [n], got ", a.sizes(), " ", b.sizes(), " ",
               w.sizes());
+  if (composed(a)) return cosine_loss_composed(a, b, w);
   return Cosine::apply(a, b, w);
 }
 
 torch::Tensor cosine_loss_composed(const torch::Tensor& a, const torch::Tensor& b,
                                    const torch::Tensor& w) {
-  const auto norms = (a.square().sum(1).sqrt() * b.square().sum(1).sqrt()).clamp_min(kEps);
-  return (w * (1 - (a * b).sum(1) / norms)).sum();
+  // The norm's own slope at 0 is 0, a root's is not finite.
+  const auto norm = [](const torch::Tensor& x) { return torch::linalg_vector_norm(x, 2, {1}); };
+  const auto norms = (norm(a) * norm(b)).clamp_min(kEps);
+  return (w.detach().to(a.scalar_type()) * (1 - (a * b).sum(1) / norms)).sum();
 }
 
 torch::Tensor l2_rows(const std::vector<torch::Tensor>& rows, int64_t batch_size) {
@@ -165,13 +172,22 @@ torch::Tensor norm_rows(const std::vector<torch::Tensor>& rows, int64_t batch_si
 }
 
 torch::Tensor mean_square(const torch::Tensor& x, const torch::Tensor& y) {
+  if (composed(x)) return mean_square_composed(x, y);
   return MeanApart::apply(x, y, true);
 }
+torch::Tensor mean_square_composed(const torch::Tensor& x, const torch::Tensor& y) {
+  return (x - y.detach()).square().mean();
+}
 torch::Tensor mean_distance(const torch::Tensor& x, const torch::Tensor& y) {
+  if (composed(x)) return mean_distance_composed(x, y);
   return MeanApart::apply(x, y, false);
+}
+torch::Tensor mean_distance_composed(const torch::Tensor& x, const torch::Tensor& y) {
+  return (x - y.detach()).abs().mean();
 }
 
 torch::Tensor sum_of_squares(const torch::Tensor& x, const torch::Tensor& counts) {
+  if (composed(x)) return sum_of_squares_composed(x, counts);
   const auto rows = x.contiguous();
   const int64_t n = rows.size(0), d = n > 0 ? rows.numel() / n : 0;
   const auto squares = torch::zeros({n}, torch::kFloat64);
@@ -191,6 +207,18 @@ torch::Tensor sum_of_squares(const torch::Tensor& x, const torch::Tensor& counts
   return squares.sum();
 }
 
-torch::Tensor frobenius_norm(const torch::Tensor& x) { return Frobenius::apply(x); }
+torch::Tensor sum_of_squares_composed(const torch::Tensor& x, const torch::Tensor& counts) {
+  const auto squares = x.detach().to(torch::kFloat64).square();
+  if (!counts.defined()) return squares.sum();
+  return (squares.flatten(1).sum(1) * counts).sum();
+}
+
+torch::Tensor frobenius_norm(const torch::Tensor& x) {
+  if (composed(x)) return frobenius_norm_composed(x);
+  return Frobenius::apply(x);
+}
+torch::Tensor frobenius_norm_composed(const torch::Tensor& x) {
+  return torch::linalg_vector_norm(x.flatten());
+}
 
 }  // namespace tessera

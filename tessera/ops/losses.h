@@ -25,6 +25,8 @@ torch::Tensor cosine_loss_composed(const torch::Tensor& a, const torch::Tensor& 
 /// the second is 0 where they meet. x, y [n, d]
 torch::Tensor mean_square(const torch::Tensor& x, const torch::Tensor& y);
 torch::Tensor mean_distance(const torch::Tensor& x, const torch::Tensor& y);
+torch::Tensor mean_square_composed(const torch::Tensor& x, const torch::Tensor& y);
+torch::Tensor mean_distance_composed(const torch::Tensor& x, const torch::Tensor& y);
 
 /// L2 of baselines section 0: sum of squares of all rows / (2 B).
 torch::Tensor l2_rows(const std::vector<torch::Tensor>& rows, int64_t batch_size);
@@ -33,8 +35,10 @@ torch::Tensor norm_rows(const std::vector<torch::Tensor>& rows, int64_t batch_si
 
 /// sum_r n_r |row r|^2 in double, `counts` int64 [n] or undefined: each row once. x [n, ..]
 torch::Tensor sum_of_squares(const torch::Tensor& x, const torch::Tensor& counts = {});
+torch::Tensor sum_of_squares_composed(const torch::Tensor& x, const torch::Tensor& counts = {});
 
 /// |x|_F with gradient x / |x|, and 0 at x = 0.
 torch::Tensor frobenius_norm(const torch::Tensor& x);
+torch::Tensor frobenius_norm_composed(const torch::Tensor& x);
 
 }  // namespace tessera

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "tessera/ops/by_type.h"
+#include "tessera/ops/device.h"
 #include "tessera/ops/kernels.h"
 #include "tessera/ops/parallel.h"
 
@@ -135,6 +136,7 @@ torch::Tensor modal_attention(const std::vector<torch::Tensor>& e, const torch::
   TORCH_CHECK(!e.empty() && e[0].dim() == 2 && e[0].size(1) % n_heads == 0,
               "modal_attention wants [n, d] with d a multiple of ", n_heads);
   if (e.size() == 1) return e[0];
+  if (composed(e[0])) return modal_attention_composed(e, query, key, n_heads);
   std::vector<torch::Tensor> inputs;
   for (const auto& x : e) inputs.push_back(x.contiguous());
   for (const auto& x : e) inputs.push_back(x.mm(query));

@@ -11,7 +11,7 @@ namespace tessera {
 /// e^m'. One modality: e itself. e: M tensors [n, d]; query, key [d, d]; d a multiple of n_heads.
 torch::Tensor modal_attention(const std::vector<torch::Tensor>& e, const torch::Tensor& query,
                               const torch::Tensor& key, int64_t n_heads);
-/// The same by stock operators, for tests.
+/// The same by stock operators.
 torch::Tensor modal_attention_composed(const std::vector<torch::Tensor>& e,
                                        const torch::Tensor& query, const torch::Tensor& key,
                                        int64_t n_heads);

@@ -12,6 +12,7 @@
 
 #include "tessera/ops/block_product.h"
 #include "tessera/ops/by_type.h"
+#include "tessera/ops/device.h"
 #include "tessera/ops/kernels.h"
 #include "tessera/ops/parallel.h"
 #include "tessera/ops/part_kernels.h"
@@ -242,7 +243,7 @@ class AffineOrder : public torch::autograd::Function<AffineOrder> {
 
 torch::Tensor cosines_composed(const torch::Tensor& x, const torch::Tensor& decoded) {
   const auto norm = [](const torch::Tensor& v) {
-    return v.square().sum(-1).sqrt().clamp_min(kNorm);
+    return torch::linalg_vector_norm(v, 2, {-1}).clamp_min(kNorm);
   };
   return (decoded * x).sum(-1) / (norm(x) * norm(decoded));
 }
@@ -416,6 +417,10 @@ OrderLoss order_loss(const torch::Tensor& x, const torch::Tensor& decoded,
                   decoded.size(1) == x.size(0) && decoded.size(2) == x.size(1),
               "order_loss wants x [B, D] and decoded [3, B, D], got ", x.sizes(), " ",
               decoded.sizes());
+  if (composed(x)) {
+    return {order_loss_composed(x, decoded, options),
+            cosines_composed(x, decoded).detach().to(torch::kFloat64)};
+  }
   const auto out = Order::apply(x, decoded, options);
   if (options.contrast == Contrast::mse_rank && x.size(0) > 0) {
     return {mse_rank(x, decoded), out[1]};
@@ -431,6 +436,9 @@ OrderLoss order_loss_affine(const torch::Tensor& x, const torch::Tensor& c, cons
                   bias.numel() == x.size(1) && options.contrast != Contrast::mse_rank,
               "order_loss_affine wants x [B, D], c and s [B, d], weight [d, D] and bias [D], got ",
               x.sizes(), " ", c.sizes(), " ", s.sizes(), " ", weight.sizes());
+  if (composed(x)) {
+    return order_loss(x, torch::stack({c, c + s, s}).matmul(weight) + bias, options);
+  }
   const auto out = AffineOrder::apply(x, c, s, weight, bias, options);
   return {out[0], out[1]};
 }
@@ -442,8 +450,10 @@ OrderTerms order_terms_composed(const torch::Tensor& p, const OrderOptions& opti
   return {torch::logsumexp(all, 0) - all[0], torch::logsumexp(all.slice(0, 1), 0) - all[1]};
 }
 
-torch::Tensor order_loss_composed(const torch::Tensor& x, const torch::Tensor& decoded,
+torch::Tensor order_loss_composed(const torch::Tensor& x_in, const torch::Tensor& decoded,
                                   const OrderOptions& options) {
+  const auto x = x_in.detach();
+  if (x.size(0) == 0) return decoded.sum();
   if (options.contrast == Contrast::mse_rank) return mse_rank(x, decoded);
   const auto p = cosines_composed(x, decoded);
   if (options.contrast == Contrast::none) return (1 - p[0]).mean();
@@ -471,6 +481,9 @@ torch::Tensor part_attention(const torch::Tensor& users, const torch::Tensor& id
                              const torch::Tensor& parts, const torch::Tensor& open,
                              const torch::Tensor& user_of, const torch::Tensor& item_of) {
   check_attention(users, ids, parts, open);
+  if (composed(users)) {
+    return part_attention_composed(users, ids, parts, open, user_of, item_of);
+  }
   // An undefined tensor cannot be an argument there: no dimension stands for "all open".
   return Attention::apply(
       users, ids, parts, open.defined() ? open : torch::empty({0}, torch::kBool), user_of, item_of);
@@ -494,10 +507,19 @@ torch::Tensor part_weights(const torch::Tensor& users, const torch::Tensor& part
   return torch::softmax(a.masked_fill(closed, -1e30), 0).masked_fill(closed, 0);
 }
 
+torch::Tensor part_scores_composed(const torch::Tensor& users_in, const torch::Tensor& ids_in,
+                                   const torch::Tensor& parts_in, const torch::Tensor& open) {
+  const auto users = users_in.to(torch::kFloat), ids = ids_in.to(torch::kFloat);
+  const auto parts = parts_in.to(torch::kFloat);
+  const auto a = users.matmul(parts.permute({1, 2, 0}));
+  return users.mm(ids.t()) + (part_weights(users, parts, open) * a).sum(0);
+}
+
 torch::Tensor part_scores(const torch::Tensor& users_in, const torch::Tensor& ids_in,
                           const torch::Tensor& parts_in, const torch::Tensor& open_in) {
   check_attention(users_in, ids_in, parts_in, open_in);
   const torch::NoGradGuard no_grad;
+  if (composed(users_in)) return part_scores_composed(users_in, ids_in, parts_in, open_in);
   constexpr int64_t kRows = kernels::kBlockRows, kLanes = kernels::kPartLanes;
   static_assert(kLanes == kernels::kBlockColumns<float>);
   const auto users = users_in.to(torch::kFloat).contiguous();

@@ -62,6 +62,8 @@ torch::Tensor part_weights(const torch::Tensor& users, const torch::Tensor& part
 /// fused, nothing but y is stored. p.e + mean(a) <= y <= p.e + max(a) over the open parts.
 torch::Tensor part_scores(const torch::Tensor& users, const torch::Tensor& ids,
                           const torch::Tensor& parts, const torch::Tensor& open);
+torch::Tensor part_scores_composed(const torch::Tensor& users, const torch::Tensor& ids,
+                                   const torch::Tensor& parts, const torch::Tensor& open);
 
 /// What part_scores() takes, for those who rank: top_k_parts() of ops/topk.h.
 struct PartFactors {

@@ -53,14 +53,9 @@ torch::Tensor orthonormal(const torch::Tensor& x) {
 }
 
 void fix_signs(torch::Tensor& axes) {
-  double* value = axes.mutable_data_ptr<double>();
-  const int64_t width = axes.size(1);
-  for (int64_t a = 0; a < axes.size(0); ++a) {
-    double* row = value + a * width;
-    const double* largest = std::max_element(
-        row, row + width, [](double x, double y) { return std::abs(x) < std::abs(y); });
-    if (*largest < 0) std::for_each(row, row + width, [](double& x) { x = -x; });
-  }
+  if (axes.numel() == 0) return;
+  const auto largest = axes.gather(1, axes.abs().argmax(1, /*keepdim=*/true));
+  axes = torch::where(largest < 0, -axes, axes);
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <torch/utils.h>
 
 #include "tessera/ops/by_type.h"
+#include "tessera/ops/device.h"
 #include "tessera/ops/kernels.h"
 #include "tessera/ops/parallel.h"
 
@@ -113,6 +114,7 @@ torch::Tensor residual_norm(const torch::Tensor& x, const torch::Tensor& weight,
       "residual_norm wants x [n, in], weight [in, out] and bias, gain, shift [out] of one "
       "type, got ",
       x.sizes(), " ", weight.sizes(), " ", bias.sizes(), " ", gain.sizes(), " ", shift.sizes());
+  if (composed(x)) return residual_norm_composed(x, weight, bias, gain, shift, eps);
   return ResidualNormNode::apply(x, weight, bias, gain, shift, eps);
 }
 

@@ -11,6 +11,7 @@
 
 #include "tessera/ops/block_product.h"
 #include "tessera/ops/by_type.h"
+#include "tessera/ops/device.h"
 #include "tessera/ops/kernels.h"
 #include "tessera/ops/parallel.h"
 #include "tessera/ops/sequence_kernels.h"
@@ -437,6 +438,10 @@ class Sampled : public torch::autograd::Function<Sampled> {
   }
 };
 
+torch::Tensor mean_or_zero(const torch::Tensor& x) {
+  return x.sum() / static_cast<double>(std::max<int64_t>(1, x.numel()));
+}
+
 void check(const torch::Tensor& h, const torch::Tensor& items, const torch::Tensor& targets) {
   TORCH_CHECK(h.dim() == 2 && items.dim() == 2 && h.size(1) == items.size(1) &&
                   targets.dim() == 1 && targets.size(0) == h.size(0) &&
@@ -451,6 +456,7 @@ torch::Tensor softmax_loss(const torch::Tensor& h, const torch::Tensor& items,
                            const torch::Tensor& targets, const torch::Tensor& bias,
                            const SoftmaxBlocks& blocks) {
   check(h, items, targets);
+  if (composed(h)) return softmax_loss_composed(h, items, targets.to(h.device()), bias);
   const bool with_gradient =
       torch::GradMode::is_enabled() &&
       (h.requires_grad() || items.requires_grad() || (bias.defined() && bias.requires_grad()));
@@ -461,7 +467,8 @@ torch::Tensor softmax_loss(const torch::Tensor& h, const torch::Tensor& items,
 torch::Tensor softmax_loss_composed(const torch::Tensor& h, const torch::Tensor& items,
                                     const torch::Tensor& targets, const torch::Tensor& bias) {
   const auto scores = bias.defined() ? torch::addmm(bias, h, items.t()) : h.mm(items.t());
-  return (torch::logsumexp(scores, 1) - scores.gather(1, targets.unsqueeze(1)).squeeze(1)).mean();
+  const auto own = scores.gather(1, targets.unsqueeze(1)).squeeze(1);
+  return mean_or_zero(torch::logsumexp(scores, 1) - own);
 }
 
 torch::Tensor sampled_loss(const torch::Tensor& h, const torch::Tensor& items,
@@ -470,6 +477,10 @@ torch::Tensor sampled_loss(const torch::Tensor& h, const torch::Tensor& items,
   check(h, items, targets);
   TORCH_CHECK(negatives.dim() == 2 && group_of.dim() == 1 && group_of.size(0) == h.size(0),
               "sampled_loss wants negatives [groups, k] and a group for each position");
+  if (composed(h)) {
+    const auto on = h.device();
+    return sampled_loss_composed(h, items, targets.to(on), negatives.to(on), group_of.to(on), loss);
+  }
   return Sampled::apply(h, items, targets, negatives, group_of, loss);
 }
 
@@ -485,12 +496,12 @@ torch::Tensor sampled_loss_composed(const torch::Tensor& h, const torch::Tensor&
   const double divisor = loss.mean ? static_cast<double>(k + 1) : 1;
   if (loss.kind == SampledLoss::Kind::binary) {
     const auto others = torch::softplus(scores).masked_fill(gone, 0).sum(1);
-    return ((loss.target_weight * torch::softplus(-own) + others) / divisor).mean();
+    return mean_or_zero((loss.target_weight * torch::softplus(-own) + others) / divisor);
   }
   const auto shifted =
       (scores - loss.correction).masked_fill(gone, -std::numeric_limits<double>::infinity());
   const auto all = torch::cat({own.unsqueeze(1), shifted}, 1);
-  return ((torch::logsumexp(all, 1) - own) / divisor).mean();
+  return mean_or_zero((torch::logsumexp(all, 1) - own) / divisor);
 }
 
 double gbce_weight(int64_t n_negatives, int64_t n_items, double t) {

@@ -7,7 +7,7 @@ namespace tessera {
 // Losses over items at the positions of sequences (sequential section 3): h [P, d], items [N, d],
 // targets int64 [P]; score s_pj = h_p . items_j. Every loss is the mean over the P positions, has
 // its own gradient to h and items, and stands beside its composed twin, which holds [P, N] or
-// [P, k, d]. float32 and float64; sums of losses in double.
+// [P, k, d]. float32 and float64; sums of losses in double. Indices in main memory are moved to h.
 
 /// How softmax_loss cuts its work: tiles of `positions` x `items` scores. While those of
 /// `positions` and all items take at most `bytes`, they wait there for the gradient of the items (6

@@ -9,8 +9,8 @@ struct BprSgdOptions {
   double reg = 0;  ///< weight of |u|^2 / 2, |p|^2 / 2 and |n|^2 / 2 of each triple
 };
 struct BprSgdLoss {
-  double bpr = 0;      ///< mean of -logsigmoid(s_up - s_un)
-  double squares = 0;  ///< mean of (|u|^2 + |p|^2 + |n|^2) / 2
+  torch::Tensor bpr;      ///< mean of -logsigmoid(s_up - s_un), float64 []
+  torch::Tensor squares;  ///< mean of (|u|^2 + |p|^2 + |n|^2) / 2, float64 []
 };
 
 /// Stochastic gradient descent on BPR, one triple after another (LearnBPR of Rendle et al., UAI
@@ -20,5 +20,8 @@ struct BprSgdLoss {
 /// on the way, each before its own step.
 BprSgdLoss bpr_sgd(torch::Tensor& users, torch::Tensor& items, const torch::Tensor& u,
                    const torch::Tensor& p, const torch::Tensor& n, const BprSgdOptions& options);
+BprSgdLoss bpr_sgd_composed(torch::Tensor& users, torch::Tensor& items, const torch::Tensor& u,
+                            const torch::Tensor& p, const torch::Tensor& n,
+                            const BprSgdOptions& options);
 
 }  // namespace tessera

@@ -14,6 +14,7 @@
 
 #include "tessera/base/error.h"
 #include "tessera/ops/block_product.h"
+#include "tessera/ops/device.h"
 #include "tessera/ops/kernels.h"
 #include "tessera/ops/parallel.h"
 #include "tessera/ops/part_kernels.h"
@@ -289,6 +290,10 @@ struct Masked {
   }
 };
 
+RunError nan_score(int64_t item, int64_t row) {
+  return RunError(Exit::diverged, fmt::format("the score of item {} for row {} is NaN", item, row));
+}
+
 // Walks all scores in blocks of users and items. `State` is made a block of users and gets
 // state.add(user of the block, scores, first item, n) for every user and
 // block of items, items ascending, and state.finish(). Scores of masked items arrive as NaN; those
@@ -322,8 +327,7 @@ void rank(const Source& source, const Masked& masked, int64_t largest_block,
           float* row = scores.data() + u * kStride;
           if (may_be_nan && kernels::has_nan(row, n)) {
             const auto at = std::find_if(row, row + n, [](float x) { return x != x; });
-            throw RunError(Exit::diverged, fmt::format("the score of item {} for row {} is NaN",
-                                                       first + (at - row), first_user + u));
+            throw nan_score(first + (at - row), first_user + u);
           }
           if (masked.rows.defined()) {
             int64_t& next = cursor[static_cast<size_t>(u)];
@@ -522,29 +526,118 @@ Ranks count_above(const Source& source, const RankMask& mask, const torch::Tenso
   return ranks;
 }
 
+/// Scores as ranking sees them, in plain tensor operations.
+struct Dense {
+  torch::Tensor scores;  // float32 [n, n_items]
+  torch::Tensor open;    // bool, the candidates
+  Dense(const torch::Tensor& scores_in, const RankMask& mask)
+      : scores(scores_in.detach().to(torch::kFloat32)),
+        open(torch::ones_like(scores, torch::kBool)) {
+    const auto on = scores.device();
+    const Masked checked(mask, scores.size(0), scores.size(1));
+    const auto nan = scores.isnan();
+    if (nan.any().item<bool>()) {
+      const auto first = nan.nonzero()[0];
+      throw nan_score(first[1].item<int64_t>(), first[0].item<int64_t>());
+    }
+    if (mask.offsets.defined()) {
+      const auto row = rows_of_slots(mask.offsets.to(on), mask.items.size(0));
+      open.index_put_({row, mask.items.to(on, torch::kInt64)}, torch::zeros({}, open.options()));
+    }
+    if (mask.excluded.defined()) open.logical_and_(mask.excluded.to(on).logical_not());
+  }
+};
+
+torch::Tensor product_scores(const torch::Tensor& users, const torch::Tensor& items) {
+  return users.detach().to(torch::kFloat32).mm(items.detach().to(torch::kFloat32).t());
+}
+
 }  // namespace
+
+TopK top_k_scores_composed(const torch::Tensor& scores, const RankMask& mask, int64_t k) {
+  const torch::NoGradGuard no_grad;
+  constexpr float kLast = -std::numeric_limits<float>::infinity();
+  const Dense of(scores, mask);
+  const int64_t n = of.scores.size(0), kept = std::min(k, of.scores.size(1));
+  // By score, then candidates first; both sorts leave equals in the order of the items.
+  const auto by_score =
+      std::get<1>(of.scores.sort(/*stable=*/true, /*dim=*/1, /*descending=*/true));
+  const auto closed = of.open.gather(1, by_score).logical_not();
+  const auto first = std::get<1>(closed.to(torch::kInt32).sort(/*stable=*/true, 1, false));
+  const auto order = by_score.gather(1, first).narrow(1, 0, kept);
+  const auto gone = of.open.gather(1, order).logical_not();
+  TopK top{torch::full({n, k}, -1, torch::kInt32), torch::full({n, k}, kLast, torch::kFloat32)};
+  top.items.narrow(1, 0, kept).copy_(order.masked_fill(gone, -1));
+  top.scores.narrow(1, 0, kept).copy_((of.scores.gather(1, order) + 0).masked_fill(gone, kLast));
+  return top;
+}
+
+Ranks count_above_scores_composed(const torch::Tensor& scores, const RankMask& mask,
+                                  const torch::Tensor& held_offsets,
+                                  const torch::Tensor& held_items) {
+  const torch::NoGradGuard no_grad;
+  constexpr int64_t kEntries = 1 << 22;  // compared at once
+  const Dense of(scores, mask);
+  const int64_t n_items = of.scores.size(1), m = held_items.size(0);
+  const Rows held(held_offsets, held_items, of.scores.size(0), n_items, false, "held-out items");
+  const auto on = of.scores.device();
+  const auto rows = rows_of_slots(held_offsets.to(on), m);
+  const auto items = held_items.to(on, torch::kInt64);
+  const auto place = torch::arange(n_items, items.options());
+  const int64_t block = std::max<int64_t>(1, kEntries / std::max<int64_t>(1, n_items));
+  std::vector<torch::Tensor> own_scores, greater, lower, other;
+  for (int64_t begin = 0; begin == 0 || begin < m; begin += block) {
+    const int64_t size = std::min(block, m - begin);
+    const auto row = rows.narrow(0, begin, size), item = items.narrow(0, begin, size).unsqueeze(1);
+    const auto all = of.scores.index_select(0, row), open = of.open.index_select(0, row);
+    const auto own = all.gather(1, item);
+    const auto equal = (all == own).logical_and_(open);
+    own_scores.push_back(own.squeeze(1));
+    greater.push_back((all > own).logical_and_(open).sum(1));
+    lower.push_back(equal.logical_and(place < item).sum(1));
+    other.push_back(equal.logical_and(place != item).sum(1));
+  }
+  const auto whole = [](const std::vector<torch::Tensor>& parts) {
+    return torch::cat(parts).to(torch::kCPU);
+  };
+  return {whole(own_scores), whole(greater), whole(lower), whole(other),
+          of.open.sum(1).to(torch::kCPU)};
+}
 
 TopK top_k_product(const torch::Tensor& users, const torch::Tensor& items, const RankMask& mask,
                    int64_t k) {
+  if (composed(users)) return top_k_scores_composed(product_scores(users, items), mask, k);
   return top_k(ProductSource(users, items), mask, k);
 }
 
 TopK top_k_scores(const torch::Tensor& scores, const RankMask& mask, int64_t k) {
+  if (composed(scores)) return top_k_scores_composed(scores, mask, k);
   return top_k(ScoreSource(scores), mask, k);
 }
 
 TopK top_k_parts(const PartFactors& factors, const RankMask& mask, int64_t k) {
+  if (composed(factors.users)) {
+    return top_k_scores_composed(
+        part_scores(factors.users, factors.ids, factors.parts, factors.open), mask, k);
+  }
   return top_k(PartSource(factors), mask, k);
 }
 
 Ranks count_above_product(const torch::Tensor& users, const torch::Tensor& items,
                           const RankMask& mask, const torch::Tensor& held_offsets,
                           const torch::Tensor& held_items) {
+  if (composed(users)) {
+    return count_above_scores_composed(product_scores(users, items), mask, held_offsets,
+                                       held_items);
+  }
   return count_above(ProductSource(users, items), mask, held_offsets, held_items);
 }
 
 Ranks count_above_scores(const torch::Tensor& scores, const RankMask& mask,
                          const torch::Tensor& held_offsets, const torch::Tensor& held_items) {
+  if (composed(scores)) {
+    return count_above_scores_composed(scores, mask, held_offsets, held_items);
+  }
   return count_above(ScoreSource(scores), mask, held_offsets, held_items);
 }
 

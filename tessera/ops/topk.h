@@ -8,7 +8,8 @@ struct PartFactors;
 
 // Ranking of all items (protocol section 4): score descending, equal scores by lower item index.
 // Scores of a product are made block by block and never stored whole. No result depends on the
-// number of threads or on which other users are ranked in the same call.
+// number of threads or on which other users are ranked in the same call. Masks and results lie in
+// main memory wherever the scores do.
 
 /// What is no candidate: one sorted row of items a user, and items excluded for everybody. Any part
 /// may be undefined.
@@ -30,6 +31,7 @@ TopK top_k_product(const torch::Tensor& users, const torch::Tensor& items, const
                    int64_t k);
 /// From scores [n, n_items].
 TopK top_k_scores(const torch::Tensor& scores, const RankMask& mask, int64_t k);
+TopK top_k_scores_composed(const torch::Tensor& scores, const RankMask& mask, int64_t k);
 /// By attention over parts (ops/parts.h), the numbers of part_scores() bit for bit: a tile of items
 /// whose upper bounds p.e + max(a) all stay below a user's k-th best so far is left out before its
 /// softmax. Users without a bound yet pay for all.
@@ -50,5 +52,8 @@ Ranks count_above_product(const torch::Tensor& users, const torch::Tensor& items
                           const torch::Tensor& held_items);
 Ranks count_above_scores(const torch::Tensor& scores, const RankMask& mask,
                          const torch::Tensor& held_offsets, const torch::Tensor& held_items);
+Ranks count_above_scores_composed(const torch::Tensor& scores, const RankMask& mask,
+                                  const torch::Tensor& held_offsets,
+                                  const torch::Tensor& held_items);
 
 }  // namespace tessera

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "tessera/ops/by_type.h"
+#include "tessera/ops/device.h"
 #include "tessera/ops/gather.h"
 #include "tessera/ops/kernels.h"
 #include "tessera/ops/losses.h"
@@ -222,6 +223,7 @@ class CountedSquares : public torch::autograd::Function<CountedSquares> {
 
 void check_index(const torch::Tensor& index, int64_t n_rows) {
   TORCH_CHECK(index.scalar_type() == torch::kInt64, "rows are named by int64");
+  if (!index.is_cpu()) return;  // what reads it there checks it
   const auto flat = index.contiguous();
   const int64_t* at = flat.const_data_ptr<int64_t>();
   for (int64_t k = 0; k < flat.numel(); ++k) {
@@ -238,9 +240,35 @@ torch::Tensor bpr_loss(const torch::Tensor& users, const torch::Tensor& items, c
   check_index(at.users, users.size(0));
   check_index(at.positives, items.size(0));
   check_index(at.negatives, items.size(0));
+  if (composed(users)) return bpr_loss_composed(users, items, at, offsets);
   return IndexedBpr::apply(
       users, items, offsets.defined() ? offsets : torch::empty({0}, items.options()),
       at.users.contiguous(), at.positives.contiguous(), at.negatives.contiguous());
+}
+
+torch::Tensor bpr_loss_composed(const torch::Tensor& users, const torch::Tensor& items,
+                                const Triples& at, const torch::Tensor& offsets) {
+  const auto negative = at.negatives.flatten();
+  auto margins = bpr_margins(users.index_select(0, at.users), items.index_select(0, at.positives),
+                             items.index_select(0, negative));
+  if (offsets.defined()) {
+    margins = margins + offsets.index_select(0, at.positives).unsqueeze(1) -
+              offsets.index_select(0, negative).view_as(margins);
+  }
+  return -torch::log_sigmoid(margins).sum() /
+         static_cast<double>(std::max<int64_t>(1, margins.numel()));
+}
+
+torch::Tensor row_dots_composed(const torch::Tensor& a, const torch::Tensor& b,
+                                const torch::Tensor& a_at, const torch::Tensor& b_at) {
+  return (a.index_select(0, a_at) * b.index_select(0, b_at)).sum(1);
+}
+
+torch::Tensor l2_rows_composed(const torch::Tensor& table, const std::vector<torch::Tensor>& rows,
+                               int64_t batch_size) {
+  std::vector<torch::Tensor> picked;
+  for (const auto& list : rows) picked.push_back(table.index_select(0, list.flatten()));
+  return l2_rows(picked, batch_size);
 }
 
 torch::Tensor row_dots(const torch::Tensor& a, const torch::Tensor& b, const torch::Tensor& a_at,
@@ -249,11 +277,13 @@ torch::Tensor row_dots(const torch::Tensor& a, const torch::Tensor& b, const tor
                   a_at.sizes() == b_at.sizes() && a.scalar_type() == b.scalar_type(),
               "row_dots wants [A, d], [B, d] and two lists of as many rows, got ", a.sizes(), " ",
               b.sizes(), " ", a_at.sizes(), " ", b_at.sizes());
+  if (composed(a)) return row_dots_composed(a, b, a_at, b_at);
   return RowDots::apply(a, b, a_at.contiguous(), b_at.contiguous());
 }
 
 torch::Tensor l2_rows(const torch::Tensor& table, const std::vector<torch::Tensor>& rows,
                       int64_t batch_size) {
+  if (composed(table)) return l2_rows_composed(table, rows, batch_size);
   const auto counts = torch::zeros({table.size(0)}, torch::kInt64);
   int64_t* count = counts.mutable_data_ptr<int64_t>();
   for (const auto& list : rows) {

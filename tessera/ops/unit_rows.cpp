@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "tessera/ops/by_type.h"
+#include "tessera/ops/device.h"
 #include "tessera/ops/kernels.h"
 #include "tessera/ops/parallel.h"
 
@@ -145,6 +146,7 @@ class FusedUnit : public torch::autograd::Function<FusedUnit> {
 
 torch::Tensor unit_rows(const torch::Tensor& x) {
   TORCH_CHECK(x.dim() == 2, "unit_rows wants [n, d], got ", x.sizes());
+  if (composed(x)) return unit_rows_composed(x);
   return Unit::apply(x);
 }
 
@@ -159,6 +161,7 @@ torch::Tensor fused_unit_rows(const torch::Tensor& s, const torch::Tensor& e,
                   s.scalar_type() == e.scalar_type() && h.scalar_type() == e.scalar_type(),
               "fused_unit_rows wants s [n] and e, h [n, d] of one type, got ", s.sizes(), " ",
               e.sizes(), " ", h.sizes());
+  if (composed(e)) return unit_rows_composed(fused_rows(s, e, h, floor));
   return FusedUnit::apply(s, e, h, floor);
 }
 

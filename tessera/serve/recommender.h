@@ -1,12 +1,14 @@
 #pragma once
 
 #include <functional>
+#include <memory>
+#include <mutex>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "tessera/base/log.h"
-#include "tessera/model/bundle.h"
+#include "tessera/serve/version.h"
 
 namespace tessera {
 
@@ -30,7 +32,7 @@ struct ScoredItem {
 /// A list, best first; shorter than asked where candidates ran out.
 struct Answer {
   std::string user;  ///< empty for a bare history
-  std::string via;   ///< user, history, item mean or popular: what the scores rest on
+  Via via = Via::popular;
   std::vector<ScoredItem> items;
 };
 
@@ -49,57 +51,40 @@ struct Neighbours {
   std::vector<ScoredItem> items;
 };
 
-/// Answers from a bundle. Hidden items are never answered.
+/// Answers from a snapshot that is exchanged whole: many threads may ask, and each call answers
+/// from the one that was there when it began. Hidden items are never answered.
 class Recommender {
  public:
-  explicit Recommender(Bundle bundle, Log log = {});
+  explicit Recommender(std::shared_ptr<const Version> version, Log log = {});
+  explicit Recommender(Bundle bundle, Log log = {})
+      : Recommender(make_version(std::move(bundle)), std::move(log)) {}
+
+  std::shared_ptr<const Version> version() const;
+  void exchange(std::shared_ptr<const Version> version);
+  /// Items that the next calls answer, too; exit 2 where the model cannot take them.
+  void add_items(const NewItems& items);
 
   /// One list a user, in the order asked, or one for the bare history. Exit 2 with the nearest id
   /// for an unknown user or item, and for n outside 1..n_items.
-  std::vector<Answer> recommend(const Ask& ask);
+  std::vector<Answer> recommend(const Ask& ask) const;
   /// The same, each list handed over in that order and then dropped: memory does not grow with
   /// their number.
-  void recommend(const Ask& ask, const std::function<void(Answer&&)>& take);
+  void recommend(const Ask& ask, const std::function<void(Answer&&)>& take) const;
 
   /// The items nearest to `item` (itself left out): by "cf", cosine of the collaborative vectors or
   /// the model's own similarity; by a modality, cosine of the feature rows. Exit 2 where the
   /// bundle cannot tell.
-  std::vector<ScoredItem> similar(const std::string& item, int64_t n, const std::string& by = "cf");
+  std::vector<ScoredItem> similar(const std::string& item, int64_t n,
+                                  const std::string& by = "cf") const;
   /// The same for several, handed over as made; of `all_items` those without a vector or feature
   /// are left out, and counted in the return value.
-  int64_t similar(const AskSimilar& ask, const std::function<void(Neighbours&&)>& take);
-
-  const Bundle& bundle() const { return bundle_; }
-  std::string_view item_id(int64_t item) const { return data().item_ids[item]; }
-  std::string title(int64_t item) const { return data().item_columns.title(item); }
+  int64_t similar(const AskSimilar& ask, const std::function<void(Neighbours&&)>& take) const;
 
  private:
-  struct Query;
-  const Dataset& data() const { return *bundle_.data; }
-  void check_n(int64_t n) const;
-  int64_t item_index(const std::string& id, const char* what) const;
-  torch::Tensor barred(const std::vector<std::string>& only,
-                       const std::vector<std::string>& exclude) const;
-  void answer(std::vector<Query>& queries, const torch::Tensor& barred, int64_t n);
-  void check_can_compare(const AskSimilar& ask, const Feature* feature,
-                         const std::vector<int64_t>& items);
-  std::vector<Neighbours> by_vectors(const std::vector<int64_t>& items, const torch::Tensor& barred,
-                                     int64_t n);
-  std::vector<Neighbours> by_histories(const std::vector<int64_t>& items,
-                                       const torch::Tensor& barred, int64_t n);
-  std::vector<Neighbours> by_feature(const Feature& feature, const std::vector<int64_t>& items,
-                                     const torch::Tensor& barred, int64_t n) const;
-
-  Bundle bundle_;
-  Log log_;
-  bool is_popularity_ = false;
-  FactorModel* factor_ = nullptr;  // bundle_.model where it is one
-  Abilities abilities_;
-  Interactions seen_;                   // sorted_distinct(known)
-  torch::Tensor hidden_;                // bool [n_items]
-  std::vector<int64_t> popularity_;     // train rows by item
-  std::vector<int32_t> by_popularity_;  // items, most rows first, ties to the lower index
-  torch::Tensor unit_items_;            // item vectors at length 1, made when first asked for
+  mutable std::mutex mutex_;  // of now_
+  std::shared_ptr<const Version> now_;
+  std::mutex adding_;  // a model takes new items one call after the other
+  const Log log_;
 };
 
 }  // namespace tessera

@@ -130,13 +130,13 @@ void check_labels(const std::vector<CompareRow>& rows) {
 /// The settings of `shared` that the row's model or the training knows, then the row's own.
 Settings settings_of(const CompareRow& row, const Settings& shared) {
   const ModelInfo& info = find_model(row.model);
-  Fields own(info.name), training("train");
-  info.describe(own);
+  const auto own = info.fields();
+  Fields training("train");
   TrainSettings defaults;
   defaults.describe(training);
   Settings out;
   for (const auto& setting : shared) {
-    if (own.knows(setting.name) || training.knows(setting.name)) out.push_back(setting);
+    if (own->knows(setting.name) || training.knows(setting.name)) out.push_back(setting);
   }
   out.insert(out.end(), row.settings.begin(), row.settings.end());
   return out;
@@ -187,30 +187,14 @@ TrainSettings shared_train(const Settings& shared) {
 // ---------------------------------------------------------------- the plan
 
 struct DatasetPlan {
-  std::string name, path, split_kind, split_sha256;
-  int64_t fold = -1;     ///< of a k-fold split
+  DataCard card;
+  std::string path;
   Json features;         ///< hashes of those that the rows read
   std::string reported;  ///< test or valid
   std::vector<std::string> metrics;
   std::string valid_metric, test_metric;
   std::vector<CompareRow> rows;
-
-  /// What tables call it: another fold is another set of rows.
-  std::string shown() const { return fold < 0 ? name : fmt::format("{}, fold {}", name, fold); }
 };
-
-std::string text_at(const Json& object, const char* key) {
-  return object.is_object() && object.contains(key) && object[key].is_string()
-             ? object[key].get<std::string>()
-             : "";
-}
-
-int64_t fold_of(const Json& about) {
-  if (!about.is_object() || !about.contains("split") || !about["split"].is_object()) return -1;
-  const Json& split = about["split"];
-  return split.contains("fold") && split["fold"].is_number_integer() ? split["fold"].get<int64_t>()
-                                                                     : -1;
-}
 
 /// The per-user metric that the tests are about.
 std::string choose_test_metric(const std::string& typed, const std::string& selecting,
@@ -255,10 +239,8 @@ DatasetPlan plan_dataset(const CompareRequest& request, const std::string& path,
   DatasetPlan out;
   out.path = fs::absolute(path).lexically_normal().string();
   if (out.path.size() > 1 && out.path.back() == '/') out.path.pop_back();
-  out.name = data.name;
-  out.split_kind = split_words(data.about);
-  out.split_sha256 = text_at(data.about, "split_sha256");
-  out.fold = fold_of(data.about);
+  out.card = DataCard::read(data.about);
+  out.card.name = data.name;
   out.reported = has_rows(data, Split::test) ? "test" : "valid";
   if (out.reported == "valid" && !has_rows(data, Split::valid)) {
     throw data_error("{}: neither test nor valid rows, nothing to compare by", path);
@@ -302,8 +284,8 @@ DatasetPlan plan_dataset(const CompareRequest& request, const std::string& path,
             printable(row.label), request.datasets.size());
       }
       if (!fs::exists(list)) {
-        throw data_error("row '{}' on '{}': no file of lists {}", printable(row.label), out.name,
-                         printable(list, 200));
+        throw data_error("row '{}' on '{}': no file of lists {}", printable(row.label),
+                         out.card.name, printable(list, 200));
       }
       // What is wrong with lists is said before anything runs.
       try {
@@ -312,7 +294,7 @@ DatasetPlan plan_dataset(const CompareRequest& request, const std::string& path,
                        list_options(train, protocol, data.n_items));
       } catch (const InputError& e) {
         throw InputError(e.code(), fmt::format("row '{}' on '{}': {}", printable(row.label),
-                                               out.name, e.what()));
+                                               out.card.name, e.what()));
       }
     }
     if (row.lists.size() > 1 && row.lists.size() != request.seeds.size()) {
@@ -336,10 +318,10 @@ Child child_of(const CompareRequest& request, const DatasetPlan& plan, const Com
                int64_t seed) {
   Child child;
   child.folder = request.output / "runs" /
-                 fmt::format("{}_{}_s{}", file_name(row.label), file_name(plan.name), seed);
+                 fmt::format("{}_{}_s{}", file_name(row.label), file_name(plan.card.name), seed);
   child.model = row.model;
   child.dataset = plan.path;
-  child.split_sha256 = plan.split_sha256;
+  child.split_sha256 = plan.card.split_sha256;
   if (!row.model.empty()) child.settings = settings_of(row, request.settings);
   child.settings.push_back({"seed", seed, "compare"});
   return child;
@@ -353,7 +335,7 @@ void check_folders(const CompareRequest& request, const std::vector<DatasetPlan>
     for (const auto& row : plan.rows) {
       const fs::path folder = child_of(request, plan, row, request.seeds.front()).folder;
       const std::string owner =
-          fmt::format("row '{}' on '{}'", printable(row.label), printable(plan.name));
+          fmt::format("row '{}' on '{}'", printable(row.label), printable(plan.card.name));
       const auto [place, fresh] = owners.emplace(folder, owner);
       if (fresh) continue;
       throw usage_error("{} and {} would share the folder {}: give the row another label, x={}",
@@ -368,8 +350,8 @@ Json identity_of(const CompareRequest& request, const std::vector<DatasetPlan>& 
   Json features = Json::object();
   for (const auto& plan : plans) {
     paths.push_back(plan.path);
-    features[plan.name] = plan.features;
-    datasets.push_back({{"name", plan.name}, {"split_sha256", plan.split_sha256}});
+    features[plan.card.name] = plan.features;
+    datasets.push_back({{"name", plan.card.name}, {"split_sha256", plan.card.split_sha256}});
     for (const auto& row : plan.rows) {
       for (const auto& list : row.lists) lists[list] = sha256_of_file(list);
     }
@@ -389,37 +371,28 @@ CompareRequest resumed(const CompareRequest& request) {
         "out",
         request.resume.string());
   }
-  const Json identity = study_identity(request.resume, "compare");
+  const Json identity = read_study(request.resume, "compare").identity;
   const std::string what = (request.resume / "study.json").string();
   CompareRequest out = request;
   out.output = request.resume;
   out.rows = json_get<std::string>(identity, "rows", what);
   out.ablations = json_get<bool>(identity, "ablations", what);
-  try {
-    out.seeds = identity.at("seeds").get<std::vector<int64_t>>();
-    out.datasets = identity.at("dataset folders").get<std::vector<std::string>>();
-    for (const auto& [name, value] : identity.at("settings").items()) {
-      out.settings.push_back({name, value, "study.json"});
-    }
-  } catch (const nlohmann::json::exception&) {
-    throw data_error("{}: damaged, its identity is not one of compare's", what);
-  }
+  out.seeds = list_from<int64_t>(identity, "seeds", what);
+  out.datasets = list_from<std::string>(identity, "dataset folders", what);
+  out.settings = settings_from(identity, "settings", what);
   return out;
 }
 
 // ---------------------------------------------------------------- one row's runs
 
 /// The lists of one file, measured like a run's: results.json and per_user.tsv in a folder.
-Json measure_lists(const fs::path& folder, const std::string& file, const DatasetPlan& plan,
-                   int64_t seed, const TrainSettings& train) {
-  const fs::path finished = folder / "results.json";
-  if (fs::exists(finished)) {
-    Json found = read_json(finished);
-    const Json about = read_json(folder / "data.json");
-    if (json_get<std::string>(found, "sha256", finished.string()) != sha256_of_file(file) ||
-        json_get<std::string>(found, "dataset", finished.string()) != plan.name ||
-        json_get<int64_t>(found, "seed", finished.string()) != seed ||
-        text_at(about, "split_sha256") != plan.split_sha256) {
+RunResult measure_lists(const fs::path& folder, const std::string& file, const DatasetPlan& plan,
+                        int64_t seed, const TrainSettings& train) {
+  if (fs::exists(folder / "results.json")) {
+    RunResult found = read_results(folder);
+    if (found.sha256 != sha256_of_file(file) || found.dataset != plan.card.name ||
+        found.seed != seed ||
+        DataCard::read(read_json(folder / "data.json")).split_sha256 != plan.card.split_sha256) {
       throw data_error(
           "{} holds the numbers of other lists than {}: remove it or choose another -o",
           folder.string(), file);
@@ -433,55 +406,39 @@ Json measure_lists(const fs::path& folder, const std::string& file, const Datase
   const Protocol& protocol = find_protocol(train.protocol);
   const EvalOptions options = list_options(train, protocol, data.n_items);
   const bool test = plan.reported == "test";
-  const Evaluation result = evaluate_lists(read_recommendations(file, data), data, protocol,
-                                           test ? Split::test : Split::valid, options);
-  Json slices = Json::object();
-  for (const auto& slice : result.slices) {
-    slices[slice.name] = {{"n_users", slice.n_users},
-                          {"n_pairs", slice.n_pairs},
-                          {"metrics", metrics_json(slice.metrics)}};
-  }
-  Json results = {{"recs", file},
-                  {"sha256", sha256_of_file(file)},
-                  {"dataset", data.name},
-                  {"seed", seed},
-                  {"protocol", protocol.name},
-                  {"valid", test ? Json() : metrics_json(result.metrics)},
-                  {"test", test ? metrics_json(result.metrics) : Json()},
-                  {"slices", slices},
-                  {"n_users", result.n_users},
-                  {"test_looks", test ? 1 : 0},
-                  {"audit", result.audit},
-                  {"time_s", {{"eval", result.time_s}}}};
+  const Evaluation measured = evaluate_lists(read_recommendations(file, data), data, protocol,
+                                             test ? Split::test : Split::valid, options);
+  RunResult out;
+  out.recs = file;
+  out.sha256 = sha256_of_file(file);
+  out.dataset = data.name;
+  out.seed = seed;
+  out.protocol = protocol.name;
+  (test ? out.test : out.valid) = measured.metrics;
+  out.slices = measured.slices;
+  out.n_users = measured.n_users;
+  out.test_looks = test ? 1 : 0;
+  out.audit = measured.audit;
+  out.time_s.eval = measured.time_s;
   std::error_code error;
   fs::create_directories(folder, error);
-  write_file(folder / "per_user.tsv", per_user_tsv(result, data));
+  write_file(folder / "per_user.tsv", per_user_tsv(measured, data));
   write_json(folder / "data.json", data.about);
-  write_json(folder / "results.json", results);
-  return results;
+  write_json(folder / "results.json", out.json());
+  return out;
 }
 
 /// A run that counts in a table.
 struct Member {
   fs::path folder;
-  int64_t seed = 0;
-  Json results;
+  RunResult result;
 };
 
 struct RowRuns {
   CompareRow row;
   std::vector<Member> members;
-  Json failures = Json::array();
+  std::vector<Failure> failures;
 };
-
-double value_at(const Json& object, std::initializer_list<std::string> keys) {
-  const Json* at = &object;
-  for (const auto& key : keys) {
-    if (!at->is_object() || !at->contains(key)) return std::numeric_limits<double>::quiet_NaN();
-    at = &(*at)[key];
-  }
-  return at->is_number() ? at->get<double>() : std::numeric_limits<double>::quiet_NaN();
-}
 
 std::vector<double> finite(std::vector<double> values) {
   std::erase_if(values, [](double x) { return !std::isfinite(x); });
@@ -494,9 +451,9 @@ std::string cold_metric(const std::vector<RowRuns>& rows) {
   int64_t best_k = 0;
   for (const auto& row : rows) {
     for (const auto& member : row.members) {
-      if (!member.results.contains("slices") || !member.results["slices"].contains("cold"))
-        continue;
-      for (const auto& [name, value] : member.results["slices"]["cold"]["metrics"].items()) {
+      const Slice* cold = member.result.slice("cold");
+      if (cold == nullptr) continue;
+      for (const auto& [name, value] : cold->metrics) {
         const Metric metric = parse_metric(name);
         if (metric.kind != Metric::Kind::recall) continue;
         if (metric.k == 20) return name;
@@ -510,60 +467,59 @@ std::string cold_metric(const std::vector<RowRuns>& rows) {
   return best;
 }
 
-Json row_json(const RowRuns& runs, const DatasetPlan& plan, const std::string& cold) {
-  Json out = {{"label", runs.row.label}};
-  if (runs.row.lists.empty()) {
-    out["model"] = runs.row.model;
-    out["settings"] = settings_object(runs.row.settings);
-  } else {
-    out["recs"] = runs.row.lists;
-  }
-  Json seeds = Json::array(), folders = Json::array();
-  int64_t looks = 0;
-  for (const auto& member : runs.members) {
-    seeds.push_back(member.seed);
-    folders.push_back(member.folder.string());
-    if (const double n = value_at(member.results, {"test_looks"}); std::isfinite(n)) {
-      looks += static_cast<int64_t>(n);
-    }
-  }
-  out["seeds"] = seeds;
-  const auto over_members = [&](std::initializer_list<std::string> keys) {
+/// Over the runs of a row: the mean, of memory the largest.
+Cost cost_of(const RowRuns& runs) {
+  std::vector<Cost> costs;
+  for (const auto& member : runs.members) costs.push_back(run_cost(member.folder, member.result));
+  Cost out;
+  for (const auto& [name, of] : kCostNames) {
     std::vector<double> values;
-    for (const auto& member : runs.members) values.push_back(value_at(member.results, keys));
-    return summary_of(values);
-  };
-  for (const char* split : {"valid", "test"}) {
-    out[split] = Json::object();
-    for (const auto& metric : plan.metrics) {
-      out[split][metric] = over_members({std::string(split), metric});
-    }
-  }
-  out["selection"] = {{"metric", plan.valid_metric}};
-  out["selection"].update(over_members({"selection", "value"}));
-  out["best_epochs"] = over_members({"selection", "epoch"})["values"];
-  for (const char* slice : {"cold", "cold_only"}) {
-    if (!cold.empty()) out[slice] = over_members({"slices", slice, "metrics", cold});
-  }
-  Json cost = Json::object();
-  for (const char* key : {"n_parameters", "epoch_s", "step_ms", "eval_s", "best_s", "train_s"}) {
-    cost[key] = nullptr;
-  }
-  cost["peak_rss_mb"] = nullptr;
-  std::vector<Json> costs;
-  for (const auto& member : runs.members) costs.push_back(run_cost(member.folder, member.results));
-  for (auto& [key, value] : cost.items()) {
-    std::vector<double> values;
-    for (const auto& one : costs) values.push_back(value_at(one, {key}));
+    for (const auto& one : costs) values.push_back(one.*of);
     values = finite(values);
     if (values.empty()) continue;
-    value =
-        key == "peak_rss_mb" ? *std::max_element(values.begin(), values.end()) : mean_of(values);
+    out.*of = of == &Cost::peak_rss_mb ? *std::max_element(values.begin(), values.end())
+                                       : mean_of(values);
   }
-  out["cost"] = cost;
-  out["test_looks"] = looks;
-  out["failures"] = runs.failures;
-  out["runs"] = folders;
+  return out;
+}
+
+ComparedRow compared_row(const RowRuns& runs, const DatasetPlan& plan, const std::string& cold) {
+  ComparedRow out;
+  out.label = runs.row.label;
+  out.model = runs.row.model;
+  out.settings = runs.row.settings;
+  out.lists = runs.row.lists;
+  for (const auto& member : runs.members) {
+    out.seeds.push_back(member.result.seed);
+    out.runs.push_back(member.folder.string());
+    out.test_looks += member.result.test_looks;
+  }
+  const auto values = [&](const std::function<double(const RunResult&)>& of) {
+    std::vector<double> all;
+    for (const auto& member : runs.members) all.push_back(of(member.result));
+    return all;
+  };
+  for (const std::string split : {"valid", "test"}) {
+    for (const auto& metric : plan.metrics) {
+      out.metrics[split].emplace_back(
+          metric, summary_of(values([&](const RunResult& r) { return r.value(split, metric); })));
+    }
+  }
+  out.selecting = plan.valid_metric;
+  out.selection = summary_of(
+      values([](const RunResult& r) { return r.selection.value.value_or(Cost::kUnknown); }));
+  out.best_epochs = values([](const RunResult& r) {
+    return r.recs.empty() ? static_cast<double>(r.selection.epoch) : Cost::kUnknown;
+  });
+  for (const std::string name : {"cold", "cold_only"}) {
+    if (cold.empty()) break;
+    out.by_slice[name] = summary_of(values([&](const RunResult& r) {
+      const Slice* slice = r.slice(name);
+      return slice == nullptr ? Cost::kUnknown : value_of(slice->metrics, cold);
+    }));
+  }
+  out.cost = cost_of(runs);
+  out.failures = runs.failures;
   return out;
 }
 
@@ -591,62 +547,59 @@ bool varies(const std::vector<double>& values) {
   return std::any_of(values.begin(), values.end(), [&](double x) { return x != values.front(); });
 }
 
-Json or_null(double value) { return std::isfinite(value) ? Json(value) : Json(); }
-
-Json compare_two(const RowRuns& a, const RowRuns& b, const std::map<std::string, double>& of_a,
-                 const std::map<std::string, double>& of_b, const DatasetPlan& plan,
-                 const CompareRequest& request) {
+Comparison compare_two(const RowRuns& a, const RowRuns& b,
+                       const std::map<std::string, double>& of_a,
+                       const std::map<std::string, double>& of_b, const DatasetPlan& plan,
+                       const CompareRequest& request) {
   std::vector<double> differences;
   for (const auto& [user, value] : of_a) {
     const auto other = of_b.find(user);
     if (other == of_b.end() || !std::isfinite(value - other->second)) continue;
     differences.push_back(value - other->second);
   }
-  Json out = {{"dataset", plan.shown()},
-              {"a", a.row.label},
-              {"b", b.row.label},
-              {"metric", plan.test_metric},
-              {"n_users", differences.size()},
-              {"mean_difference", or_null(mean_of(differences))}};
-  const Interval interval = bootstrap_mean(differences, kBootstrapSeed);
-  out["bootstrap_95"] = {or_null(interval.low), or_null(interval.high)};
-  out["p"] = Json::object();
+  Comparison out;
+  out.dataset = plan.card.shown();
+  out.a = a.row.label;
+  out.b = b.row.label;
+  out.metric = plan.test_metric;
+  out.n_users = static_cast<int64_t>(differences.size());
+  out.mean_difference = mean_of(differences);
+  out.bootstrap_95 = bootstrap_mean(differences, kBootstrapSeed);
   for (const auto& test : request.tests) {
-    out["p"][test] = differences.empty() ? Json()
-                     : test == "t"       ? or_null(paired_t(differences).p)
-                                         : Json(wilcoxon(differences).p);
+    const double p = differences.empty() ? Cost::kUnknown
+                     : test == "t"       ? paired_t(differences).p
+                                         : wilcoxon(differences).p;
+    out.p.push_back({test, p, Cost::kUnknown});
   }
   std::vector<double> of_seeds_a, of_seeds_b, by_seed;
   for (const auto& one : a.members) {
     for (const auto& other : b.members) {
-      if (one.seed != other.seed) continue;
-      const double x = value_at(one.results, {plan.reported, plan.test_metric});
-      const double y = value_at(other.results, {plan.reported, plan.test_metric});
+      if (one.result.seed != other.result.seed) continue;
+      const double x = one.result.value(plan.reported, plan.test_metric);
+      const double y = other.result.value(plan.reported, plan.test_metric);
       if (!std::isfinite(x - y)) continue;
       of_seeds_a.push_back(x);
       of_seeds_b.push_back(y);
       by_seed.push_back(x - y);
     }
   }
-  if (by_seed.size() >= kSeedsForTest) {
-    // A side that is the same for every seed has no randomness of training to test against.
-    Json constant = Json::array();
-    if (!varies(of_seeds_a)) constant.push_back(a.row.label);
-    if (!varies(of_seeds_b)) constant.push_back(b.row.label);
-    out["p"]["t over seeds"] = constant.empty() ? or_null(paired_t(by_seed).p) : Json();
-    if (!constant.empty()) out["same_for_all_seeds"] = constant;
-    out["n_seeds"] = by_seed.size();
-  }
+  if (by_seed.size() < kSeedsForTest) return out;
+  // A side that is the same for every seed has no randomness of training to test against.
+  if (!varies(of_seeds_a)) out.same_for_all_seeds.push_back(a.row.label);
+  if (!varies(of_seeds_b)) out.same_for_all_seeds.push_back(b.row.label);
+  const double p = out.same_for_all_seeds.empty() ? paired_t(by_seed).p : Cost::kUnknown;
+  out.p.push_back({"t over seeds", p, Cost::kUnknown});
+  out.n_seeds = static_cast<int64_t>(by_seed.size());
   return out;
 }
 
-Json comparisons_of(const std::vector<RowRuns>& rows, const DatasetPlan& plan,
-                    const CompareRequest& request) {
+std::vector<Comparison> comparisons_of(const std::vector<RowRuns>& rows, const DatasetPlan& plan,
+                                       const CompareRequest& request) {
   std::vector<const RowRuns*> usable;
   for (const auto& row : rows) {
     if (!row.members.empty()) usable.push_back(&row);
   }
-  Json out = Json::array();
+  std::vector<Comparison> out;
   if (usable.size() < 2) return out;
   std::map<const RowRuns*, std::map<std::string, double>> values;
   for (const auto* row : usable) values[row] = user_means(*row, plan.test_metric);
@@ -668,23 +621,23 @@ Json comparisons_of(const std::vector<RowRuns>& rows, const DatasetPlan& plan,
 
 /// Corrects each test over all comparisons of the result that have a value of it; returns how many
 /// these are.
-Json correct(Json& comparisons, const std::string& method) {
-  std::vector<std::string> tests;
-  for (const auto& one : comparisons) {
-    for (const auto& [test, p] : one["p"].items()) {
-      if (std::find(tests.begin(), tests.end(), test) == tests.end()) tests.push_back(test);
+std::vector<std::pair<std::string, int64_t>> correct(std::vector<Comparison>& comparisons,
+                                                     const std::string& method) {
+  std::vector<std::string> order;
+  std::map<std::string, std::vector<PValue*>> tests;
+  for (auto& one : comparisons) {
+    for (auto& value : one.p) {
+      if (!tests.contains(value.test)) order.push_back(value.test);
+      tests[value.test].push_back(&value);
     }
   }
-  Json over = Json::object();
-  for (const auto& test : tests) {
+  std::vector<std::pair<std::string, int64_t>> over;
+  for (const auto& test : order) {
     std::vector<double> p;
-    for (const auto& one : comparisons) p.push_back(value_at(one, {"p", test}));
-    over[test] = finite(p).size();
+    for (const auto* value : tests[test]) p.push_back(value->p);
+    over.emplace_back(test, static_cast<int64_t>(finite(p).size()));
     const auto better = adjusted(p, method);
-    for (size_t i = 0; i < better.size(); ++i) {
-      if (comparisons[i]["p"].contains(test))
-        comparisons[i]["p_adjusted"][test] = or_null(better[i]);
-    }
+    for (size_t i = 0; i < better.size(); ++i) tests[test][i]->adjusted = better[i];
   }
   return over;
 }
@@ -699,13 +652,13 @@ struct Compared {
 /// What was left out of a file of lists, or was not in it.
 std::string list_words(const Json& audit, const DatasetPlan& plan) {
   std::vector<std::string> out;
+  const Json lists = json_get<Json>(audit, "lists", "audit", Json::object());
   const auto add = [&](const char* key, const std::string& words) {
-    if (const double n = value_at(audit, {"lists", key}); n > 0) {
-      out.push_back(fmt::format("{:.0f} {}", n, words));
-    }
+    const auto n = json_get<int64_t>(lists, key, "audit", 0);
+    if (n > 0) out.push_back(fmt::format("{} {}", n, words));
   };
-  add("rows_of_unknown_users", "rows of users that '" + plan.name + "' does not have");
-  add("rows_of_unknown_items", "rows of items that '" + plan.name + "' does not have");
+  add("rows_of_unknown_users", "rows of users that '" + plan.card.name + "' does not have");
+  add("rows_of_unknown_items", "rows of items that '" + plan.card.name + "' does not have");
   add("repeated_rows", "rows that repeat an item of their list");
   add("masked_items_removed", "masked items taken out of the lists, which are shorter for it");
   add("averaged_users_without_a_list", "users without a list");
@@ -713,65 +666,53 @@ std::string list_words(const Json& audit, const DatasetPlan& plan) {
   return fmt::format("{}", fmt::join(out, "; "));
 }
 
-Json result_json(const CompareRequest& request, const std::string& protocol,
-                 const std::vector<Compared>& all) {
-  Json out = {{"kind", "compare"},
-              {"tessera", kVersion},
-              {"command", request.around.command},
-              {"folder", request.output.string()},
-              {"protocol", protocol},
-              {"seeds", request.seeds},
-              {"settings", settings_object(request.settings)},
-              {"tests", request.tests},
-              {"correction", request.correct}};
-  Json comparisons = Json::array();
-  out["tables"] = Json::array();
-  int64_t looks = 0;
+CompareResult result_of(const CompareRequest& request, const std::string& protocol,
+                        const std::vector<Compared>& all) {
+  CompareResult out;
+  out.tessera = kVersion;
+  out.command = request.around.command;
+  out.folder = request.output.string();
+  out.protocol = protocol;
+  out.seeds = request.seeds;
+  out.settings = request.settings;
+  out.tests = request.tests;
+  out.correction = request.correct;
   for (const auto& [plan, rows] : all) {
-    const std::string cold = cold_metric(rows);
-    Json table = {{"dataset", plan.shown()},           {"split", plan.split_kind},
-                  {"split_sha256", plan.split_sha256}, {"reported", plan.reported},
-                  {"metrics", plan.metrics},           {"cold_metric", cold},
-                  {"test_metric", plan.test_metric},   {"valid_metric", plan.valid_metric}};
-    std::set<int64_t> users;
-    std::set<std::string> notes;
-    table["rows"] = Json::array();
+    ComparedTable table;
+    table.dataset = plan.card.shown();
+    table.split = plan.card.split;
+    table.split_sha256 = plan.card.split_sha256;
+    table.reported = plan.reported;
+    table.metrics = plan.metrics;
+    table.cold_metric = cold_metric(rows);
+    table.test_metric = plan.test_metric;
+    table.valid_metric = plan.valid_metric;
     for (const auto& row : rows) {
       for (const auto& member : row.members) {
-        if (const double n = value_at(member.results, {"n_users"}); std::isfinite(n)) {
-          users.insert(static_cast<int64_t>(n));
-        }
-        const Json& audit = member.results["audit"];
-        if (!audit.is_object()) continue;
-        if (audit.contains("notes")) {
-          for (const auto& note : audit["notes"]) notes.insert(note.get<std::string>());
-        }
-        if (const auto words = list_words(audit, plan); !words.empty()) {
+        table.n_users.insert(member.result.n_users);
+        for (const auto& note : member.result.notes()) table.notes.insert(note);
+        if (const auto words = list_words(member.result.audit, plan); !words.empty()) {
           const bool several = row.members.size() > 1;
-          notes.insert(fmt::format("{}{}: {}", row.row.label,
-                                   several ? fmt::format(", seed {}", member.seed) : "", words));
+          table.notes.insert(
+              fmt::format("{}{}: {}", row.row.label,
+                          several ? fmt::format(", seed {}", member.result.seed) : "", words));
         }
       }
       for (const auto& failure : row.failures) {
-        notes.insert(fmt::format("{}, seed {}: {}", row.row.label, failure["seed"].dump(),
-                                 failure["what"].get<std::string>()));
+        table.notes.insert(
+            fmt::format("{}, seed {}: {}", row.row.label, failure.seed, failure.what));
       }
-      table["rows"].push_back(row_json(row, plan, cold));
-      looks += table["rows"].back()["test_looks"].get<int64_t>();
+      table.rows.push_back(compared_row(row, plan, table.cold_metric));
+      out.test_looks += table.rows.back().test_looks;
     }
-    table["n_users"] = users;
-    table["notes"] = notes;
-    for (auto& one : comparisons_of(rows, plan, request)) comparisons.push_back(std::move(one));
-    out["tables"].push_back(std::move(table));
+    for (auto& one : comparisons_of(rows, plan, request)) out.comparisons.push_back(std::move(one));
+    out.tables.push_back(std::move(table));
   }
-  out["n_comparisons"] = comparisons.size();
-  out["corrected_over"] = correct(comparisons, request.correct);
-  out["comparisons"] = comparisons;
-  out["test_looks"] = looks;
+  out.corrected_over = correct(out.comparisons, request.correct);
   return out;
 }
 
-void write_tables(const fs::path& folder, const Json& result) {
+void write_tables(const fs::path& folder, const CompareResult& result) {
   write_file(folder / "table.md", compare_markdown(result));
   write_file(folder / "table.tex", compare_latex(result));
   write_file(folder / "table.tsv", compare_tsv(result));
@@ -798,6 +739,17 @@ void check_against(const CompareRequest& request, const std::vector<std::string>
 
 // ---------------------------------------------------------------- runs that are there already
 
+/// The settings that make a run another row than a bare model's.
+Settings own_settings(const fs::path& run) {
+  Settings out;
+  for (const auto& setting : read_run_config(run).given()) {
+    const bool of_the_run =
+        setting.name == "seed" || setting.name == "threads" || setting.name == "fold";
+    if (!of_the_run) out.push_back(setting);
+  }
+  return out;
+}
+
 /// Runs in rows by label, else by model and settings.
 std::vector<Compared> gather_runs(const CompareRequest& request, std::string& protocol) {
   std::vector<Compared> out;
@@ -811,40 +763,24 @@ std::vector<Compared> gather_runs(const CompareRequest& request, std::string& pr
       throw data_error("{}: expected a run folder, found nothing", printable(folder.string(), 200));
     }
     if (!is_run_folder(folder)) throw data_error("{} is no run folder", folder.string());
-    if (!fs::exists(folder / "results.json")) {
+    if (!run_finished(folder)) {
       throw data_error("{} has not ended: go on with it, tessera train --resume {}",
                        folder.string(), folder.string());
     }
-    Member member;
-    member.folder = folder;
-    member.results = read_json(folder / "results.json");
-    const std::string what = (folder / "results.json").string();
-    member.seed = json_get<int64_t>(member.results, "seed", what, 0);
-    const auto own = json_get<std::string>(member.results, "protocol", what);
+    Member member{folder, read_results(folder)};
+    const RunResult& result = member.result;
     if (protocol.empty()) {
-      refuse_in_tables(find_protocol(own), "compare");
-      protocol = own;
+      refuse_in_tables(find_protocol(result.protocol), "compare");
+      protocol = result.protocol;
       protocol_of = folder.string();
-    } else if (own != protocol) {
+    } else if (result.protocol != protocol) {
       throw usage_error("{} has protocol {}, {} has {}: they never share a table", folder.string(),
-                        own, protocol_of, protocol);
+                        result.protocol, protocol_of, protocol);
     }
-    const Json about = read_json(folder / "data.json");
-    const std::string split = text_at(about, "split_sha256");
-    const Json config = read_json(folder / "config.resolved.json");
+    const DataCard card = DataCard::read(read_json(folder / "data.json"));
     CompareRow row;
-    row.model = json_get<std::string>(config, "model", folder.string());
-    Settings given;
-    if (config.contains("settings") && config["settings"].is_object()) {
-      for (const auto& [name, entry] : config["settings"].items()) {
-        if (name == "seed" || name == "threads" || name == "fold" || !entry.is_object() ||
-            !entry.contains("value")) {
-          continue;
-        }
-        if (text_at(entry, "origin") != "default")
-          row.settings.push_back({name, entry["value"], ""});
-      }
-    }
+    row.model = result.model;
+    row.settings = own_settings(folder);
     const std::string key = row.model + settings_object(row.settings).dump();
     row.label = labelled ? trimmed(typed.substr(0, equals)) : row.model;
     if (!labelled) {
@@ -858,24 +794,21 @@ std::vector<Compared> gather_runs(const CompareRequest& request, std::string& pr
     }
     check_label(row.label, typed);
     auto table = std::find_if(out.begin(), out.end(), [&](const Compared& one) {
-      return one.plan.split_sha256 == split && one.plan.name == text_at(about, "name") &&
-             one.plan.fold == fold_of(about);
+      return one.plan.card.split_sha256 == card.split_sha256 && one.plan.card.name == card.name &&
+             one.plan.card.fold == card.fold;
     });
     if (table == out.end()) {
       Compared one;
-      one.plan.name = text_at(about, "name");
-      one.plan.split_kind = split_words(about);
-      one.plan.split_sha256 = split;
-      one.plan.fold = fold_of(about);
-      one.plan.reported = member.results["test"].is_null() ? "valid" : "test";
-      one.plan.valid_metric = text_at(member.results["selection"], "metric");
+      one.plan.card = card;
+      one.plan.reported = result.test ? "test" : "valid";
+      one.plan.valid_metric = result.selection.metric;
       out.push_back(std::move(one));
       table = out.end() - 1;
     }
     auto place = std::find_if(table->rows.begin(), table->rows.end(),
                               [&](const RowRuns& one) { return one.row.label == row.label; });
     if (place == table->rows.end()) {
-      table->rows.push_back({row, {}, Json::array()});
+      table->rows.push_back({row, {}, {}});
       place = table->rows.end() - 1;
     }
     if (place->row.model + settings_object(place->row.settings).dump() != key) {
@@ -885,9 +818,9 @@ std::vector<Compared> gather_runs(const CompareRequest& request, std::string& pr
           folder.string(), printable(row.label), folder.string());
     }
     for (const auto& other : place->members) {
-      if (other.seed == member.seed) {
+      if (other.result.seed == result.seed) {
         throw usage_error("{} and {} are two runs of row '{}' with seed {}", other.folder.string(),
-                          folder.string(), printable(row.label), member.seed);
+                          folder.string(), printable(row.label), result.seed);
       }
     }
     place->members.push_back(std::move(member));
@@ -902,8 +835,8 @@ void plan_metrics(Compared& one, const CompareRequest& request) {
   for (const auto& row : one.rows) {
     for (const auto& member : row.members) {
       std::vector<std::string> names;
-      for (const auto& [name, value] : member.results[one.plan.reported].items()) {
-        names.push_back(name);
+      if (const MetricValues* metrics = member.result.metrics(one.plan.reported)) {
+        for (const auto& [name, value] : *metrics) names.push_back(name);
       }
       if (first) common = names;
       first = false;
@@ -912,7 +845,7 @@ void plan_metrics(Compared& one, const CompareRequest& request) {
       });
     }
   }
-  if (common.empty()) throw usage_error("the runs on '{}' share no metric", one.plan.name);
+  if (common.empty()) throw usage_error("the runs on '{}' share no metric", one.plan.card.name);
   std::vector<Metric> measured;
   for (const auto& name : common) measured.push_back(parse_metric(name));
   if (train.metrics.empty() && train.topk.empty()) {
@@ -943,7 +876,7 @@ void plan_metrics(Compared& one, const CompareRequest& request) {
   one.plan.test_metric = choose_test_metric(request.test_metric, one.plan.valid_metric, measured);
 }
 
-Json compare_runs(const CompareRequest& request) {
+CompareResult compare_runs(const CompareRequest& request) {
   if (!request.rows.empty() || !request.datasets.empty()) {
     throw usage_error("compare takes run folders, or -m and -d to make them, not both");
   }
@@ -962,7 +895,7 @@ Json compare_runs(const CompareRequest& request) {
     plan_metrics(one, request);
     for (const auto& row : one.rows) {
       labels.push_back(row.row.label);
-      for (const auto& member : row.members) seeds.insert(member.seed);
+      for (const auto& member : row.members) seeds.insert(member.result.seed);
     }
   }
   check_against(request, labels);
@@ -970,11 +903,9 @@ Json compare_runs(const CompareRequest& request) {
   shown.seeds.assign(seeds.begin(), seeds.end());
   shown.settings.clear();
   if (!request.output.empty()) {
-    Json runs = Json::array();
-    for (const auto& run : request.runs) runs.push_back(run);
-    claim_study(request.output, "compare", request.around.command, {{"runs", runs}});
+    claim_study(request.output, {"compare", request.around.command, {{"runs", request.runs}}});
   }
-  const Json result = result_json(shown, protocol, all);
+  const CompareResult result = result_of(shown, protocol, all);
   if (!request.output.empty()) write_tables(request.output, result);
   return result;
 }
@@ -1009,7 +940,7 @@ std::vector<CompareRow> with_ablations(const CompareRow& row,
   return out;
 }
 
-Json compare(const CompareRequest& typed) {
+CompareResult compare(const CompareRequest& typed) {
   check_options(typed);
   if (!typed.runs.empty() && typed.resume.empty()) return compare_runs(typed);
   CompareRequest request = typed.resume.empty() ? typed : resumed(typed);
@@ -1034,15 +965,15 @@ Json compare(const CompareRequest& typed) {
   for (const auto& path : request.datasets) {
     plans.push_back(plan_dataset(request, path, rows));
     for (size_t i = 0; i + 1 < plans.size(); ++i) {
-      if (plans[i].name == plans.back().name) {
-        throw usage_error("two datasets are called '{}': {} and {}", plans[i].name, plans[i].path,
-                          plans.back().path);
+      if (plans[i].card.name == plans.back().card.name) {
+        throw usage_error("two datasets are called '{}': {} and {}", plans[i].card.name,
+                          plans[i].path, plans.back().path);
       }
     }
     check_settings(plans.back().rows, request.settings, Log());
     for (const auto& row : plans.back().rows) labels.push_back(row.label);
     if (plans.back().reported == "valid") {
-      log.warn("dataset '{}' has no test rows: its table shows valid", plans.back().name);
+      log.warn("dataset '{}' has no test rows: its table shows valid", plans.back().card.name);
     }
   }
   check_against(request, labels);
@@ -1054,9 +985,9 @@ Json compare(const CompareRequest& typed) {
   }
   check_folders(request, plans);
   const std::string asked_by = request.around.command;
-  const std::string began_by =
-      claim_study(request.output, "compare", asked_by, identity_of(request, plans));
-  if (!typed.resume.empty()) request.around.command = began_by;
+  const Study study =
+      claim_study(request.output, {"compare", asked_by, identity_of(request, plans)});
+  if (!typed.resume.empty()) request.around.command = study.command;
   // A model that cannot be built is said now rather than in the middle of the night.
   for (const auto& plan : plans) {
     for (const auto& row : plan.rows) {
@@ -1071,7 +1002,7 @@ Json compare(const CompareRequest& typed) {
         check_run(wanted);
       } catch (const InputError& e) {
         throw InputError(e.code(),
-                         fmt::format("row '{}' on '{}': {}", row.label, plan.name, e.what()));
+                         fmt::format("row '{}' on '{}': {}", row.label, plan.card.name, e.what()));
       }
     }
   }
@@ -1081,7 +1012,7 @@ Json compare(const CompareRequest& typed) {
   for (const auto& plan : plans) n_runs += plan.rows.size() * request.seeds.size();
   for (const auto& plan : plans) {
     Compared one{plan, {}};
-    for (const auto& row : plan.rows) one.rows.push_back({row, {}, Json::array()});
+    for (const auto& row : plan.rows) one.rows.push_back({row, {}, {}});
     for (size_t s = 0; s < request.seeds.size(); ++s) {
       const int64_t seed = request.seeds[s];
       for (auto& runs : one.rows) {
@@ -1089,29 +1020,29 @@ Json compare(const CompareRequest& typed) {
         const Child child = child_of(request, plan, runs.row, seed);
         if (!runs.row.lists.empty()) {
           if (s >= runs.row.lists.size()) continue;
-          const Json results = measure_lists(child.folder, runs.row.lists[s], plan, seed, train);
-          runs.members.push_back({child.folder, seed, results});
+          runs.members.push_back(
+              {child.folder, measure_lists(child.folder, runs.row.lists[s], plan, seed, train)});
           continue;
         }
-        log.info("run {} of {}: {} on {}, seed {}{}", at, n_runs, runs.row.label, plan.name, seed,
-                 child.finished() ? ", finished before" : "");
-        const ChildResult done = run_child(child, request.output, "compare", request.around);
-        if (done.failure.empty()) {
-          runs.members.push_back({child.folder, seed, done.results});
+        log.info("run {} of {}: {} on {}, seed {}{}", at, n_runs, runs.row.label, plan.card.name,
+                 seed, child.finished() ? ", finished before" : "");
+        const ChildResult done = run_child(child, request.output, request.around);
+        if (done.result) {
+          runs.members.push_back({child.folder, *done.result});
         } else {
-          log.warn("{} on {}, seed {}: {}", runs.row.label, plan.name, seed, done.failure);
-          runs.failures.push_back({{"seed", seed}, {"what", done.failure}});
+          log.warn("{} on {}, seed {}: {}", runs.row.label, plan.card.name, seed, done.failure);
+          runs.failures.push_back({seed, done.failure});
         }
       }
     }
     all.push_back(std::move(one));
   }
-  Json result = result_json(request, protocol, all);
+  CompareResult result = result_of(request, protocol, all);
   const CompareRequest usual;
   if (!typed.resume.empty() &&
       (request.tests != usual.tests || request.correct != usual.correct ||
        request.test_metric != usual.test_metric || request.against != usual.against)) {
-    result["asked_by"] = asked_by;
+    result.asked_by = asked_by;
   }
   write_tables(request.output, result);
   return result;

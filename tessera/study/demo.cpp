@@ -16,6 +16,7 @@
 #include "tessera/base/random.h"
 #include "tessera/data/npy.h"
 #include "tessera/import/import.h"
+#include "tessera/ops/process.h"
 #include "tessera/serve/recommender.h"
 #include "tessera/study/run.h"
 
@@ -485,7 +486,7 @@ Json run_model(const DemoRequest& request, const std::string& model) {
   run_request.stop_requested = request.stop_requested;
   run_request.progress = request.progress;
   const fs::path folder = request.folder / "runs" / model;
-  if (fs::exists(folder / "results.json")) return read_json(folder / "results.json");
+  if (run_finished(folder)) return read_results(folder).json();
   if (fs::exists(folder / "checkpoints" / "last")) {
     run_request.resume = folder;
     run_request.settings.clear();
@@ -493,7 +494,7 @@ Json run_model(const DemoRequest& request, const std::string& model) {
     run_request.output = folder;
   }
   reset_peak_memory();
-  return run(run_request).results;
+  return run(run_request).result.json();
 }
 
 Json table_row(const Json& results) {
@@ -518,8 +519,10 @@ Json table_row(const Json& results) {
 
 /// The first three users with a dozen purchases in train, what they last bought, what to offer.
 Json recommend_some(const DemoRequest& request, const std::string& model) {
-  Recommender recommender(load_bundle(request.folder / "runs" / model / "model", request.log));
-  const Dataset& data = *recommender.bundle().data;
+  const Recommender recommender(
+      load_bundle(request.folder / "runs" / model / "model", request.log));
+  const auto version = recommender.version();
+  const Dataset& data = *version->data;
   Json users = Json::array();
   for (int64_t user = 0; user < data.n_users && users.size() < 3; ++user) {
     const auto bought = data.train.of(user);
@@ -535,8 +538,8 @@ Json recommend_some(const DemoRequest& request, const std::string& model) {
     ask.n = 5;
     const std::vector<Answer> answers = recommender.recommend(ask);
     for (const auto& [item, score] : answers.at(0).items) {
-      one["items"].push_back({{"id", std::string(recommender.item_id(item))},
-                              {"title", recommender.title(item)},
+      one["items"].push_back({{"id", std::string(version->catalogue->id(item))},
+                              {"title", std::string(version->catalogue->title(item))},
                               {"score", score}});
     }
     users.push_back(std::move(one));

@@ -11,7 +11,8 @@
 #include "tessera/folder/load.h"
 #include "tessera/folder/manifest.h"
 #include "tessera/model/bundle.h"
-#include "tessera/model/row_encoder.h"
+#include "tessera/model/offers.h"
+#include "tessera/ops/process.h"
 #include "tessera/study/quality.h"
 #include "tessera/study/run.h"
 #include "tessera/train/train.h"
@@ -74,19 +75,13 @@ Json put(const FeaturesRequest& request, const std::vector<NewFeature>& features
   return out;
 }
 
-Fields own_settings(const ModelInfo& info) {
-  Fields own(info.name);
-  info.describe(own);
-  return own;
-}
-
 /// How the features of a trained model came about: its own settings and seed, from all those of its
 /// training by name.
 Json card_of(const FeaturesRequest& request, const ModelInfo& info, const Json& settings) {
-  const Fields own = own_settings(info);
+  const auto own = info.fields();
   Json options = Json::object();
   for (const auto& [name, value] : settings.items()) {
-    if (own.knows(name)) options[name] = value;
+    if (own->knows(name)) options[name] = value;
   }
   return {{"name", info.name},
           {"tessera", kVersion},
@@ -111,10 +106,10 @@ Json supplied(const FeaturesRequest& request, Model& model, FeatureSupplier& sup
         "own items only; use --encoder {}",
         request.encoder, request.dataset.string(), info.name, squeezed(info.name));
   }
-  const Fields own = own_settings(info);
+  const auto own = info.fields();
   Json options = Json::object();
   for (const auto& setting : request.settings) {
-    if (own.knows(setting.name)) options[setting.name] = setting.value;
+    if (own->knows(setting.name)) options[setting.name] = setting.value;
   }
   const torch::NoGradGuard no_grad;
   return put(request, packed(supplier.export_features(options), before, card), info.name, model);
@@ -126,17 +121,17 @@ Json encode_with(const FeaturesRequest& request, Model& model, const std::string
   const ModelInfo& info = find_model(name);
   resolve_settings(info, request.settings);  // refuses unknown names and bad values
   const Json card = card_of(request, info, settings);
-  auto* encoder = dynamic_cast<RowEncoder*>(&model);
-  if (auto* supplier = dynamic_cast<FeatureSupplier*>(&model); supplier && encoder == nullptr) {
+  auto* encoder = model.offers().rows;
+  if (auto* supplier = model.offers().features; supplier && encoder == nullptr) {
     return supplied(request, model, *supplier, info, card);
   }
   if (encoder == nullptr) {
     throw usage_error("{} encodes no items: '{}' is a model that makes no features for others",
                       request.encoder, name);
   }
-  const Fields own = own_settings(info);
+  const auto own = info.fields();
   for (const auto& setting : request.settings) {
-    if (!own.knows(setting.name)) continue;
+    if (!own->knows(setting.name)) continue;
     throw usage_error("{} keeps the {} that it was trained with: leave the flag out",
                       request.encoder, printable(setting.name));
   }
@@ -202,18 +197,18 @@ Json make_features(const FeaturesRequest& request) {
   all.insert(all.end(), request.settings.begin(), request.settings.end());
   const RunSettings settings = resolve_settings(info, all);
   const TrainSettings& train = settings.train_settings;
-  use_device_and_threads(train);
+  train.on();
+  use_threads(train.threads);
   keep_freed_memory();
   const Dataset data = open_dataset(request.dataset, train);
   const Random random(static_cast<uint64_t>(train.seed));
-  auto model = info.make(all, Context{data.view(), random, train, request.log});
-  auto* supplier = dynamic_cast<FeatureSupplier*>(model.get());
+  auto model = settings.config.make(Context{data.view(), random, train, request.log});
+  auto* supplier = model->offers().features;
   if (supplier == nullptr) {
     throw usage_error("{} makes no features for others: wanted a model like PAMD, or a run of one",
                       info.name);
   }
-  const auto* trained = dynamic_cast<TrainedSupplier*>(model.get());
-  if (trained != nullptr && trained->needs_training()) {
+  if (supplier->needs_training()) {
     TrainConfig config;
     config.settings = train;
     config.protocol = find_protocol(train.protocol);

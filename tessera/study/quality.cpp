@@ -8,7 +8,7 @@
 
 #include "tessera/base/error.h"
 #include "tessera/folder/folder.h"
-#include "tessera/model/feature_reviewer.h"
+#include "tessera/model/offers.h"
 #include "tessera/nn/review.h"
 #include "tessera/ops/knn.h"
 
@@ -266,11 +266,11 @@ Json quality_report(const std::string& model, const Quality& quality, const Trai
 }
 
 std::map<std::string, std::string> quality_files(const std::string& name, Model& model) {
-  auto* reviewer = dynamic_cast<FeatureReviewer*>(&model);
-  if (reviewer == nullptr) return {};
-  const Quality found = reviewer->quality();
-  const Json report = quality_report(name, found, model.data());
-  return {{"quality.tsv", quality_tsv(found, model.data())},
+  Reporter* reporter = model.offers().report;
+  const auto found = reporter != nullptr ? reporter->quality() : std::nullopt;
+  if (!found) return {};
+  const Json report = quality_report(name, *found, model.data());
+  return {{"quality.tsv", quality_tsv(*found, model.data())},
           {"quality.json", report.dump(1, ' ', false, Json::error_handler_t::replace) + "\n"}};
 }
 

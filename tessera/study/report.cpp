@@ -4,6 +4,7 @@
 #include <cmath>
 #include <fstream>
 #include <map>
+#include <optional>
 #include <set>
 
 #include "tessera/base/error.h"
@@ -17,7 +18,9 @@
 #include "tessera/study/report_template.h"
 #include "tessera/study/report_views.h"
 #include "tessera/study/run.h"
+#include "tessera/study/study.h"
 #include "tessera/train/checkpoint.h"
+#include "tessera/train/metrics_log.h"
 
 namespace tessera {
 namespace {
@@ -34,29 +37,31 @@ Json texts(const std::vector<std::string>& values) {
   return out;
 }
 
-// ---- one run --------------------------------------------------------------------------------
+/// The result of a run that is finished.
+std::optional<RunResult> result_of(const fs::path& run) {
+  if (!run_finished(run)) return {};
+  return read_results(run);
+}
 
-std::vector<Json> lines_of(const fs::path& path) {
+std::vector<Json> json_of(const std::vector<MetricsLine>& lines) {
   std::vector<Json> out;
-  std::ifstream in(path);
-  for (std::string line; std::getline(in, line);) {
-    Json json = Json::parse(line, nullptr, false);
-    if (json.is_object()) out.push_back(std::move(json));
-  }
+  for (const auto& line : lines) out.push_back(line.json);
   return out;
 }
+
+// ---- one run --------------------------------------------------------------------------------
 
 /// Curves by name from the numbers of events, x = epoch.
 struct Curves {
   std::vector<std::string> order;
   std::map<std::string, Json> points;
-  void add(const std::string& name, const Json& x, const Json& y) {
-    if (!y.is_number() || !x.is_number()) return;
+  void add(const std::string& name, const std::optional<int64_t>& x, double y) {
+    if (!x || std::isnan(y)) return;
     if (!points.contains(name)) {
       order.push_back(name);
       points[name] = Json::array();
     }
-    points[name].push_back(pair_of(x, y));
+    points[name].push_back(pair_of(*x, y));
   }
   Json block_of(const std::string& title) const {
     Json out = block("lines", title);
@@ -72,27 +77,21 @@ struct Curves {
   }
 };
 
-Json curves_section(const fs::path& run) {
+Json curves_section(const std::vector<MetricsLine>& lines) {
   Curves total, parts, valid, before, agree;
-  for (const Json& line : lines_of(run / "metrics.jsonl")) {
-    const std::string event = line.value("event", "");
-    const Json epoch = line.value("epoch", Json()), losses = line.value("loss", Json::object());
-    if (event == "pretraining") {
-      for (const auto& [name, value] : losses.items()) {
-        before.add(name, epoch, value);
-      }
+  for (const MetricsLine& line : lines) {
+    if (line.event == "pretraining") {
+      for (const auto& [name, value] : line.losses) before.add(name, line.epoch, value);
       for (const char* name : {"matched", "unmatched", "ordered"}) {
-        if (line.contains(name)) agree.add(name, epoch, line[name]);
+        agree.add(name, line.epoch, line.value(name));
       }
-    }
-    if (event != "epoch") continue;
-    if (line.value("phase", "") == "train") {
-      for (const auto& [name, value] : losses.items()) {
-        (name == "total" ? total : parts).add(name, epoch, value);
+    } else if (line.trains()) {
+      for (const auto& [name, value] : line.losses) {
+        (name == "total" ? total : parts).add(name, line.epoch, value);
       }
-    } else {
-      for (const auto& [name, value] : line.items()) {
-        if (name.find('@') != std::string::npos) valid.add(name, epoch, value);
+    } else if (line.validates()) {
+      for (const auto& [name, value] : line.values) {
+        if (name.find('@') != std::string::npos) valid.add(name, line.epoch, value);
       }
     }
   }
@@ -109,37 +108,30 @@ Json curves_section(const fs::path& run) {
   return out;
 }
 
-Json results_section(const Json& results) {
+/// Adds the names that `names` lacks.
+void add_names(const MetricValues& metrics, std::vector<std::string>& names) {
+  for (const auto& [name, value] : metrics) {
+    if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
+  }
+}
+
+Json results_section(const RunResult& result) {
   Json out = section("Results");
   Json table = block("table", "Metrics");
   table["columns"] = texts({"metric", "valid", "test"});
   table["rows"] = Json::array();
   std::vector<std::string> names;
-  for (const char* split : {"valid", "test"}) {
-    if (!results[split].is_object()) continue;
-    for (const auto& [name, value] : results[split].items()) {
-      if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
-    }
+  for (const auto* metrics : {result.metrics("valid"), result.metrics("test")}) {
+    if (metrics != nullptr) add_names(*metrics, names);
   }
   for (const auto& name : names) {
-    Json row = Json::array({name});
-    for (const char* split : {"valid", "test"}) {
-      row.push_back(results[split].is_object() ? results[split].value(name, Json()) : Json());
-    }
-    table["rows"].push_back(row);
+    table["rows"].push_back(Json::array(
+        {name, number_json(result.value("valid", name)), number_json(result.value("test", name))}));
   }
   out["blocks"].push_back(table);
-  const Json slices = results.value("slices", Json::object());
-  if (!slices.is_object() || slices.empty()) return out;
+  if (result.slices.empty()) return out;
   std::vector<std::string> metrics;
-  for (const auto& [name, slice] : slices.items()) {
-    const Json values = slice.value("metrics", Json::object());
-    for (const auto& [metric, value] : values.items()) {
-      if (std::find(metrics.begin(), metrics.end(), metric) == metrics.end()) {
-        metrics.push_back(metric);
-      }
-    }
-  }
+  for (const Slice& slice : result.slices) add_names(slice.metrics, metrics);
   Json by_slice = block("table", "Metrics by slice");
   by_slice["columns"] = texts({"slice", "users", "pairs"});
   for (const auto& metric : metrics) by_slice["columns"].push_back(metric);
@@ -152,16 +144,13 @@ Json results_section(const Json& results) {
   bars["y"] = shown;
   bars["labels"] = Json::array();
   bars["values"] = Json::array();
-  for (const auto& [name, slice] : slices.items()) {
-    Json row = Json::array({name});
-    row.push_back(slice.value("n_users", Json()));
-    row.push_back(slice.value("n_pairs", Json()));
-    const Json values = slice.value("metrics", Json::object());
-    for (const auto& metric : metrics) row.push_back(values.value(metric, Json()));
+  for (const Slice& slice : result.slices) {
+    Json row = Json::array({slice.name, slice.n_users, slice.n_pairs});
+    for (const auto& metric : metrics) row.push_back(number_json(value_of(slice.metrics, metric)));
     by_slice["rows"].push_back(row);
-    if (values.contains(shown) && values[shown].is_number()) {
-      bars["labels"].push_back(name);
-      bars["values"].push_back(values[shown]);
+    if (const double value = value_of(slice.metrics, shown); !std::isnan(value)) {
+      bars["labels"].push_back(slice.name);
+      bars["values"].push_back(value);
     }
   }
   if (!bars["values"].empty()) out["blocks"].push_back(bars);
@@ -169,28 +158,24 @@ Json results_section(const Json& results) {
   return out;
 }
 
-Json settings_section(const fs::path& run, const Json& results, const Json& config) {
+Json settings_section(const fs::path& run, const RunResult* result, const RunConfig& config) {
   Json out = section("Audit and settings");
   Json audit = block("table", "Audit");
   audit["columns"] = texts({"what", "value"});
   audit["rows"] = Json::array();
-  flatten(results.value("audit", Json::object()), "", audit["rows"]);
+  if (result != nullptr) flatten(result->audit, "", audit["rows"]);
   flatten(read_optional(run / "env.json"), "", audit["rows"]);
+  const Json numbers = result != nullptr ? result->json() : Json::object();
   for (const char* key : {"time_s", "peak_rss_mb", "stopped_by", "n_epochs", "test_looks"}) {
-    if (results.contains(key)) flatten(results[key], key, audit["rows"]);
+    if (numbers.contains(key)) flatten(numbers[key], key, audit["rows"]);
   }
   out["blocks"].push_back(audit);
   Json settings = block("table", "Settings");
   settings["columns"] = texts({"setting", "value", "from"});
   settings["rows"] = Json::array();
-  const Json given = config.value("settings", Json::object());
-  for (const auto& [name, entry] : given.items()) {
-    if (!entry.is_object()) continue;
-    const Json value = entry.value("value", Json());
-    Json row = Json::array({name});
-    row.push_back(value.is_structured() ? Json(value.dump()) : value);
-    row.push_back(entry.value("origin", Json()));
-    settings["rows"].push_back(row);
+  for (const auto& [name, value, origin] : config.settings) {
+    settings["rows"].push_back(
+        Json::array({name, value.is_structured() ? Json(value.dump()) : value, origin}));
   }
   out["blocks"].push_back(settings);
   return out;
@@ -337,52 +322,42 @@ void fill_cards(Json& sections, Items& items, Json& pictures) {
   }
 }
 
+std::string name_of(const fs::path& folder) {
+  return fs::absolute(folder).lexically_normal().filename().string();
+}
+
 Json run_data(const fs::path& run, const Log& log) {
-  const Json results = read_optional(run / "results.json");
-  const Json config = read_json(run / "config.resolved.json");
-  const Json status = read_optional(run / "status.json");
-  Json out;
-  const std::string model = config.value("model", std::string("run"));
-  out["title"] = results.is_object()
-                     ? fmt::format("{} on {}", model, results.value("dataset", std::string()))
-                     : model;
-  out["subtitle"] = fmt::format("run {}", fs::absolute(run).lexically_normal().filename().string());
-  out["pictures"] = Json::object();
-  out["sections"] = Json::array();
-  if (status.is_object()) {
-    out["subtitle"] =
-        out["subtitle"].get<std::string>() + ", " + status.value("state", std::string("unknown"));
+  const std::optional<RunResult> result = result_of(run);
+  const RunConfig config = read_run_config(run);
+  const auto lines = read_metrics_log(run / "metrics.jsonl");
+  std::string subtitle = "run " + name_of(run);
+  if (fs::exists(run / "status.json")) subtitle += ", " + read_run_status(run).state;
+  Json sections = Json::array(), pictures = Json::object();
+  if (result) {
+    subtitle += fmt::format(", protocol {}, seed {}, best epoch {} by valid {}",
+                            protocol_words(result->protocol), result->seed, result->selection.epoch,
+                            result->selection.metric);
+    sections.push_back(results_section(*result));
   }
-  if (results.is_object()) {
-    const Json selection = results.value("selection", Json::object());
-    out["subtitle"] =
-        out["subtitle"].get<std::string>() +
-        fmt::format(", protocol {}, seed {}, best epoch {} by valid {}",
-                    protocol_words(results.value("protocol", std::string())),
-                    results.value("seed", Json()).dump(), selection.value("epoch", Json()).dump(),
-                    selection.value("metric", std::string()));
-    out["sections"].push_back(results_section(results));
-  }
-  out["sections"].push_back(curves_section(run));
-  for (const auto& part : forgetting_sections({{"", lines_of(run / "metrics.jsonl")}})) {
-    out["sections"].push_back(part);
-  }
-  if (results.is_object()) {
+  sections.push_back(curves_section(lines));
+  for (const auto& part : forgetting_sections({{"", json_of(lines)}})) sections.push_back(part);
+  if (result) {
     try {
       OpenRun open = open_run(run, log);
-      const fs::path folder = config.value("dataset", std::string());
-      Items items(folder, *open.data, log);
+      Items items(config.dataset, *open.data, log);
       Json views = Json::array({user_cards(run, *open.data)});
       for (const auto& view : model_views(run, open, log)) views.push_back(view);
-      fill_cards(views, items, out["pictures"]);
-      for (auto& view : views) out["sections"].push_back(std::move(view));
+      fill_cards(views, items, pictures);
+      for (auto& view : views) sections.push_back(std::move(view));
     } catch (const InputError& e) {
       log.warn("without users and model: {}", e.what());
     }
   }
-  out["sections"].push_back(
-      settings_section(run, results.is_object() ? results : Json::object(), config));
-  return out;
+  sections.push_back(settings_section(run, result ? &*result : nullptr, config));
+  return {{"title", result ? fmt::format("{} on {}", config.model, result->dataset) : config.model},
+          {"subtitle", subtitle},
+          {"pictures", pictures},
+          {"sections", sections}};
 }
 
 // ---- several runs -----------------------------------------------------------------------------
@@ -458,8 +433,7 @@ Json differences(const Json& table) {
 
 Json several_data(const std::vector<fs::path>& runs, const fs::path& folder) {
   Json out;
-  out["title"] = folder.empty() ? fmt::format("{} runs", runs.size())
-                                : fs::absolute(folder).lexically_normal().filename().string();
+  out["title"] = folder.empty() ? fmt::format("{} runs", runs.size()) : name_of(folder);
   out["subtitle"] = fmt::format("{} runs", runs.size());
   out["pictures"] = Json::object();
   out["sections"] = Json::array();
@@ -488,38 +462,26 @@ Json several_data(const std::vector<fs::path>& runs, const fs::path& folder) {
   Json table = block("table", "Test results of every run");
   Curves valid;
   std::vector<std::string> metrics;
-  std::vector<std::pair<std::string, Json>> all;
+  std::vector<std::pair<std::string, RunResult>> all;
   std::vector<std::pair<std::string, std::vector<Json>>> logs;
   for (const auto& run : runs) {
-    const Json results = read_optional(run / "results.json");
-    const std::string name = fs::absolute(run).lexically_normal().filename().string();
-    logs.emplace_back(name, lines_of(run / "metrics.jsonl"));
-    for (const Json& line : logs.back().second) {
-      if (line.value("event", "") == "epoch" && line.value("phase", "") == "valid") {
-        valid.add(name, line.value("epoch", Json()), line.value("score", Json()));
-      }
+    const auto lines = read_metrics_log(run / "metrics.jsonl");
+    for (const MetricsLine& line : lines) {
+      if (line.validates()) valid.add(name_of(run), line.epoch, line.value("score"));
     }
-    if (!results.is_object()) continue;
-    all.emplace_back(name, results);
-    if (!results["test"].is_object()) continue;
-    for (const auto& [metric, value] : results["test"].items()) {
-      if (std::find(metrics.begin(), metrics.end(), metric) == metrics.end()) {
-        metrics.push_back(metric);
-      }
-    }
+    logs.emplace_back(name_of(run), json_of(lines));
+    const auto result = result_of(run);
+    if (!result) continue;
+    all.emplace_back(name_of(run), *result);
+    if (result->test) add_names(*result->test, metrics);
   }
   table["columns"] = texts({"run", "model", "protocol", "seed", "best epoch"});
   for (const auto& metric : metrics) table["columns"].push_back(metric);
   table["rows"] = Json::array();
-  for (const auto& [name, results] : all) {
-    Json row = Json::array({name});
-    row.push_back(results.value("model", Json()));
-    row.push_back(protocol_words(results.value("protocol", std::string())));
-    row.push_back(results.value("seed", Json()));
-    row.push_back(results.value("selection", Json::object()).value("epoch", Json()));
-    for (const auto& metric : metrics) {
-      row.push_back(results["test"].is_object() ? results["test"].value(metric, Json()) : Json());
-    }
+  for (const auto& [name, result] : all) {
+    Json row = Json::array(
+        {name, result.model, protocol_words(result.protocol), result.seed, result.selection.epoch});
+    for (const auto& metric : metrics) row.push_back(number_json(result.value("test", metric)));
     table["rows"].push_back(row);
   }
   if (!valid.order.empty() && valid.order.size() <= 24) {

@@ -2,7 +2,7 @@
 
 #include <map>
 
-#include "tessera/model/feature_reviewer.h"
+#include "tessera/model/offers.h"
 #include "tessera/study/quality.h"
 #include "tessera/study/report_pamd.h"
 #include "tessera/study/report_views.h"
@@ -19,11 +19,10 @@ const std::map<std::string, Json (*)(const Json& facts)> kPages = {{"PAMD", pamd
 }  // namespace
 
 Json model_facts(const std::string& name, Model& model, const Dataset& data) {
-  if (auto* reviewer = dynamic_cast<FeatureReviewer*>(&model)) {
-    return quality_report(name, reviewer->quality(), model.data());
-  }
-  auto* reporter = dynamic_cast<Reporter*>(&model);
-  return reporter != nullptr ? reporter->report(held_out(data)) : Json();
+  Reporter* reporter = model.offers().report;
+  if (reporter == nullptr) return nullptr;
+  const auto quality = reporter->quality();
+  return quality ? quality_report(name, *quality, model.data()) : reporter->report(held_out(data));
 }
 
 Json model_sections(const std::string& name, const Json& facts) {

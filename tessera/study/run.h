@@ -6,6 +6,8 @@
 #include <string>
 
 #include "tessera/model/registry.h"
+#include "tessera/train/results.h"
+#include "tessera/train/run_folder.h"
 #include "tessera/train/train.h"
 
 namespace tessera {
@@ -28,17 +30,13 @@ struct RunRequest {
 
 struct RunOutcome {
   std::filesystem::path folder;
-  Json results;  ///< results.json
+  RunResult result;
 };
 
 /// Trains, evaluates and writes the run folder of conventions section 3. Inputs are checked before
 /// anything is replaced; a failure leaves status.json with its exit code.
 RunOutcome run(const RunRequest& request);
 
-/// Sets the number of threads, 0: all cores; exit 2 for a device that this build has not.
-void use_device_and_threads(const TrainSettings& settings);
-/// Before training: arrays that are freed stay with the process. Faster steps, a few MB more.
-void keep_freed_memory();
 
 /// Builds the model of a run and drops it: what run() would refuse is refused, nothing is written.
 void check_run(const RunRequest& request);
@@ -49,25 +47,10 @@ struct OpenRun {
   RunSettings settings;
   std::unique_ptr<Dataset> data;
   std::unique_ptr<Model> learned;
-  Json results;
 };
 OpenRun open_run(const std::filesystem::path& folder, const Log& log = {});
 
-/// Counts one more look at test in the run's results.json.
-void count_test_look(const std::filesystem::path& folder);
-
-/// True for a folder that holds a run, and for one that holds a bundle.
-bool is_run_folder(const std::filesystem::path& folder);
+/// True for a folder that holds a bundle.
 bool is_bundle_folder(const std::filesystem::path& folder);
-
-/// Metric values as JSON, undefined ones as null.
-Json metrics_json(const MetricValues& metrics);
-
-/// The largest resident size of this process so far, MiB.
-int64_t peak_rss_mb();
-/// Gives unused memory back and asks the kernel to forget the largest resident size so far, so that
-/// each of several runs in one process reports its own. Where the kernel refuses, a later run
-/// reports at least what an earlier one used.
-void reset_peak_memory();
 
 }  // namespace tessera

@@ -9,8 +9,11 @@
 
 #include "tessera/base/error.h"
 #include "tessera/base/files.h"
+#include "tessera/base/resumable.h"
 #include "tessera/eval/statistics.h"
 #include "tessera/folder/manifest.h"
+#include "tessera/ops/process.h"
+#include "tessera/train/metrics_log.h"
 
 namespace tessera {
 namespace {
@@ -66,46 +69,24 @@ bool only_begun(const fs::path& folder) {
   return !error;
 }
 
-/// The last error in a run's log, without time and level.
-std::string last_error(const fs::path& folder) {
-  std::ifstream in(folder / "train.log");
-  std::string found;
-  for (std::string line; std::getline(in, line);) {
-    if (const size_t at = line.find(" ERROR "); at != std::string::npos)
-      found = line.substr(at + 7);
-  }
-  return found.empty() ? "diverged" : found;
-}
-
 /// Exit 3 unless the run in the child's folder, if there is one, is the planned one.
 void check_child(const Child& child) {
-  const fs::path path = child.folder / "config.resolved.json";
-  if (!fs::exists(path) && !child.finished()) return;
-  const Json config = read_json(path);
-  const auto differs = [&](const char* what, const std::string& found, const std::string& wanted) {
-    return data_error("{} holds a run of {} {}, the study's has {}: remove it or choose another -o",
-                      child.folder.string(), what, printable(found, 200), printable(wanted, 200));
+  if (!fs::exists(child.folder / "config.resolved.json") && !child.finished()) return;
+  const RunConfig run = read_run_config(child.folder);
+  const auto same = [&](const char* what, const std::string& found, const std::string& wanted) {
+    if (found == wanted) return;
+    throw data_error("{} holds a run of {} {}, the study's has {}: remove it or choose another -o",
+                     child.folder.string(), what, printable(found, 200), printable(wanted, 200));
   };
-  const auto text = [&](const char* key) {
-    return json_get<std::string>(config, key, path.string());
-  };
-  const std::string model = find_model(child.model).name;
-  if (text("model") != model) throw differs("model", text("model"), model);
-  const std::string dataset = fs::absolute(child.dataset).lexically_normal().string();
-  if (text("dataset") != dataset) throw differs("dataset", text("dataset"), dataset);
+  same("model", run.model, find_model(child.model).name);
+  same("dataset", run.dataset, fs::absolute(child.dataset).lexically_normal().string());
   for (const auto& setting : child.settings) {
     if (setting_name(setting.name) != "seed") continue;
-    const Json all = json_get<Json>(config, "settings", path.string());
-    const Json seed = json_get<Json>(all, "seed", path.string());
-    const std::string wanted = setting.value.dump();
-    if (!seed.contains("value") || seed["value"].dump() != wanted) {
-      throw differs("seed", seed.contains("value") ? seed["value"].dump() : "none", wanted);
-    }
+    same("seed", settings_object(run.settings).value("seed", Json()).dump(), setting.value.dump());
   }
   const fs::path data = child.folder / "data.json";
   if (child.split_sha256.empty() || !fs::exists(data)) return;
-  const auto split = json_get<std::string>(read_json(data), "split_sha256", data.string(), "");
-  if (split != child.split_sha256) throw differs("split_sha256", split, child.split_sha256);
+  same("split_sha256", DataCard::read(read_json(data)).split_sha256, child.split_sha256);
 }
 
 double median(std::vector<double> values) {
@@ -113,31 +94,26 @@ double median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-Json number_at(const Json& object, std::initializer_list<const char*> keys) {
-  const Json* at = &object;
-  for (const char* key : keys) {
-    if (!at->is_object() || !at->contains(key)) return {};
-    at = &(*at)[key];
-  }
-  return at->is_number() ? *at : Json();
+/// study.json of a folder, of the wanted kind or any.
+Study study_in(const fs::path& folder) {
+  const std::string what = (folder / "study.json").string();
+  const Json found = read_json(what);
+  return {json_get<std::string>(found, "kind", what),
+          json_get<std::string>(found, "command", what, ""),
+          json_get<Json>(found, "identity", what)};
 }
 
 }  // namespace
 
-std::string claim_study(const fs::path& folder, const std::string& kind, const std::string& command,
-                        const Json& identity) {
-  const fs::path mark = folder / "study.json";
+Study claim_study(const fs::path& folder, const Study& study) {
   std::error_code error;
-  if (fs::exists(mark, error)) {
-    const Json found = read_json(mark);
-    const Json of = json_get<std::string>(found, "kind", mark.string());
-    if (of != kind) {
+  if (fs::exists(folder / "study.json", error)) {
+    const Study found = study_in(folder);
+    if (found.kind != study.kind) {
       throw usage_error("{} holds a study made by '{}', not by '{}': choose another -o",
-                        folder.string(), of.get<std::string>(), kind);
+                        folder.string(), printable(found.kind), study.kind);
     }
-    const auto began_by = json_get<std::string>(found, "command", mark.string(), "");
-    Json there = json_get<Json>(found, "identity", mark.string()), here = identity;
-    if (there == here) return began_by;
+    Json there = found.identity, here = study.identity;
     const Json files_there = take_files(there), files_here = take_files(here);
     if (const auto other = difference(there, here); !other.empty()) {
       throw usage_error(
@@ -148,7 +124,7 @@ std::string claim_study(const fs::path& folder, const std::string& kind, const s
       throw data_error("what {} was begun with has changed: {}; choose another -o", folder.string(),
                        other);
     }
-    return began_by;  // the order of keys alone differs
+    return found;
   }
   if (fs::exists(folder, error) && !fs::is_directory(folder, error)) {
     throw usage_error("{} is a file, wanted a folder: choose another -o", folder.string());
@@ -159,22 +135,25 @@ std::string claim_study(const fs::path& folder, const std::string& kind, const s
   fs::create_directories(folder, error);
   if (error) throw usage_error("cannot write {}: {}", folder.string(), error.message());
   // The mark first: a folder with runs and without it would belong to nobody.
-  write_json(mark, {{"format", 1}, {"kind", kind}, {"command", command}, {"identity", identity}});
+  write_json(folder / "study.json", {{"format", 1},
+                                     {"kind", study.kind},
+                                     {"command", study.command},
+                                     {"identity", study.identity}});
   fs::create_directories(folder / "runs", error);
   if (error) throw usage_error("cannot write {}: {}", folder.string(), error.message());
-  return command;
+  return study;
 }
 
-Json study_identity(const fs::path& folder, const std::string& kind) {
-  const fs::path mark = folder / "study.json";
-  if (!fs::exists(mark)) throw data_error("{} is no study folder", folder.string());
-  const Json found = read_json(mark);
-  const auto of = json_get<std::string>(found, "kind", mark.string());
-  if (of != kind) {
+Study read_study(const fs::path& folder, const std::string& kind) {
+  if (!fs::exists(folder / "study.json"))
+    throw data_error("{} is no study folder", folder.string());
+  Study found = study_in(folder);
+  if (found.kind != kind) {
     throw usage_error("{} holds a study made by '{}': go on with tessera {} --resume {}",
-                      folder.string(), printable(of), printable(of), folder.string());
+                      folder.string(), printable(found.kind), printable(found.kind),
+                      folder.string());
   }
-  return json_get<Json>(found, "identity", mark.string());
+  return found;
 }
 
 std::string file_name(const std::string& text) {
@@ -209,16 +188,29 @@ std::string escaped(const std::string& text) {
   return out;
 }
 
-std::string split_words(const Json& about) {
-  if (!about.is_object() || !about.contains("split") || !about["split"].is_object()) return "";
-  const Json& split = about["split"];
-  const auto word = [&](const char* key) {
-    return split.contains(key) && split[key].is_string() ? split[key].get<std::string>() : "";
+DataCard DataCard::read(const Json& about) {
+  DataCard out;
+  if (!about.is_object()) return out;
+  const auto at = [](const Json& object, const char* key) {
+    const auto found = object.find(key);
+    return found == object.end() ? Json() : *found;
   };
-  std::string out = word("kind");
-  if (const auto rounding = word("rounding"); !rounding.empty()) out += " (" + rounding + ")";
-  if (split.contains("fold")) out += ", fold " + split["fold"].dump();
-  if (out.rfind("given", 0) != 0 && about.contains("seed")) out += ", seed " + about["seed"].dump();
+  const auto text = [](const Json& value) {
+    return value.is_string() ? value.get<std::string>() : std::string();
+  };
+  out.name = text(at(about, "name"));
+  out.split_sha256 = text(at(about, "split_sha256"));
+  const Json split = at(about, "split"), seed = at(about, "seed");
+  if (!split.is_object()) return out;
+  out.split = text(at(split, "kind"));
+  if (const auto rounding = text(at(split, "rounding")); !rounding.empty()) {
+    out.split += " (" + rounding + ")";
+  }
+  if (const Json fold = at(split, "fold"); !fold.is_null()) {
+    if (fold.is_number_integer()) out.fold = fold.get<int64_t>();
+    out.split += ", fold " + fold.dump();
+  }
+  if (out.split.rfind("given", 0) != 0 && !seed.is_null()) out.split += ", seed " + seed.dump();
   return out;
 }
 
@@ -243,16 +235,13 @@ Json feature_hashes(const fs::path& dataset, const std::vector<std::vector<std::
   return out;
 }
 
-bool Child::finished() const { return fs::exists(folder / "results.json"); }
+bool Child::finished() const { return run_finished(folder); }
 
-ChildResult run_child(const Child& child, const fs::path& study, const std::string& verb,
-                      const Surroundings& around) {
+ChildResult run_child(const Child& child, const fs::path& study, const Surroundings& around) {
   check_child(child);
-  if (child.finished()) return {read_json(child.folder / "results.json"), ""};
-  const fs::path status = child.folder / "status.json";
-  if (fs::exists(status)) {
-    const Json code = number_at(read_json(status), {"exit_code"});
-    if (code == static_cast<int>(Exit::diverged)) return {Json(), last_error(child.folder)};
+  if (child.finished()) return {read_results(child.folder), ""};
+  if (const RunStatus status = read_run_status(child.folder); status.exit_code == Exit::diverged) {
+    return {{}, status.error.empty() ? "diverged" : status.error};
   }
   RunRequest request;
   request.model = child.model;
@@ -265,68 +254,49 @@ ChildResult run_child(const Child& child, const fs::path& study, const std::stri
   if (fs::exists(child.folder / "checkpoints" / "last" / "state.json")) {
     request.resume = child.folder;
   } else {
-    // Whatever a killed process left of a run that had not begun.
-    std::error_code error;
-    fs::remove_all(child.folder, error);
     request.output = child.folder;
     request.settings = child.settings;
   }
   reset_peak_memory();
   try {
-    return {run(request).results, ""};
+    return {run(request).result, ""};
   } catch (const RunError& e) {
-    if (e.code() == Exit::diverged) return {Json(), e.what()};
+    if (e.code() == Exit::diverged) return {{}, e.what()};
     if (e.code() == Exit::interrupted || e.code() == Exit::interrupted_without_checkpoint) {
-      throw RunError(
-          Exit::interrupted,
-          fmt::format("interrupted; go on with: tessera {} --resume {}", verb, study.string()));
+      throw ResumableError(Exit::interrupted, "interrupted", study.string());
     }
     throw;
   }
 }
 
-Json run_cost(const fs::path& folder, const Json& results) {
+Cost run_cost(const fs::path& folder, const RunResult& result) {
+  Cost out;
   std::vector<double> train, valid;
-  Json parameters;
   double until_best = 0, sum = 0, trained = 0;
-  std::ifstream in(folder / "metrics.jsonl");
-  for (std::string line; std::getline(in, line);) {
-    const Json event = Json::parse(line, nullptr, false);
-    if (!event.is_object()) continue;
-    if (const Json n = number_at(event, {"n_parameters"}); !n.is_null()) parameters = n;
-    const Json time = number_at(event, {"time_s"});
-    if (event.value("event", "") != "epoch" || time.is_null()) continue;
-    const auto seconds = time.get<double>();
+  for (const MetricsLine& line : read_metrics_log(folder / "metrics.jsonl")) {
+    if (const double n = line.value("n_parameters"); std::isfinite(n)) out.n_parameters = n;
+    const double seconds = line.value("time_s");
+    if (line.event != "epoch" || !std::isfinite(seconds)) continue;
     sum += seconds;
-    if (event.value("phase", "") == "train") {
+    if (line.trains()) {
       train.push_back(seconds);
       trained += seconds;
     } else {
       valid.push_back(seconds);
-      if (event.value("best", false)) until_best = sum;
+      if (line.best) until_best = sum;
     }
   }
-  const Json train_s = number_at(results, {"time_s", "train"});
+  out.train_s = result.time_s.train.value_or(Cost::kUnknown);
   // What no epoch accounts for: preparation, and all of a closed form.
-  const double prepared = train_s.is_null() ? 0 : std::max(0.0, train_s.get<double>() - trained);
-  Json out = {{"n_parameters", parameters}, {"epoch_s", nullptr}, {"step_ms", nullptr},
-              {"eval_s", nullptr},          {"best_s", nullptr},  {"train_s", train_s}};
-  if (!train.empty()) {
-    out["epoch_s"] = median(train);
-    const Json steps = number_at(results, {"n_steps"}), epochs = number_at(results, {"n_epochs"});
-    if (!steps.is_null() && steps.get<double>() > 0 && !epochs.is_null()) {
-      out["step_ms"] = 1000 * median(train) * epochs.get<double>() / steps.get<double>();
-    }
-  } else {
-    out["epoch_s"] = train_s;
+  const double prepared = std::max(0.0, result.time_s.train.value_or(0) - trained);
+  out.epoch_s = train.empty() ? out.train_s : median(train);
+  if (!train.empty() && result.n_steps.value_or(0) > 0 && result.n_epochs) {
+    out.step_ms = 1000 * out.epoch_s * static_cast<double>(*result.n_epochs) /
+                  static_cast<double>(*result.n_steps);
   }
-  if (!valid.empty()) {
-    out["eval_s"] = median(valid);
-    out["best_s"] = prepared + until_best;
-  } else {
-    out["eval_s"] = number_at(results, {"time_s", "eval"});
-  }
-  out["peak_rss_mb"] = number_at(results, {"peak_rss_mb"});
+  out.eval_s = valid.empty() ? result.time_s.eval : median(valid);
+  if (!valid.empty()) out.best_s = prepared + until_best;
+  if (result.peak_rss_mb) out.peak_rss_mb = static_cast<double>(*result.peak_rss_mb);
   return out;
 }
 
@@ -362,10 +332,18 @@ std::map<std::string, double> per_user_values(const fs::path& folder, const std:
   return out;
 }
 
-Json settings_object(const Settings& settings) {
-  Json out = Json::object();
-  for (const auto& setting : settings) out[setting_name(setting.name)] = setting.value;
+std::string settings_words(const Settings& settings) {
+  std::string out;
+  const Json values = settings_object(settings);  // a setting given twice counts once
+  for (const auto& [name, value] : values.items()) {
+    out += fmt::format("{}{}={}", out.empty() ? "" : ", ", name, line_text(value));
+  }
   return out;
+}
+
+std::string line_text(const Json& value) {
+  return escaped(value.is_string() ? value.get<std::string>()
+                                   : value.dump(-1, ' ', false, Json::error_handler_t::replace));
 }
 
 std::string published_metric(const std::string& name) {
@@ -419,23 +397,85 @@ std::string markdown_table(const std::vector<std::vector<std::string>>& typed) {
   return out;
 }
 
-Json summary_of(const std::vector<double>& values) {
-  const auto or_null = [](double x) { return std::isfinite(x) ? Json(x) : Json(); };
-  Json each = Json::array();
-  for (const double value : values) each.push_back(or_null(value));
-  return {
-      {"mean", or_null(mean_of(values))}, {"sd", or_null(deviation_of(values))}, {"values", each}};
+Summary summary_of(const std::vector<double>& values) {
+  return {mean_of(values), deviation_of(values), values};
 }
 
-std::string number_cell(const Json& value, const char* format) {
-  return value.is_number() ? fmt::format(fmt::runtime(format), value.get<double>()) : "-";
+std::string number_cell(double value, const char* format) {
+  return std::isnan(value) ? "-" : fmt::format(fmt::runtime(format), value);
 }
 
-std::string summary_cell(const Json& summary, const std::string& plus_minus) {
-  if (!summary.is_object() || !summary["mean"].is_number()) return "-";
-  const std::string mean = number_cell(summary["mean"], "{:.4f}");
-  return summary["sd"].is_number() ? mean + plus_minus + number_cell(summary["sd"], "{:.4f}")
-                                   : mean;
+std::string summary_cell(const Summary& summary, const std::string& plus_minus) {
+  const std::string mean = number_cell(summary.mean, "{:.4f}");
+  return std::isnan(summary.mean) || std::isnan(summary.deviation)
+             ? mean
+             : mean + plus_minus + number_cell(summary.deviation, "{:.4f}");
+}
+
+Json number_json(double value) { return std::isfinite(value) ? Json(value) : Json(); }
+
+template <typename T>
+std::vector<T> list_from(const Json& object, const std::string& key, const std::string& where) {
+  std::vector<T> out;
+  const auto found = object.find(key);
+  if (found == object.end() || !found->is_array()) {
+    throw data_error("{}: '{}' must be a list", where, key);
+  }
+  for (const Json& each : *found) {
+    const Json one = {{key, each}};
+    if constexpr (std::is_same_v<T, double>) {
+      out.push_back(json_get<double>(one, key, where, Cost::kUnknown));
+    } else {
+      out.push_back(json_get<T>(one, key, where));
+    }
+  }
+  return out;
+}
+template std::vector<double> list_from(const Json&, const std::string&, const std::string&);
+template std::vector<int64_t> list_from(const Json&, const std::string&, const std::string&);
+template std::vector<std::string> list_from(const Json&, const std::string&, const std::string&);
+template std::vector<Json> list_from(const Json&, const std::string&, const std::string&);
+
+Json settings_object(const Settings& settings) {
+  Json out = Json::object();
+  for (const auto& setting : settings) out[setting_name(setting.name)] = setting.value;
+  return out;
+}
+
+Settings settings_from(const Json& object, const std::string& key, const std::string& where) {
+  Settings out;
+  const Json settings = json_get<Json>(object, key, where);
+  for (const auto& [name, value] : settings.items()) out.push_back({name, value, "study.json"});
+  return out;
+}
+
+Json summary_json(const Summary& summary) {
+  Json values = Json::array();
+  for (const double value : summary.values) values.push_back(number_json(value));
+  return {{"mean", number_json(summary.mean)},
+          {"sd", number_json(summary.deviation)},
+          {"values", values}};
+}
+
+Summary summary_from(const Json& json, const std::string& where) {
+  return {json_get<double>(json, "mean", where, Cost::kUnknown),
+          json_get<double>(json, "sd", where, Cost::kUnknown),
+          list_from<double>(json, "values", where)};
+}
+
+Json failures_json(const std::vector<Failure>& failures) {
+  Json out = Json::array();
+  for (const auto& one : failures) out.push_back({{"seed", one.seed}, {"what", one.what}});
+  return out;
+}
+
+std::vector<Failure> failures_from(const Json& object, const std::string& where) {
+  std::vector<Failure> out;
+  for (const Json& one : list_from<Json>(object, "failures", where)) {
+    out.push_back(
+        {json_get<int64_t>(one, "seed", where), json_get<std::string>(one, "what", where)});
+  }
+  return out;
 }
 
 }  // namespace tessera

@@ -4,12 +4,11 @@
 #include <cmath>
 #include <ctime>
 #include <fstream>
-#include <iterator>
 #include <string>
 #include <string_view>
 
 #include "tessera/base/error.h"
-#include "tessera/base/json.h"
+#include "tessera/train/metrics_log.h"
 
 namespace tessera {
 namespace {
@@ -62,18 +61,10 @@ std::string record(const std::string& bytes) {
   return length + masked(length) + bytes + masked(bytes);
 }
 
-std::string scalars_of(const Json& line) {
-  const std::string phase = line.value("phase", "");
+std::string scalars_of(const MetricsLine& line) {
   std::string out;
-  for (const auto& [name, value] : line.items()) {
-    if (name == "loss" && value.is_object()) {
-      for (const auto& [part, each] : value.items()) {
-        if (each.is_number()) out += scalar("loss/" + part, each.get<double>());
-      }
-    } else if (value.is_number() && name != "epoch") {
-      out += scalar(phase + "/" + name, value.get<double>());
-    }
-  }
+  for (const auto& [part, value] : line.losses) out += scalar("loss/" + part, value);
+  for (const auto& [name, value] : line.values) out += scalar(line.phase + "/" + name, value);
   return out;
 }
 
@@ -88,23 +79,14 @@ TensorboardFiles::TensorboardFiles(const std::filesystem::path& run)
 }
 
 void TensorboardFiles::update() {
-  std::ifstream in(metrics_, std::ios::binary);
-  in.seekg(read_);
-  const std::string text((std::istreambuf_iterator<char>(in)), {});
   const auto now = static_cast<double>(std::time(nullptr));
   std::string out;
   if (read_ == 0) out += record(event(now, 0, bytes_field(3, "brain.Event:2")));
-  size_t begin = 0;
-  for (size_t end; (end = text.find('\n', begin)) != std::string::npos; begin = end + 1) {
-    const Json line = Json::parse(text.substr(begin, end - begin), nullptr, false);
-    if (!line.is_object() || !line.contains("epoch") || !line["epoch"].is_number_unsigned()) {
-      continue;
-    }
+  for (const MetricsLine& line : read_metrics_log(metrics_, read_)) {
     const std::string scalars = scalars_of(line);
-    if (scalars.empty()) continue;
-    out += record(event(now, line["epoch"].get<uint64_t>(), bytes_field(5, scalars)));
+    if (scalars.empty() || line.epoch.value_or(-1) < 0) continue;
+    out += record(event(now, static_cast<uint64_t>(*line.epoch), bytes_field(5, scalars)));
   }
-  read_ += static_cast<int64_t>(begin);
   std::ofstream file(events_, std::ios::app | std::ios::binary);
   file << out;
   file.flush();

@@ -13,7 +13,6 @@
 #include "tessera/eval/protocol_words.h"
 #include "tessera/eval/statistics.h"
 #include "tessera/folder/load.h"
-#include "tessera/study/compare.h"
 
 namespace tessera {
 namespace {
@@ -26,9 +25,6 @@ std::string text(const Json& value) {
   return value.is_string() ? value.get<std::string>()
                            : value.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
-
-/// For one line of a file.
-std::string line_text(const Json& value) { return escaped(text(value)); }
 
 std::string without_blanks(const std::string& text) {
   std::string out;
@@ -89,8 +85,9 @@ struct Plan {
   std::vector<Dimension> space;
 };
 
-/// MMRec's `hyper_parameters` and `search.`, out of the settings.
-Plan plan_of(const TuneRequest& request) {
+/// MMRec's `hyper_parameters` and `search.`, out of the settings; `own` is what is searched where
+/// nothing was named: the model's grid, settings and their values.
+Plan plan_of(const TuneRequest& request, const std::vector<std::pair<std::string, Json>>& own) {
   Plan out;
   const Log& log = request.around.log;
   std::vector<std::string> named;
@@ -144,6 +141,9 @@ Plan plan_of(const TuneRequest& request) {
     }
   }
   if (out.space.empty()) {
+    for (const auto& [name, values] : own) add(name, values);
+  }
+  if (out.space.empty()) {
     throw usage_error("nothing to search: add --search name=values, or search: to a -c file");
   }
   for (const auto& one : out.space) {
@@ -163,19 +163,13 @@ Json space_json(const std::vector<Dimension>& space) {
   return out;
 }
 
-Settings settings_from(const Json& object) {
-  Settings out;
-  for (const auto& [name, value] : object.items()) out.push_back({name, value, "study.json"});
-  return out;
-}
-
 TuneRequest resumed(const TuneRequest& request) {
   if (!request.model.empty() || !request.dataset.empty() || !request.settings.empty() ||
       !request.search.empty() || !request.sampler.empty() || request.trials > 0) {
     throw usage_error("--resume {} takes model, dataset and search from the study: leave them out",
                       request.resume.string());
   }
-  const Json identity = study_identity(request.resume, "tune");
+  const Json identity = read_study(request.resume, "tune").identity;
   const std::string what = (request.resume / "study.json").string();
   TuneRequest out = request;
   out.output = request.resume;
@@ -184,14 +178,10 @@ TuneRequest resumed(const TuneRequest& request) {
   out.sampler = json_get<std::string>(identity, "sampler", what);
   out.trials = json_get<int64_t>(identity, "trials", what);
   out.trial_seed = json_get<int64_t>(identity, "seed of the trials", what);
-  try {
-    out.seeds = identity.at("seeds").get<std::vector<int64_t>>();
-    out.settings = settings_from(identity.at("settings"));
-    for (const auto& [name, value] : identity.at("search").items()) {
-      out.settings.push_back({"search." + name, value, "study.json"});
-    }
-  } catch (const nlohmann::json::exception&) {
-    throw data_error("{}: damaged, its identity is not one of tune's", what);
+  out.seeds = list_from<int64_t>(identity, "seeds", what);
+  out.settings = settings_from(identity, "settings", what);
+  for (auto& one : settings_from(identity, "search", what)) {
+    out.settings.push_back({"search." + one.name, one.value, one.origin});
   }
   return out;
 }
@@ -218,99 +208,41 @@ std::string bin_of(const Dimension& one, const Json& value) {
   return fmt::format("{:.3g} to {:.3g}", from(low + bin * width), from(low + (bin + 1) * width));
 }
 
-Json sensitivity(const std::vector<Dimension>& space, const Json& trials) {
-  Json out = Json::array();
-  for (const auto& one : space) {
+std::vector<Effect> sensitivity(const std::vector<Dimension>& space,
+                                const std::vector<TrialResult>& trials) {
+  std::vector<Effect> out;
+  for (size_t d = 0; d < space.size(); ++d) {
     std::vector<std::pair<double, std::string>> order;
     std::map<std::string, std::vector<double>> scores;
     for (const auto& trial : trials) {
-      if (!trial["score"].is_number()) continue;
-      const Json& value = trial["settings"][one.name];
-      const std::string bin = bin_of(one, value);
+      if (std::isnan(trial.score)) continue;
+      const Json& value = trial.settings[d].value;
+      const std::string bin = bin_of(space[d], value);
       if (!scores.contains(bin)) order.emplace_back(number_of(value), bin);
-      scores[bin].push_back(trial["score"].get<double>());
+      scores[bin].push_back(trial.score);
     }
-    if (one.kind != Dimension::Kind::list) std::sort(order.begin(), order.end());
+    if (space[d].kind != Dimension::Kind::list) std::sort(order.begin(), order.end());
     for (const auto& [number, bin] : order) {
-      Json row = {{"setting", one.name}, {"value", bin}, {"n", scores[bin].size()}};
-      const Json summary = summary_of(scores[bin]);
-      row["mean"] = summary["mean"];
-      row["sd"] = summary["sd"];
-      out.push_back(row);
+      const auto& all = scores[bin];
+      out.push_back(
+          {space[d].name, bin, static_cast<int64_t>(all.size()), mean_of(all), deviation_of(all)});
     }
   }
   return out;
 }
-
-// ---------------------------------------------------------------- files
-
-std::vector<std::string> facts(const Json& result) {
-  std::string space, settings;
-  for (const auto& [name, values] : result["search"].items()) {
-    space += (space.empty() ? "" : ", ") + name + " in " + line_text(values);
-  }
-  for (const auto& [name, value] : result["settings"].items()) {
-    settings += (settings.empty() ? "" : ", ") + name + "=" + line_text(value);
-  }
-  std::string seeds;
-  for (const auto& seed : result["seeds"]) seeds += (seeds.empty() ? "" : ", ") + seed.dump();
-  std::vector<std::string> out = {
-      "command: " + line_text(result["command"]),
-      fmt::format("tessera {}, protocol {}", line_text(result["tessera"]),
-                  protocol_words(line_text(result["protocol"]))),
-      fmt::format("dataset {}: split {}, split_sha256 {}", line_text(result["dataset"]),
-                  line_text(result["split"]), line_text(result["split_sha256"])),
-      fmt::format("search: {} ({}, {} trials, seed {}), chosen by valid {} alone", space,
-                  line_text(result["sampler"]), result["trials"].size(),
-                  result["trial_seed"].dump(), line_text(result["valid_metric"]))};
-  if (!settings.empty()) out.push_back("settings of every run: " + settings);
-  out.push_back("looks at test in the trials: 0");
-  out.push_back(fmt::format("seeds of the winner: {}; looks at test: {}, one a run",
-                            seeds.empty() ? "none" : seeds, result["test_looks"].dump()));
-  if (result["winner"].contains("failures")) {
-    for (const auto& failure : result["winner"]["failures"]) {
-      out.push_back(fmt::format("note: the winner's seed {} is left out: {}",
-                                failure["seed"].dump(), line_text(failure["what"])));
-    }
-  }
-  return out;
-}
-
-std::string cell(const Json& value) { return value.is_null() ? "" : line_text(value); }
 
 /// trials.tsv and sensitivity.tsv.
-void write_search(const fs::path& folder, const Json& result) {
-  std::string head;
-  for (const auto& line : facts(result)) head += "# " + line + "\n";
-  std::string trials = head + "trial";
-  for (const auto& [name, values] : result["search"].items()) trials += "\t" + name;
-  trials += fmt::format("\tvalid_{}\tbest_epoch\tn_epochs\ttrain_s\tstate\n",
-                        line_text(result["valid_metric"]));
-  for (const auto& trial : result["trials"]) {
-    trials += trial["trial"].dump();
-    for (const auto& [name, values] : result["search"].items()) {
-      trials += "\t" + cell(trial["settings"][name]);
-    }
-    for (const char* key : {"score", "best_epoch", "n_epochs", "train_s", "state"}) {
-      trials += "\t" + cell(trial[key]);
-    }
-    trials += "\n";
-  }
-  write_file(folder / "trials.tsv", trials);
-  std::string rows = head + "setting\tvalue\tmean\tdeviation\ttrials\n";
-  for (const auto& row : result["sensitivity"]) {
-    rows += fmt::format("{}\t{}\t{}\t{}\t{}\n", line_text(row["setting"]), line_text(row["value"]),
-                        cell(row["mean"]), cell(row["sd"]), row["n"].dump());
-  }
-  write_file(folder / "sensitivity.tsv", rows);
+void write_search(const fs::path& folder, const TuneResult& result) {
+  write_file(folder / "trials.tsv", trials_tsv(result));
+  write_file(folder / "sensitivity.tsv", sensitivity_tsv(result));
 }
 
-void write_tables(const fs::path& folder, const Json& result) {
+void write_tables(const fs::path& folder, const TuneResult& result) {
   write_search(folder, result);
   write_file(folder / "table.md", tune_markdown(result));
-  if (result["winner"].contains("compare")) {
-    write_file(folder / "table.tsv", compare_tsv(result["winner"]["compare"]));
-    write_file(folder / "table.tex", compare_latex(result["winner"]["compare"]));
+  if (result.compare) {
+    write_file(folder / "table.tsv", compare_tsv(*result.compare));
+    write_file(folder / "table.tex", compare_latex(*result.compare));
   }
 }
 
@@ -427,7 +359,7 @@ std::vector<Trial> make_trials(const std::vector<Dimension>& space, const std::s
   return out;
 }
 
-Json tune(const TuneRequest& typed) {
+TuneResult tune(const TuneRequest& typed) {
   TuneRequest request = typed.resume.empty() ? typed : resumed(typed);
   const Log& log = request.around.log;
   if (request.model.empty()) throw usage_error("no model given: add -m NAME, see 'tessera models'");
@@ -435,7 +367,7 @@ Json tune(const TuneRequest& typed) {
     throw usage_error("no dataset given: add -d FOLDER (made by 'tessera import')");
   }
   const ModelInfo& info = find_model(request.model);
-  const Plan plan = plan_of(request);
+  const Plan plan = plan_of(request, {});
   std::string sampler;
   for (const auto& name : kSamplers) {
     if (squeezed(name) == squeezed(request.sampler)) sampler = name;
@@ -469,8 +401,8 @@ Json tune(const TuneRequest& typed) {
   const TrainSettings& train = resolved.train_settings;
   const Protocol& protocol = find_protocol(train.protocol);
   refuse_in_tables(protocol, "tune");
-  Json about;
-  std::string dataset_name, valid_metric;
+  DataCard card;
+  std::string valid_metric;
   {
     DatasetView view;
     view.modalities = train.modalities;
@@ -480,8 +412,8 @@ Json tune(const TuneRequest& typed) {
       throw data_error("'{}' has no validation rows to choose by: import it with another --split",
                        data.name);
     }
-    about = data.about;
-    dataset_name = data.name;
+    card = DataCard::read(data.about);
+    card.name = data.name;
     valid_metric = selecting_metric(train, protocol, data.n_items);
   }
   std::string dataset = fs::absolute(request.dataset).lexically_normal().string();
@@ -490,23 +422,22 @@ Json tune(const TuneRequest& typed) {
     std::string time = now_rfc3339();
     time.pop_back();
     std::replace(time.begin(), time.end(), ':', '-');
-    request.output = fmt::format("runs/{}_tune_{}_{}", time, info.name, file_name(dataset_name));
+    request.output = fmt::format("runs/{}_tune_{}_{}", time, info.name, file_name(card.name));
   }
-  const std::string split_sha256 =
-      about.contains("split_sha256") ? text(about["split_sha256"]) : "";
-  const std::string began_by =
-      claim_study(request.output, "tune", request.around.command,
-                  {{"model", request.model},
-                   {"dataset folder", dataset},
-                   {"split_sha256", split_sha256},
-                   {"features", feature_hashes(dataset, modalities_of_trials)},
-                   {"settings", settings_object(plan.fixed)},
-                   {"search", space_json(plan.space)},
-                   {"sampler", sampler},
-                   {"trials", request.trials},
-                   {"seed of the trials", request.trial_seed},
-                   {"seeds", request.seeds}});
-  if (!typed.resume.empty()) request.around.command = began_by;
+  const Study study =
+      claim_study(request.output, {"tune",
+                                   request.around.command,
+                                   {{"model", request.model},
+                                    {"dataset folder", dataset},
+                                    {"split_sha256", card.split_sha256},
+                                    {"features", feature_hashes(dataset, modalities_of_trials)},
+                                    {"settings", settings_object(plan.fixed)},
+                                    {"search", space_json(plan.space)},
+                                    {"sampler", sampler},
+                                    {"trials", request.trials},
+                                    {"seed of the trials", request.trial_seed},
+                                    {"seeds", request.seeds}}});
+  if (!typed.resume.empty()) request.around.command = study.command;
   const auto child_of = [&](const std::string& name, const Trial& trial, int64_t seed, bool test) {
     Child child;
     child.folder = request.output / "runs" / name;
@@ -515,142 +446,77 @@ Json tune(const TuneRequest& typed) {
     child.settings = plan.fixed;
     child.settings.insert(child.settings.end(), trial.settings.begin(), trial.settings.end());
     child.settings.push_back({"seed", seed, "tune"});
-    child.split_sha256 = split_sha256;
+    child.split_sha256 = card.split_sha256;
     child.look_at_test = test;
     return child;
   };
 
-  Json result = {{"kind", "tune"},
-                 {"tessera", kVersion},
-                 {"command", request.around.command},
-                 {"folder", request.output.string()},
-                 {"model", info.name},
-                 {"dataset", dataset_name},
-                 {"split", split_words(about)},
-                 {"split_sha256", split_sha256},
-                 {"protocol", protocol.name},
-                 {"valid_metric", valid_metric},
-                 {"settings", settings_object(plan.fixed)},
-                 {"search", space_json(plan.space)},
-                 {"sampler", sampler},
-                 {"trial_seed", request.trial_seed},
-                 {"seeds", request.seeds}};
-  result["trials"] = Json::array();
+  TuneResult result;
+  result.tessera = kVersion;
+  result.command = request.around.command;
+  result.folder = request.output.string();
+  result.model = info.name;
+  result.dataset = card.name;
+  result.split = card.split;
+  result.split_sha256 = card.split_sha256;
+  result.protocol = protocol.name;
+  result.valid_metric = valid_metric;
+  result.settings = plan.fixed;
+  for (const auto& one : plan.space) result.search.emplace_back(one.name, dimension_text(one));
+  result.sampler = sampler;
+  result.trial_seed = request.trial_seed;
+  result.seeds = request.seeds;
   // The protocol's own rule for "better" also chooses among trials (protocol section 5).
   EarlyStopping best(protocol, std::numeric_limits<int64_t>::max() - 1);
   for (size_t t = 0; t < trials.size(); ++t) {
     const Child child = child_of(fmt::format("t{}", t), trials[t], request.trial_seed, false);
     log.info("trial {} of {}: {}{}", t, trials.size(), settings_object(trials[t].settings).dump(),
              child.finished() ? ", finished before" : "");
-    const ChildResult done = run_child(child, request.output, "tune", request.around);
-    Json row = {{"trial", t},
-                {"settings", settings_object(trials[t].settings)},
-                {"score", nullptr},
-                {"best_epoch", nullptr},
-                {"n_epochs", nullptr},
-                {"train_s", nullptr},
-                {"state", done.failure.empty() ? "finished" : done.failure}};
-    if (done.failure.empty()) {
-      row["score"] = done.results["selection"]["value"];
-      row["best_epoch"] = done.results["selection"]["epoch"];
-      row["n_epochs"] = done.results["n_epochs"];
-      row["train_s"] = done.results["time_s"]["train"];
-      if (row["score"].is_number()) best.add(static_cast<int64_t>(t), row["score"].get<double>());
+    const ChildResult done = run_child(child, request.output, request.around);
+    TrialResult trial;
+    trial.settings = trials[t].settings;
+    trial.failure = done.failure;
+    if (done.result) {
+      trial.score = done.result->selection.value.value_or(Cost::kUnknown);
+      trial.best_epoch = done.result->selection.epoch;
+      trial.n_epochs = done.result->n_epochs;
+      trial.train_s = done.result->time_s.train.value_or(Cost::kUnknown);
+      if (!std::isnan(trial.score)) best.add(static_cast<int64_t>(t), trial.score);
     } else {
       log.warn("trial {}: {}", t, done.failure);
     }
-    result["trials"].push_back(std::move(row));
+    result.trials.push_back(std::move(trial));
   }
-  result["sensitivity"] = sensitivity(plan.space, result["trials"]);
+  result.sensitivity = sensitivity(plan.space, result.trials);
   if (best.best_epoch() < 0) {
-    result["winner"] = Json::object();
-    result["test_looks"] = 0;
     write_tables(request.output, result);
     throw RunError(Exit::diverged,
                    "no trial came to an end; see trials.tsv in " + request.output.string());
   }
   const auto winner = static_cast<size_t>(best.best_epoch());
-  result["winner"] = {{"trial", winner},
-                      {"settings", settings_object(trials[winner].settings)},
-                      {"score", result["trials"][winner]["score"]},
-                      {"failures", Json::array()}};
-  result["test_looks"] = 0;
+  result.winner = winner;
   // Whatever becomes of the winner's runs, the search is kept.
   write_search(request.output, result);
-  if (!request.seeds.empty()) {
-    CompareRequest compared;
-    compared.around = request.around;
-    compared.test_metric = "";
-    for (const int64_t seed : request.seeds) {
-      const Child child =
-          child_of(fmt::format("{}_{}_s{}", info.name, file_name(dataset_name), seed),
-                   trials[winner], seed, true);
-      log.info("winner, seed {}{}", seed, child.finished() ? ", finished before" : "");
-      const ChildResult done = run_child(child, request.output, "tune", request.around);
-      if (done.failure.empty()) {
-        compared.runs.push_back(info.name + "=" + child.folder.string());
-      } else {
-        log.warn("the winner, trial {}, seed {}: {}", winner, seed, done.failure);
-        result["winner"]["failures"].push_back({{"seed", seed}, {"what", done.failure}});
-      }
+  CompareRequest compared;
+  compared.around = request.around;
+  for (const int64_t seed : request.seeds) {
+    const Child child = child_of(fmt::format("{}_{}_s{}", info.name, file_name(card.name), seed),
+                                 trials[winner], seed, true);
+    log.info("winner, seed {}{}", seed, child.finished() ? ", finished before" : "");
+    const ChildResult done = run_child(child, request.output, request.around);
+    if (done.result) {
+      compared.runs.push_back(info.name + "=" + child.folder.string());
+    } else {
+      log.warn("the winner, trial {}, seed {}: {}", winner, seed, done.failure);
+      result.failures.push_back({seed, done.failure});
     }
-    if (!compared.runs.empty()) {
-      result["winner"]["compare"] = compare(compared);
-      result["test_looks"] = result["winner"]["compare"]["test_looks"];
-    }
+  }
+  if (!compared.runs.empty()) {
+    result.compare = compare(compared);
+    result.test_looks = result.compare->test_looks;
   }
   write_tables(request.output, result);
   return result;
-}
-
-std::string tune_markdown(const Json& result) {
-  const std::string metric = published_metric(text(result["valid_metric"]));
-  std::vector<std::vector<std::string>> rows(1);
-  rows[0].emplace_back("trial");
-  for (const auto& [name, values] : result["search"].items()) rows[0].push_back(name);
-  for (const auto& head :
-       {metric + " (valid)", std::string("best epoch"), std::string("train s")}) {
-    rows[0].push_back(head);
-  }
-  const Json& winner = result["winner"];
-  for (const auto& trial : result["trials"]) {
-    const bool won = winner.contains("trial") && winner["trial"] == trial["trial"];
-    std::vector<std::string> row = {trial["trial"].dump()};
-    for (const auto& [name, values] : result["search"].items()) {
-      row.push_back(line_text(trial["settings"][name]));
-    }
-    const std::string score =
-        trial["score"].is_null() ? "diverged" : number_cell(trial["score"], "{:.4f}");
-    row.push_back(won ? "**" + score + "**" : score);
-    row.push_back(trial["best_epoch"].is_null() ? "-" : trial["best_epoch"].dump());
-    row.push_back(number_cell(trial["train_s"], "{:.1f}"));
-    rows.push_back(std::move(row));
-  }
-  std::string out =
-      fmt::format("### {} on {}: {} trials, protocol {}\n\n{}\n", line_text(result["model"]),
-                  line_text(result["dataset"]), result["trials"].size(),
-                  protocol_words(text(result["protocol"])), markdown_table(rows));
-  std::vector<std::vector<std::string>> effects = {
-      {"setting", "value", metric + " (valid)", "trials"}};
-  for (const auto& row : result["sensitivity"]) {
-    effects.push_back(
-        {line_text(row["setting"]), line_text(row["value"]), summary_cell(row), row["n"].dump()});
-  }
-  out += "### Sensitivity: mean and deviation over the trials with a value\n\n" +
-         markdown_table(effects) + "\n";
-  const bool failed = winner.contains("failures") && !winner["failures"].empty();
-  if (failed && !winner.contains("compare")) {
-    out += "### The winner: trial " + winner["trial"].dump() + "\n\n";
-  }
-  if (winner.contains("compare")) {
-    out += "### The winner: trial " + winner["trial"].dump() + "\n\n";
-    const std::string table = compare_markdown(winner["compare"]);
-    // The table alone: what made it is told below for the whole search.
-    const size_t begin = table.find('|'), end = table.find("\n\n", begin);
-    out += "#" + table.substr(0, begin) + table.substr(begin, end - begin) + "\n\n";
-  }
-  for (const auto& line : facts(result)) out += "- " + line + "\n";
-  return out;
 }
 
 }  // namespace tessera

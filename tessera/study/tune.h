@@ -2,10 +2,12 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
-#include "tessera/study/study.h"
+#include "tessera/study/compare.h"
 
 namespace tessera {
 
@@ -46,12 +48,49 @@ struct Trial {
 std::vector<Trial> make_trials(const std::vector<Dimension>& space, const std::string& sampler,
                                int64_t n, uint64_t seed);
 
+/// What became of a trial; NaN or none where it diverged.
+struct TrialResult {
+  Settings settings;              ///< those searched over
+  double score = Cost::kUnknown;  ///< of the metric that selects
+  std::optional<int64_t> best_epoch, n_epochs;
+  double train_s = Cost::kUnknown;
+  std::string failure;
+};
+
+/// The trials with one value, or one quarter of a range, of one setting.
+struct Effect {
+  std::string setting, value;
+  int64_t n = 0;
+  double mean = 0, deviation = 0;  ///< of their scores
+};
+
+struct TuneResult {
+  std::string tessera, command, folder, model, dataset, split, split_sha256, protocol, valid_metric;
+  Settings settings;                                        ///< of every run
+  std::vector<std::pair<std::string, std::string>> search;  ///< setting: dimension_text()
+  std::string sampler;
+  int64_t trial_seed = 0;
+  std::vector<int64_t> seeds;  ///< of the winner's runs
+  std::vector<TrialResult> trials;
+  std::vector<Effect> sensitivity;
+  std::optional<size_t> winner;          ///< index of the best trial; none where all diverged
+  std::vector<Failure> failures;         ///< of the winner's runs
+  std::optional<CompareResult> compare;  ///< of the winner's runs that came to an end
+  int64_t test_looks = 0;
+
+  Json json() const;
+  /// What json() made; exit 3 naming `where` and what is damaged.
+  static TuneResult read(const Json& json, const std::string& where);
+};
+
 /// Runs the trials without their test rows, picks the best by the valid metric alone, under the
 /// protocol's own rule for "better", then runs the winner for each of the seeds and ranks test once
-/// in each; a seed that diverges is named in winner.failures. Writes trials.tsv and sensitivity.tsv
+/// in each; a seed that diverges is named in `failures`. Writes trials.tsv and sensitivity.tsv
 /// before the winner's runs, then table.{md,tsv,tex}.
-Json tune(const TuneRequest& request);
+TuneResult tune(const TuneRequest& request);
 
-std::string tune_markdown(const Json& result);
+std::string tune_markdown(const TuneResult& result);
+std::string trials_tsv(const TuneResult& result);
+std::string sensitivity_tsv(const TuneResult& result);
 
 }  // namespace tessera

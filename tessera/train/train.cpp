@@ -4,12 +4,18 @@
 #include <chrono>
 #include <cmath>
 #include <fstream>
+#include <limits>
 
 #include "tessera/base/error.h"
 #include "tessera/base/files.h"
-#include "tessera/model/own_step.h"
+#include "tessera/base/resumable.h"
+#include "tessera/model/offers.h"
 #include "tessera/model/sampler.h"
+#include "tessera/ops/device.h"
+#include "tessera/ops/process.h"
 #include "tessera/train/checkpoint.h"
+#include "tessera/train/metrics_log.h"
+#include "tessera/train/results.h"
 #include "tessera/train/test_curve.h"
 
 namespace tessera {
@@ -21,12 +27,8 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-int64_t resident_mb() {
-  std::ifstream statm("/proc/self/statm");
-  int64_t pages = 0, resident = 0;
-  statm >> pages >> resident;
-  return resident * 4096 / (1 << 20);
-}
+/// The share of the time that checkpoints may take, and how old one may get in a long hook.
+constexpr double kCheckpointShare = 0.05, kHookSeconds = 60;
 
 std::string metrics_line(const MetricValues& metrics) {
   std::string out;
@@ -36,11 +38,54 @@ std::string metrics_line(const MetricValues& metrics) {
   return out;
 }
 
-void put_metrics(Json& json, const MetricValues& metrics) {
-  for (const auto& [name, value] : metrics) {
-    json[name] = std::isfinite(value) ? Json(value) : Json();
+constexpr int64_t kLookEvery = 64;  // steps between looks at sums that lie on a device
+
+/// Sums of an epoch's losses in double, where the losses lie; parts by name, in the order in which
+/// names first came, a step without a part adding nothing to it.
+class LossSums {
+ public:
+  void add(const Loss& loss) {
+    total_.add(loss.total);
+    for (size_t p = 0; p < loss.parts.size(); ++p) {
+      const auto& [name, value] = loss.parts[p];
+      // Nearly always where it was at the step before.
+      auto at = p < parts_.size() && parts_[p].first == name
+                    ? parts_.begin() + static_cast<std::ptrdiff_t>(p)
+                    : std::find_if(
+                          parts_.begin(), parts_.end(),
+                          [&](const auto& part) { return part.first == name; });
+      if (at == parts_.end()) at = parts_.insert(at, {name, Sum()});
+      at->second.add(value);
+    }
   }
-}
+  double total() const { return total_.value(); }
+  std::vector<std::pair<std::string, double>> parts() const {
+    std::vector<std::pair<std::string, double>> out;
+    for (const auto& [name, sum] : parts_) out.emplace_back(name, sum.value());
+    return out;
+  }
+
+ private:
+  class Sum {
+   public:
+    void add(const torch::Tensor& x) {
+      if (x.is_cpu()) {
+        here_ += x.item<double>();
+      } else {
+        const auto wide = x.detach().to(torch::kFloat64);
+        there_ = there_.defined() ? there_ + wide : wide;
+      }
+    }
+    double value() const { return here_ + (there_.defined() ? there_.item<double>() : 0); }
+
+   private:
+    double here_ = 0;
+    torch::Tensor there_;
+  };
+
+  Sum total_;
+  std::vector<std::pair<std::string, Sum>> parts_;
+};
 
 /// One training: the state that hooks, steps and checkpoints share.
 class Training {
@@ -70,13 +115,15 @@ class Training {
     watch_.stop_requested = config.stop_requested;
     watch_.checkpoint = [this] {
       hook_checkpoint_ = true;
-      write_last();
+      if (affordable() || seconds_since(written_) >= kHookSeconds || config_.stop_requested()) {
+        write_last();
+      }
     };
     watch_.text = config.log;
-    own_ = dynamic_cast<OwnStep*>(&model);
-    if (own_ && !own_->steps_itself()) own_ = nullptr;
-    const bool own_epochs = settings_.epochs_given || settings_.epochs != TrainSettings{}.epochs;
-    max_epochs_ = own_epochs ? settings_.epochs : config.protocol.epochs;
+    own_ = model.offers().step;
+    max_epochs_ = config.protocol.epochs;
+    if (settings_.epochs.chosen()) max_epochs_ = settings_.epochs;
+    test_looks_ = config.test_looks;
   }
 
   TrainResult run() {
@@ -87,9 +134,9 @@ class Training {
       const auto start = Clock::now();
       model_.prepare(watch_);
       throw_if_stopped();
-      train_s_ += seconds_since(start);
+      train_s_ += seconds_since(start) - checkpoint_s_;
       prepared_ = 1;
-      if (!config_.folder.empty()) write_last();
+      write_last();
     }
     if (model_.trainable()) {
       epochs();
@@ -124,8 +171,18 @@ class Training {
   fs::path checkpoints() const { return config_.folder / "checkpoints"; }
   fs::path best_weights() const { return checkpoints() / "best" / "weights.safetensors"; }
 
+  /// Whether one more `last` keeps them within their share of the time. The first always is.
+  bool affordable() const {
+    return last_s_ + latest_s_ <= kCheckpointShare * seconds_since(started_);
+  }
+
+  bool checkpoint_due() const {
+    return settings_.checkpoint > 0 ? epoch_ % settings_.checkpoint == 0 : affordable();
+  }
+
   void write_last() {
     if (config_.folder.empty()) return;
+    const auto start = Clock::now();
     metrics_lines_ = lines_of("metrics.jsonl");
     curve_lines_ = lines_of("test_curve.jsonl");
     write_checkpoint(checkpoints() / "last", trainer_state().save(), [&](const fs::path& to) {
@@ -136,6 +193,10 @@ class Training {
       if (error) fs::copy_file(best_weights(), to / "best.safetensors");
     });
     has_checkpoint_ = true;
+    written_ = Clock::now();
+    latest_s_ = seconds_since(start);
+    last_s_ += latest_s_;
+    checkpoint_s_ += latest_s_;
   }
 
   void write_best() {
@@ -149,7 +210,9 @@ class Training {
     }
     saved.values["epoch"] = stopping_.best_epoch();
     saved.values["score"] = stopping_.best_score();
+    const auto start = Clock::now();
     write_checkpoint(checkpoints() / "best", saved);
+    checkpoint_s_ += seconds_since(start);
   }
 
   void load_best() {
@@ -173,15 +236,8 @@ class Training {
     check_counters();
     cut("metrics.jsonl", metrics_lines_);
     cut("test_curve.jsonl", curve_lines_);
-    // Looks since the checkpoint: at its end, and by `evaluate`.
-    const fs::path results = config_.folder / "results.json";
-    if (fs::exists(results)) {
-      const Json json = read_json(results);
-      if (json.is_object() && json.contains("test_looks") &&
-          json["test_looks"].is_number_integer()) {
-        test_looks_ = std::max(test_looks_, json["test_looks"].get<int64_t>());
-      }
-    }
+    // Looks since the checkpoint: at the run's end, and by later evaluations.
+    test_looks_ = std::max(test_looks_, config_.test_looks);
     has_checkpoint_ = true;
     if (stopping_.best_epoch() >= 0 && fs::exists(last / "best.safetensors")) {
       State::Saved best = read_checkpoint(checkpoints() / "best");
@@ -198,9 +254,11 @@ class Training {
   /// A checkpoint's counters are indices and sizes here.
   void check_counters() const {
     const auto whole = [](const Json& of, const char* name) {
-      return of.contains(name) && of[name].is_number_unsigned();
+      return of.contains(name) && of[name].is_number_unsigned() &&
+             of[name].get<uint64_t>() <= std::numeric_limits<int64_t>::max();
     };
-    bool good = epoch_ >= 0 && step_ >= 0 && stopping_.best_epoch_ <= epoch_;
+    bool good = epoch_ >= 0 && step_ >= 0 && stopping_.best_epoch_ <= epoch_ &&
+                metrics_lines_ >= 0 && curve_lines_ >= 0;
     if (!epoch_done_.is_null()) {
       good = good && epoch_done_.is_object() && whole(epoch_done_, "steps") &&
              whole(epoch_done_, "examples") && epoch_done_.contains("total") &&
@@ -240,19 +298,20 @@ class Training {
     out << line.dump(-1, ' ', false, Json::error_handler_t::replace) << "\n";
     out.flush();
     if (!out) {
-      throw RunError(Exit::failed,
-                     fmt::format("cannot write {}: disk full or not writable; go on "
-                                 "with --resume {} once there is room",
-                                 (config_.folder / name).string(), config_.folder.string()));
+      throw ResumableError(Exit::failed,
+                           fmt::format("cannot write {}: disk full or not writable",
+                                       (config_.folder / name).string()),
+                           config_.folder.string());
     }
   }
 
   // --- optimiser ---------------------------------------------------------------------------
   AdamOptions options_of(const ParameterGroup& group) const {
     AdamOptions options;
-    const double constant = settings_.learning_rate;
-    options.learning_rate =
-        group.learning_rate ? group.learning_rate : [constant](int64_t) { return constant; };
+    // Tables are configured anew every epoch, so a row's pending steps are all of one epoch.
+    const double factor = settings_.rate_factor(epoch_);
+    options.learning_rate = [of = group.learning_rate, constant = settings_.learning_rate,
+                             factor](int64_t step) { return (of ? of(step) : constant) * factor; };
     options.beta1 = group.beta1;
     options.beta2 = group.beta2;
     options.eps = group.eps;
@@ -285,12 +344,23 @@ class Training {
 
   void clip() {
     if (settings_.clip_grad_norm <= 0) return;
-    double squares = 0;
     std::vector<torch::Tensor> gradients;
     for (const auto& group : groups_) {
       for (const auto& [name, tensor] : group.tensors) gradients.push_back(tensor->grad());
       for (const auto& [name, table] : group.tables) gradients.push_back(table->gradient());
     }
+    if (!settings_.on().is_cpu()) {
+      auto squares = torch::zeros({}, torch::TensorOptions(settings_.on()).dtype(torch::kFloat64));
+      for (const auto& g : gradients) {
+        if (g.defined()) squares = squares + g.square().sum(torch::kFloat64);
+      }
+      const auto scale = (settings_.clip_grad_norm / (squares.sqrt() + 1e-6)).clamp_max(1);
+      for (auto& g : gradients) {
+        if (g.defined()) g.mul_(scale.to(g.scalar_type()));
+      }
+      return;
+    }
+    double squares = 0;
     for (const auto& g : gradients) {
       if (g.defined()) squares += g.square().sum(torch::kFloat64).item<double>();
     }
@@ -310,9 +380,7 @@ class Training {
   void throw_if_stopped() const {
     if (!config_.stop_requested()) return;
     if (has_checkpoint_) {
-      throw RunError(Exit::interrupted,
-                     fmt::format("interrupted; go on with: tessera train --resume {}",
-                                 config_.folder.string()));
+      throw ResumableError(Exit::interrupted, "interrupted", config_.folder.string());
     }
     throw RunError(Exit::interrupted_without_checkpoint,
                    "interrupted before the first checkpoint; nothing to resume");
@@ -320,8 +388,7 @@ class Training {
 
   void epochs() {
     Sampler sampler(data_.view(), model_.batch_spec(), settings_.train_batch_size,
-                    Random(settings_.seed), own_ == nullptr,
-                    dynamic_cast<DrawsFromAllItems*>(&model_) != nullptr);
+                    Random(settings_.seed));
     if (sampler.n_left_out() > 0) {
       config_.log.warn("{} train rows left out: their user has no negative", sampler.n_left_out());
     }
@@ -339,6 +406,7 @@ class Training {
 
   void one_epoch(Sampler& sampler) {
     const auto start = Clock::now();
+    const double checkpoint_s = checkpoint_s_;
     model_.train(true);
     if (epoch_done_.is_null()) {
       model_.begin_epoch(epoch_, watch_);
@@ -356,7 +424,7 @@ class Training {
     for (const auto& group : model_.parameter_groups()) {
       for (const auto& [name, table] : group.tables) table->catch_up();
     }
-    const double time_s = seconds_since(start);
+    const double time_s = seconds_since(start) - (checkpoint_s_ - checkpoint_s);
     train_s_ += time_s;
     epoch_s_.push_back(time_s);
     const auto n = done["steps"].get<int64_t>();
@@ -372,7 +440,8 @@ class Training {
     if (has_valid_ && ((epoch_ + 1) % settings_.eval_step == 0 || last) && worth) validate();
     if (settings_.test_curve && has_rows(data_, Split::test)) test_curve();
     ++epoch_;
-    if (!config_.folder.empty() && (epoch_ % settings_.checkpoint == 0 || last)) write_last();
+    const bool ends = last || (has_valid_ && stopping_.stop());
+    if (ends || checkpoint_due() || config_.stop_requested()) write_last();
     config_.on_epoch(epoch_ - 1);
   }
 
@@ -380,8 +449,7 @@ class Training {
   /// end_epoch writes.
   void steps(Sampler& sampler) {
     sampler.begin_epoch(epoch_);
-    std::vector<std::pair<std::string, double>> sums;
-    double total = 0;
+    LossSums sums;
     int64_t n = 0, n_examples = 0;
     const Progress bar = config_.progress(fmt::format("epoch {}", epoch_), sampler.n_batches());
     for (int64_t index = 0; index < sampler.n_batches(); ++index) {
@@ -392,32 +460,32 @@ class Training {
       }
       const Batch batch = sampler.batch(index, ++step_);
       model_.before_step(batch);
-      Loss loss = own_ ? own_->step(batch) : model_.loss(batch);
-      check_finite(loss);
+      const Batch there = batch.to(settings_.on());
+      Loss loss = own_ ? own_->step(there) : model_.loss(there);
+      // In main memory a look costs nothing; elsewhere it waits for all that was asked of the
+      // device.
+      sums.add(loss);
+      if (loss.total.is_cpu() || index % kLookEvery == kLookEvery - 1) check_finite(sums);
       if (!own_) {
         loss.total.backward();
         optimise();
-      }
-      total += loss.total.item<double>();
-      sums.resize(loss.parts.size());
-      for (size_t p = 0; p < loss.parts.size(); ++p) {
-        sums[p].first = loss.parts[p].first;
-        sums[p].second += loss.parts[p].second.item<double>();
       }
       ++n;
       n_examples += batch.size();
       bar.advance(1);
     }
-    epoch_done_ = {{"total", total}, {"steps", n}, {"examples", n_examples}};
+    check_finite(sums);
+    epoch_done_ = {{"total", sums.total()}, {"steps", n}, {"examples", n_examples}};
     epoch_done_["parts"] = Json::object();
-    for (const auto& [name, sum] : sums) epoch_done_["parts"][name] = sum;
+    for (const auto& [name, sum] : sums.parts()) epoch_done_["parts"][name] = sum;
   }
 
-  void check_finite(const Loss& loss) const {
-    if (std::isfinite(loss.total.item<double>())) return;
+  /// A sum is finite as long as all that went into it is.
+  void check_finite(const LossSums& sums) const {
+    if (std::isfinite(sums.total())) return;
     std::string part = "total";
-    for (const auto& [name, value] : loss.parts) {
-      if (!std::isfinite(value.item<double>())) {
+    for (const auto& [name, sum] : sums.parts()) {
+      if (!std::isfinite(sum)) {
         part = name;
         break;
       }
@@ -425,7 +493,7 @@ class Training {
     throw RunError(Exit::diverged,
                    fmt::format("diverged in epoch {}: loss part '{}' is {}; try a smaller "
                                "learning_rate",
-                               epoch_, part, loss.total.item<double>()));
+                               epoch_, part, sums.total()));
   }
 
   void log_epoch(double time_s, double mean,
@@ -433,24 +501,20 @@ class Training {
                  int64_t n_examples) const {
     const double divisor = n > 0 ? static_cast<double>(n) : 1;
     std::string parts;
-    Json loss = {{"total", mean}};
+    TrainLine line;
+    line.losses = {{"total", mean}};
     for (const auto& [name, sum] : sums) {
       if (sums.size() > 1) parts += fmt::format(", {}: {:.4f}", name, sum / divisor);
-      loss[name] = sum / divisor;
+      line.losses.emplace_back(name, sum / divisor);
     }
     config_.log.info("epoch {} training [time: {:.2f}s, train loss: {:.4f}{}]", epoch_, time_s,
                      mean, parts);
-    const auto lr = groups_.empty() ? 0.0 : options_of(groups_[0]).learning_rate(step_);
-    append_line("metrics.jsonl",
-                {{"event", "epoch"},
-                 {"phase", "train"},
-                 {"epoch", epoch_},
-                 {"loss", loss},
-                 {"lr", lr},
-                 {"time_s", time_s},
-                 {"samples_per_s", static_cast<double>(n_examples) / std::max(time_s, 1e-9)},
-                 {"rss_mb", resident_mb()},
-                 {"gpu_mb", nullptr}});
+    line.epoch = epoch_;
+    line.learning_rate = groups_.empty() ? 0.0 : options_of(groups_[0]).learning_rate(step_);
+    line.time_s = time_s;
+    line.samples_per_s = static_cast<double>(n_examples) / std::max(time_s, 1e-9);
+    line.rss_mb = resident_mb();
+    append_line("metrics.jsonl", line_json(line));
   }
 
   void validate() {
@@ -477,13 +541,8 @@ class Training {
                      result.time_s, score);
     config_.log.info("valid result:");
     config_.log.info("{}", metrics_line(result.metrics));
-    Json line = {{"event", "epoch"}, {"phase", "valid"}, {"epoch", epoch_}};
-    put_metrics(line, result.metrics);
-    line["score"] = score;
-    line["best"] = best;
-    line["bad_rounds"] = stopping_.misses();
-    line["time_s"] = result.time_s;
-    append_line("metrics.jsonl", line);
+    append_line("metrics.jsonl", line_json(ValidLine{epoch_, result.metrics, score, best,
+                                                     stopping_.misses(), result.time_s}));
     if (best) write_best();
   }
 
@@ -491,7 +550,7 @@ class Training {
     const Evaluation result = evaluate(model_, data_, config_.protocol, Split::test, options_);
     ++test_looks_;
     Json line = {{"label", "diagnostic: never selects"}, {"epoch", epoch_}};
-    put_metrics(line, result.metrics);
+    line.update(metrics_json(result.metrics));
     append_line("test_curve.jsonl", line);
   }
 
@@ -558,6 +617,7 @@ class Training {
     out.train_s = train_s_;
     out.eval_s = eval_s_;
     out.epoch_s = epoch_s_;
+    out.checkpoint_s = checkpoint_s_;
     config_.log.info("finished training, best epoch {}", out.best_epoch);
     return out;
   }
@@ -579,10 +639,12 @@ class Training {
   std::string stopped_by_;
   int64_t max_epochs_ = 0, epoch_ = 0, step_ = 0, prepared_ = 0, test_looks_ = 0;
   int64_t metrics_lines_ = 0, curve_lines_ = 0;
-  double train_s_ = 0, eval_s_ = 0, spent_before_ = 0;  // the last: by runs that this one resumes
+  double train_s_ = 0, eval_s_ = 0, spent_before_ = 0;   // the last: by runs that this one resumes
+  double checkpoint_s_ = 0, last_s_ = 0, latest_s_ = 0;  // on all, on `last`, on the latest of them
   Json epoch_done_;  ///< sums of the epoch's steps while end_epoch has not ended, else null
   bool has_valid_ = false, has_checkpoint_ = false, timed_out_ = false, hook_checkpoint_ = false;
   const Clock::time_point started_ = Clock::now();
+  Clock::time_point written_ = started_;  ///< of `last`
 };
 
 }  // namespace
@@ -631,24 +693,32 @@ std::vector<int64_t> cut_topk(const EvalOptions& options, int64_t n_items) {
   return out;
 }
 
-void check_training(Model& model, const Dataset& data, const TrainSettings& settings,
-                    const Protocol& protocol) {
+void check_evaluations(const Dataset& data, const TrainSettings& settings,
+                       const Protocol& protocol) {
   EvalOptions options = eval_options(settings, protocol);
   options.metrics.push_back(selecting_metric(settings, protocol, data.n_items));
   for (const Split split : {Split::valid, Split::test}) {
     if (has_rows(data, split)) check_evaluation(data, protocol, split, options);
   }
-  const bool fixed = settings.epochs_given || protocol.every_position;
+}
+
+void check_training(Model& model, const Dataset& data, const TrainSettings& settings,
+                    const Protocol& protocol) {
+  settings.rate_factor(0);
+  check_evaluations(data, settings, protocol);
+  const bool fixed = settings.epochs.chosen() || protocol.every_position;
   if (model.trainable() && !has_rows(data, Split::valid) && !fixed) {
     throw usage_error(
-        "'{}' has no validation rows to choose an epoch by: give --epochs N (all N run, the last "
-        "is kept) or import another split",
+        "'{}' has no validation rows to choose an epoch by: choose epochs (all of them run, the "
+        "last is kept) or import another split",
         data.name);
   }
 }
 
 TrainResult train_model(Model& model, const Dataset& data, const TrainConfig& config) {
   check_training(model, data, config.settings, config.protocol);
+  config.settings.on();
+  const ReferenceOps plain(config.settings.reference());
   return Training(model, data, config).run();
 }
 

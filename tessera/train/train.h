@@ -18,7 +18,8 @@ struct TrainConfig {
   /// Holds checkpoints/, metrics.jsonl and test_curve.jsonl; empty: nothing is written and the best
   /// weights stay in memory.
   std::filesystem::path folder;
-  bool resume = false;  ///< go on from checkpoints/last where there is one
+  bool resume = false;     ///< go on from checkpoints/last where there is one
+  int64_t test_looks = 0;  ///< that results of this run have counted before
   Log log;
   std::function<bool()> stop_requested = [] { return false; };
   std::function<Progress(std::string, int64_t)> progress = [](std::string, int64_t) {
@@ -36,16 +37,22 @@ struct TrainResult {
   int64_t test_looks = 0;
   double train_s = 0, eval_s = 0;
   std::vector<double> epoch_s;  ///< training time of each epoch of this process
+  double checkpoint_s = 0;  ///< spent on checkpoints in this process, in none of the times above
 };
 
 /// Trains to the protocol's stop rule, restores the best epoch by validation and ranks test once.
 /// Afterwards the model holds the best weights and training() is off.
+/// checkpoints/last is written before the first epoch, after the last and in between as the setting
+/// `checkpoint` says: after every so many epochs, else as often as keeps it under 5 % of the time.
 /// Throws RunError: interrupted (4 with a checkpoint, 130 without), diverged (5, naming epoch and
 /// loss part), failed (1, disk).
 TrainResult train_model(Model& model, const Dataset& data, const TrainConfig& config);
 
-/// Refuses (exit 2) what a training or its evaluation would refuse later: metrics, cutoffs, a split
-/// that the protocol cannot take, no validation rows and no --epochs.
+/// Refuses (exit 2) what the evaluations of a training would refuse later: metrics, cutoffs, a split
+/// that the protocol cannot take.
+void check_evaluations(const Dataset& data, const TrainSettings& settings,
+                       const Protocol& protocol);
+/// The same, and a training without validation rows whose number of epochs nobody chose.
 void check_training(Model& model, const Dataset& data, const TrainSettings& settings,
                     const Protocol& protocol);
 

@@ -13,7 +13,7 @@
 #include "tessera/nn/review.h"
 #include "tessera/ops/edge_scores.h"
 #include "tessera/ops/fill.h"
-#include "tessera/study/run.h"
+#include "tessera/ops/process.h"
 #include "tests/random_graph.h"
 
 namespace tessera {

@@ -4,6 +4,7 @@
 
 #include "tessera/base/error.h"
 #include "tessera/model/bundle.h"
+#include "tessera/model/offers.h"
 #include "tessera/nn/review.h"
 #include "tessera/ops/fill.h"
 #include "tessera/ops/unit_rows.h"
@@ -610,7 +611,7 @@ TEST(R2mrVariants, ItemGraphAddsTheNeighboursVectors) {
     auto made = make_r2mr(damage.data, settings);
     made->supplier().fit(Watch{});
     made->model->train(false);
-    return dynamic_cast<FactorModel&>(*made->model).item_vectors().to(torch::kFloat64);
+    return dynamic_cast<FactorModel&>(*made->model).factors().items.to(torch::kFloat64);
   };
   const auto plain = vectors(kTiny);
   auto wanted = plain.clone();

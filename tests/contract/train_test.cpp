@@ -7,6 +7,7 @@
 
 #include <chrono>
 #include <cmath>
+#include <set>
 #include <thread>
 
 #include "tessera/base/error.h"
@@ -96,30 +97,7 @@ class Staged : public FactorModel {
 };
 
 const ModelInfo& staged() {
-  static const ModelInfo info = [] {
-    ModelInfo i;
-    i.name = "Staged";
-    i.title = "a model of the tests";
-    i.describe = [](Fields& f) {
-      static Staged::Config config;
-      config.describe(f);
-    };
-    i.make = [](const Settings& settings, const Context& context) {
-      Staged::Config config;
-      Fields f("Staged");
-      config.describe(f);
-      f.apply(settings);
-      return std::make_unique<Staged>(config, context);
-    };
-    i.resolve = [](const Settings& settings) {
-      Staged::Config config;
-      Fields f("Staged");
-      config.describe(f);
-      f.apply(settings);
-      return f.resolved();
-    };
-    return i;
-  }();
+  static const ModelInfo info = model_info<Staged>("Staged", "a model of the tests");
   return info;
 }
 
@@ -151,6 +129,60 @@ TEST(Training, InnerOptimiserSurvivesAResume) {
   EXPECT_TRUE(torch::equal(unbroken.scores(), resumed.scores()));
 }
 
+/// The epochs that checkpoints/last held at the ends of the epochs of a run.
+std::set<int64_t> kept_epochs(const Dataset& data, const Settings& settings) {
+  const fs::path folder = scratch("kept");
+  std::set<int64_t> out;
+  const Trained trained(staged(), data, settings, folder, false, [&](int64_t) {
+    const Json state = read_json(folder / "checkpoints" / "last" / "state.json");
+    out.insert(state["values"]["trainer.epoch"].get<int64_t>());
+  });
+  EXPECT_GT(trained.result.checkpoint_s, 0);
+  EXPECT_EQ(*out.rbegin(), trained.result.n_epochs) << "the last epoch is always kept";
+  return out;
+}
+
+// An epoch of small data takes less than twenty times what a checkpoint does.
+TEST(Training, CheckpointsComeAsOftenAsTheirCostAllows) {
+  const Dataset data = small_data(1);
+  const Settings settings = {{"epochs", 30, "test"}, {"stopping_step", 100, "test"}};
+  EXPECT_LT(kept_epochs(data, settings).size(), 30u);
+  Settings each = settings;
+  each.push_back({"checkpoint", 1, "test"});
+  EXPECT_EQ(kept_epochs(data, each).size(), 30u);
+  each.back().value = 10;
+  EXPECT_EQ(kept_epochs(data, each), (std::set<int64_t>{0, 10, 20, 30}));
+}
+
+TEST(Training, KilledBetweenCheckpointsEndsAsUnbroken) {
+  const Dataset data = small_data(1);
+  const Settings settings = {{"epochs", 9, "test"}, {"checkpoint", 4, "test"}};
+  const fs::path whole = scratch("between_whole"), broken = scratch("between_broken");
+  Trained unbroken(staged(), data, settings, whole);
+  EXPECT_THROW(Trained(staged(), data, settings, broken, false,
+                       [](int64_t epoch) {
+                         if (epoch == 6) throw std::runtime_error("killed");
+                       }),
+               std::runtime_error);
+  const Json state = read_json(broken / "checkpoints" / "last" / "state.json");
+  EXPECT_EQ(state["values"]["trainer.epoch"], 4);
+  Trained resumed(staged(), data, settings, broken, true);
+  EXPECT_TRUE(torch::equal(unbroken.scores(), resumed.scores()));
+  EXPECT_EQ(without_times(whole / "metrics.jsonl"), without_times(broken / "metrics.jsonl"));
+}
+
+// Counted by results that a run had before it went on.
+TEST(Training, LooksAtTestAreCountedOn) {
+  const Dataset data = small_data(1);
+  const Settings settings = {{"epochs", 2, "test"}};
+  TrainConfig config = training(settings, staged(), scratch("looks"));
+  fs::create_directories(config.folder);
+  config.resume = true;
+  config.test_looks = 5;
+  auto model = staged().make({}, Context{data.view(), Random(1), config.settings, {}});
+  EXPECT_EQ(train_model(*model, data, config).test_looks, 6);
+}
+
 TEST(Training, DivergenceNamesEpochAndPart) {
   const Dataset data = small_data(1);
   try {
@@ -161,6 +193,45 @@ TEST(Training, DivergenceNamesEpochAndPart) {
     EXPECT_NE(std::string(e.what()).find("epoch 0: loss part 'poisoned'"), std::string::npos)
         << e.what();
   }
+}
+
+/// A model whose steps do not all have the same parts.
+class Varying : public FactorModel {
+ public:
+  explicit Varying(const Context& context)
+      : FactorModel(context), users_(parameter("users", torch::ones({data_.n_users, 2}))) {}
+  Abilities abilities() const override { return {}; }
+  BatchSpec batch_spec() const override { return {.unit = BatchSpec::Unit::pair}; }
+  Loss loss(const Batch& batch) override {
+    const auto total = users_.square().mean(), one = torch::ones({});
+    if (batch.step % 2 == 1) return {total, {{"first", one}, {"always", 2 * one}}};
+    return {total, {{"always", 4 * one}, {"second", 8 * one}, {"third", 16 * one}}};
+  }
+
+ protected:
+  Vectors vectors() override { return {users_, torch::ones({data_.n_items, 2})}; }
+
+ private:
+  torch::Tensor& users_;
+};
+
+TEST(Training, LossPartsAreSummedByName) {
+  const Dataset data = small_data(1);
+  const fs::path folder = scratch("parts");
+  fs::create_directories(folder);
+  const auto batch = static_cast<int64_t>((data.train.n_rows() + 3) / 4);
+  TrainConfig config = training({{"epochs", 1, "test"}, {"train_batch_size", batch, "test"}},
+                                find_model("BPR"), folder);
+  Varying model(Context{data.view(), Random(1), config.settings, {}});
+  EXPECT_EQ(train_model(model, data, config).n_steps, 4);
+  std::ifstream in(folder / "metrics.jsonl");
+  std::string line;
+  std::getline(in, line);
+  const Json loss = Json::parse(line)["loss"];
+  EXPECT_EQ(loss["first"], 1.0 * 2 / 4);
+  EXPECT_EQ(loss["always"], (2.0 * 2 + 4.0 * 2) / 4);
+  EXPECT_EQ(loss["second"], 8.0 * 2 / 4);
+  EXPECT_EQ(loss["third"], 16.0 * 2 / 4);
 }
 
 TEST(Training, InterruptedWithAndWithoutCheckpoint) {

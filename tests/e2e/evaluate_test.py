@@ -74,6 +74,30 @@ class Lists(CommandLine):
 
 
 class Runs(CommandLine):
+    def test_reference_trains_evaluates_and_recommends_alike(self):
+        self.write("events.tsv", "user_id\titem_id\ttimestamp\n" + "".join(
+            f"u{u}\ti{(u * 3 + k * k) % 17}\t{1000 + k}\n" for u in range(30) for k in range(7)))
+        self.succeeds("import", "events.tsv", "-o", "data")
+        for device in ("cpu", "reference"):
+            self.succeeds("train", "-m", "LightGCN", "-d", "data", "-o", device, "--epochs", "5",
+                          "--device", device)
+        self.assertEqual(self.read_json("reference", "config.resolved.json")["settings"]["device"]["value"],
+                         "reference")
+        losses = [[json.loads(line)["loss"]["total"] for line in self.read(run, "metrics.jsonl").splitlines()
+                   if '"phase":"train"' in line] for run in ("cpu", "reference")]
+        self.assertEqual(len(losses[0]), 5)
+        for a, b in zip(*losses):
+            self.assertAlmostEqual(a, b, delta=1e-4 * a)
+        found = [json.loads(self.succeeds("evaluate", "cpu/model", "-d", "data", "--json", "--device",
+                                          device).stdout)["test"] for device in ("cpu", "reference")]
+        self.assertEqual(found[0], found[1])
+        lists = [self.succeeds("recommend", "cpu/model", "--users", "u1,u2", "--device", device).stdout
+                 for device in ("cpu", "reference")]
+        self.assertEqual([row.split("\t")[:3] for row in lists[0].splitlines()],
+                         [row.split("\t")[:3] for row in lists[1].splitlines()])
+        self.fails(2, r"device 'gpu' is not available: this build computes on cpu and reference",
+                   "train", "-m", "BPR", "-d", "data", "--device", "gpu")
+
     def test_a_run_and_its_bundle_and_its_lists_give_the_same_numbers(self):
         rows = "user_id\titem_id\ttimestamp\n" + "".join(
             f"u{u}\ti{(u * 3 + k * k) % 17}\t{1000 + k}\n" for u in range(30) for k in range(7))

@@ -33,6 +33,15 @@ class RunFolder(CommandLine):
         self.write("run/notes.txt", "mine")
         self.succeeds(*self.BPR, "--epochs", "2", "-o", "run")
         self.assertEqual(self.read("run", "notes.txt"), "mine")
+        # Nor are they lost to a study, whose runs are begun again when they have no checkpoint.
+        self.succeeds("compare", "-m", "BPR", "-d", "data", "-j", "1", "--embedding_size", "8",
+                      "--epochs", "1", "--seeds", "1", "-o", "study")
+        (run,) = os.listdir(self.path("study", "runs"))
+        self.write(f"study/runs/{run}/notes.txt", "mine")
+        os.remove(self.path("study", "runs", run, "results.json"))
+        shutil.rmtree(self.path("study", "runs", run, "checkpoints"))
+        self.succeeds("compare", "--resume", "study")
+        self.assertEqual(self.read("study", "runs", run, "notes.txt"), "mine")
 
     def test_nothing_is_replaced_before_all_is_checked(self):
         self.succeeds(*self.BPR, "--epochs", "1", "-o", "run")
@@ -66,6 +75,54 @@ class RunFolder(CommandLine):
         self.succeeds("train", "--resume", "run", "--epochs", "4", "-j", "1")
         self.assertEqual(self.looks("run"), 4)
         self.assertEqual(self.read_json("run", "config.resolved.json")["settings"]["epochs"]["value"], 4)
+
+    def test_results_of_a_run_that_went_on_are_no_end(self):
+        self.succeeds(*self.BPR, "--epochs", "3", "-o", "run")
+
+        def trained():
+            return self.read("run", "metrics.jsonl").count('"phase":"train"')
+
+        def stopped(*flags):
+            before = trained()
+            process = self.start("train", "--resume", "run", "-j", "1", *flags)
+            self.wait_until(lambda: trained() > before + 2, process)
+            process.send_signal(signal.SIGINT)
+            _, stderr = process.communicate(timeout=120)
+            self.assertEqual(process.returncode, 4, stderr.decode())
+            self.assertEqual(stderr.decode().splitlines()[-1],
+                             "error: interrupted; go on with: tessera train --resume run")
+            self.assertEqual(self.read_json("run", "status.json")["state"], "interrupted")
+            for name in ("results.json", "results.tsv", "per_user.tsv", "recs_top50.tsv", "model"):
+                self.assertFalse(os.path.exists(self.path("run", name)), name)
+
+        stopped("--epochs", "100000", "--stopping_step", "100000")
+        # As advised: nothing but the folder. What was printed before is no end of it.
+        process = self.start("train", "--resume", "run")
+        before = trained()
+        self.wait_until(lambda: trained() > before + 2, process)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=120)
+        self.assertEqual(process.returncode, 4)
+        # A look at test of an interrupted run, and of the end before, still counts.
+        self.succeeds("evaluate", "run")
+        self.assertEqual(self.read_json("run", "status.json")["test_looks"], 2)
+        self.succeeds("train", "--resume", "run", "--epochs", "5")
+        self.assertEqual(self.looks("run"), 3)
+        self.assertEqual(self.read_json("run", "status.json")["state"], "finished")
+        self.assertNotIn("test_looks", self.read_json("run", "status.json"))
+
+    def test_a_run_has_one_writer(self):
+        process = self.start(*self.BPR, "--epochs", "100000", "--stopping_step", "100000", "-o", "run")
+        self.wait_until(lambda: os.path.exists(self.path("run", "checkpoints", "last")), process)
+        words = rf"^run is in use by process {process.pid} on host "
+        self.fails(2, words, *self.BPR, "--epochs", "1", "-o", "run")
+        self.fails(2, words, "train", "--resume", "run", "--epochs", "4")
+        self.assertEqual(self.read_json("run", "status.json")["state"], "running")
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        # The kernel lets go of the lock of who was killed.
+        self.succeeds(*self.BPR, "--epochs", "1", "-o", "run")
+        self.assertFalse(os.path.exists(self.path("run", ".lock")))
 
     def test_a_run_goes_on_as_it_was_begun(self):
         self.succeeds(*self.BPR, "--epochs", "2", "-o", "run")

@@ -59,9 +59,8 @@ class Studies(CommandLine):
         folder = self.path(*parts)
         os.remove(os.path.join(folder, "results.json"))
         shutil.rmtree(os.path.join(folder, "checkpoints"), ignore_errors=True)
-        self.write(os.path.join(folder, "status.json"), '{"state":"failed","exit_code":5,"epoch":1}')
-        with open(os.path.join(folder, "train.log"), "a", encoding="utf-8") as log:
-            log.write("2026-01-01T00:00:00Z ERROR epoch 1: loss part 'bpr' is nan\n")
+        self.write(os.path.join(folder, "status.json"), json.dumps({
+            "state": "failed", "exit_code": 5, "epoch": 1, "error": "epoch 1: loss part 'bpr' is nan"}))
 
 
 class Compare(Studies):

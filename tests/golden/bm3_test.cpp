@@ -333,7 +333,6 @@ TEST(Bm3Golden, LearningRateIsConstantAndOneEpochImproves) {
   TrainConfig config;
   config.settings = settings.train_settings;
   config.settings.epochs = 2;
-  config.settings.epochs_given = true;
   config.settings.train_batch_size = 256;
   config.protocol = find_protocol("mmrec");
   std::vector<double> losses;

@@ -257,7 +257,7 @@ struct Instance {
     const ModelInfo& info = find_model("MMSSL");
     const RunSettings resolved = resolve_settings(info, settings);
     model = info.make(settings, Context{data.view(), Random(7), resolved.train_settings, {}});
-    Sampler sampler(data.view(), model->batch_spec(), batch_size, Random(7), true, true);
+    Sampler sampler(data.view(), model->batch_spec(), batch_size, Random(7));
     sampler.begin_epoch(0);
     batch = sampler.batch(0, 1);
   }
@@ -304,8 +304,7 @@ struct Instance {
     model->train(true);
     model->train(false);  // forgets
     auto& factors = dynamic_cast<FactorModel&>(*model);
-    return {factors.user_vectors({torch::arange(data.n_users, torch::kInt64), {}}),
-            factors.item_vectors()};
+    return factors.factors();
   }
 };
 
@@ -672,7 +671,9 @@ TEST(MmsslModel, EdgesAreTheNearestItemsByContent) {
 }
 
 TEST(MmsslModel, ResultsSayThatTheyAreApproximate) {
-  const auto label = [](const Settings& settings) { return find_model("MMSSL").label(settings); };
+  const auto label = [](const Settings& settings) {
+    return find_model("MMSSL").resolve(settings).label;
+  };
   EXPECT_NE(
       label({{"variant", "released", "test"}, {"graph_refresh", 2, "test"}}).find("approximate"),
       std::string::npos);

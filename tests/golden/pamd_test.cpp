@@ -16,11 +16,8 @@
 #include "tessera/eval/ranking.h"
 #include "tessera/eval/sampled.h"
 #include "tessera/model/bundle.h"
-#include "tessera/model/eval_mask.h"
-#include "tessera/model/item_pretrainer.h"
-#include "tessera/model/part_ranked.h"
+#include "tessera/model/offers.h"
 #include "tessera/model/registry.h"
-#include "tessera/model/row_encoder.h"
 #include "tessera/nn/part_net.h"
 #include "tessera/ops/parts.h"
 #include "tessera/ops/topk.h"
@@ -724,11 +721,10 @@ TEST(PamdModel, Masks) {
 // A ranking with parts left out says so wherever its numbers go.
 TEST(PamdModel, EvalMaskIsLabelled) {
   const ModelInfo& info = find_model("PAMD");
-  ASSERT_TRUE(info.label);
-  EXPECT_EQ(info.label({{"eval_mask", "common,text", "test"}}),
+  EXPECT_EQ(info.resolve({{"eval_mask", "common,text", "test"}}).label,
             "eval_mask = common,text: parts are left out when ranking only, the model was trained "
             "with them");
-  EXPECT_EQ(info.label({{"without_parts", "common", "test"}}), "");
+  EXPECT_EQ(info.resolve({{"without_parts", "common", "test"}}).label, "");
 }
 
 // Section 5: what stands for a row that is not there, by each policy.
@@ -929,10 +925,10 @@ TEST(PamdModel, ListsAreTheFullRanking) {
     for (const bool strangers : {false, true}) {
       auto users = torch::arange(pamd.data.n_users, torch::kInt64);
       if (strangers) users[3] = -1;
-      EXPECT_EQ(dynamic_cast<PartRanked&>(*pamd.model).part_factors({users, {}}).has_value(),
-                !strangers);
-      const TopLists lists = top_lists(*pamd.model, {users, {}}, {}, {}, 20);
-      const TopK wanted = top_k_scores(pamd.model->score({users, {}}), {}, 20);
+      const auto scorer = pamd.model->freeze();
+      EXPECT_EQ(scorer->vias({users, {}})[3], strangers ? Via::popular : Via::user);
+      const TopLists lists = scorer->top({users, {}}, {}, {}, 20);
+      const TopK wanted = top_k_scores(scorer->scores({users, {}}), {}, 20);
       EXPECT_TRUE(torch::equal(lists.items, wanted.items));
       EXPECT_TRUE(torch::equal(lists.scores, wanted.scores));
     }
@@ -1019,10 +1015,10 @@ TEST(PamdModel, SampledCandidates) {
     EXPECT_EQ(sampled_candidates(pamd.data, Split::test, user, options).size(), 40 - n_known);
   }
   options.total = 15;
-  const Json out =
+  const auto out =
       evaluate_sampled(*pamd.model, pamd.data, find_protocol("strict"), Split::test, options);
-  EXPECT_EQ(out["name"], "sampled-15");
-  EXPECT_GT(out["metrics"]["recall@10"].get<double>(), 0);
+  EXPECT_EQ(out.name(), "sampled-15");
+  EXPECT_GT(value_of(out.metrics, "recall@10"), 0);
 }
 
 // Users without train rows are answered by the train counts.
@@ -1123,7 +1119,7 @@ TEST(PamdModel, ChecksTheLastEpoch) {
     EXPECT_EQ(card["pretraining_epochs"], n);
     EXPECT_EQ(card["matched"], lines.back()["matched"]);
     Json rows;
-    const Json report = dynamic_cast<Reporter&>(*pamd.model).report(held_out(pamd.data));
+    const Json report = pamd.model->offers().report->report(held_out(pamd.data));
     for (const Json& view : pamd_sections(report)) {
       if (view["title"] == "Do the common parts agree?") rows = view["blocks"][0]["rows"];
     }

@@ -32,7 +32,7 @@ class Popularity : public Model {
       : Model(Context{data.view(), Random(0), {}, {}}),
         counts_(item_counts(data.train, data.n_items).to(torch::kFloat)) {}
   Abilities abilities() const override { return {}; }
-  torch::Tensor score(const Queries& queries) override {
+  torch::Tensor whole_scores(const Queries& queries) const override {
     return counts_.unsqueeze(0).expand({queries.size(), -1}).contiguous();
   }
 
@@ -255,7 +255,7 @@ std::pair<double, double> expected_when_shuffled(Model& mc1, const Dataset& data
   Queries queries;  // every item as a history of its own
   queries.histories.items = torch::arange(data.n_items, torch::kInt32);
   queries.histories.offsets = torch::arange(data.n_items + 1, torch::kInt64);
-  const TopLists lists = top_lists(mc1, queries, {}, {}, 10);
+  const TopLists lists = mc1.freeze()->top(queries, {}, {}, 10);
   double hit = 0, ndcg = 0;
   int64_t n_users = 0;
   for (int64_t user = 0; user < data.n_users; ++user) {

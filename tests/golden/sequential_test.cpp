@@ -568,8 +568,8 @@ TEST(Evaluation, SampledReadsTheHistoryOfItsSplit) {
     }
     return n_hits / static_cast<double>(data.n_users);
   };
-  const Json out = evaluate_sampled(*model, data, find_protocol("seq-none"), Split::valid, options);
-  EXPECT_DOUBLE_EQ(out["metrics"]["recall@3"].get<double>(), recall_after(false));
+  const auto out = evaluate_sampled(*model, data, find_protocol("seq-none"), Split::valid, options);
+  EXPECT_DOUBLE_EQ(value_of(out.metrics, "recall@3"), recall_after(false));
   EXPECT_NE(recall_after(false), recall_after(true));
 }
 

@@ -93,24 +93,6 @@ TEST(ItemGraph, ModalityWeights) {
   EXPECT_THROW(of({"a", "b"}, {1}), InputError);
 }
 
-TEST(ItemGraph, StoredTensorsAreAGraphOrRefused) {
-  const NeighbourGraph good = knn_graph(normal(9, 4, 0, 1, Random(4)), 3);
-  EXPECT_NO_THROW(check_graph(good, 9, "similar"));
-  EXPECT_THROW(check_graph(good, 8, "similar"), InputError);
-  EXPECT_THROW(check_graph({}, 9, "similar"), InputError);
-  const auto with = [&](auto change) {
-    NeighbourGraph bad{good.offsets.clone(), good.items.clone(), good.weights.clone()};
-    change(bad);
-    EXPECT_THROW(check_graph(bad, 9, "similar"), InputError);
-  };
-  with([](NeighbourGraph& g) { g.items[0] = 9; });
-  with([](NeighbourGraph& g) { g.items[0] = -1; });
-  with([](NeighbourGraph& g) { g.offsets[1] = 100; });
-  with([](NeighbourGraph& g) { g.offsets[9] = 3; });
-  with([](NeighbourGraph& g) { g.items = g.items.to(torch::kInt64); });
-  with([](NeighbourGraph& g) { g.weights = g.weights.slice(0, 1); });
-}
-
 TEST(GraphSides, AreTheBlocksOfThePropagation) {
   const BipartiteGraph graph(torch::tensor({0, 2, 2, 3}, torch::kInt64),
                              torch::tensor({0, 2, 1}, torch::kInt32), 4);

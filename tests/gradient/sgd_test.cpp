@@ -26,8 +26,8 @@ TEST(BprSgd, OneTripleIsAStepAgainstTheGradient) {
     const auto bpr = bpr_loss_composed(a, b, c), squares = l2_rows({a, b, c}, 1);
     const auto gradients = torch::autograd::grad({bpr + 0.3 * squares}, {from_users, from_items});
     const BprSgdLoss loss = bpr_sgd(users, items, u, p, n, {0.7, 0.3});
-    EXPECT_NEAR(loss.bpr, bpr.item<double>(), 1e-12);
-    EXPECT_NEAR(loss.squares, squares.item<double>(), 1e-12);
+    EXPECT_NEAR(loss.bpr.item<double>(), bpr.item<double>(), 1e-12);
+    EXPECT_NEAR(loss.squares.item<double>(), squares.item<double>(), 1e-12);
     EXPECT_TRUE(torch::allclose(users, from_users - 0.7 * gradients[0], 1e-12, 1e-12)) << d;
     EXPECT_TRUE(torch::allclose(items, from_items - 0.7 * gradients[1], 1e-12, 1e-12)) << d;
   }
@@ -44,18 +44,19 @@ TEST(BprSgd, TriplesFollowEachOtherAndNegativesShareTheirPair) {
   for (int64_t t = 0; t < 6; ++t) {
     bpr += bpr_sgd(one_users, one_items, u.narrow(0, t / 2, 1), p.narrow(0, t / 2, 1),
                    n.narrow(0, t / 2, 1).narrow(1, t % 2, 1).contiguous(), {0.1, 0.01})
-               .bpr;
+               .bpr.item<double>();
   }
   EXPECT_TRUE(torch::equal(users, one_users) && torch::equal(items, one_items));
-  EXPECT_NEAR(whole.bpr, bpr / 6, 1e-12);
+  EXPECT_NEAR(whole.bpr.item<double>(), bpr / 6, 1e-12);
 }
 
 TEST(BprSgd, FarMarginsStayFinite) {
   auto users = torch::full({1, 1}, 1e3F), items = torch::tensor({{1e3F}, {-1e3F}});
   const auto zero = torch::tensor({0});
-  EXPECT_EQ(bpr_sgd(users, items, zero, zero, torch::tensor({{1}}), {0.1, 0}).bpr, 0);
+  EXPECT_EQ(bpr_sgd(users, items, zero, zero, torch::tensor({{1}}), {0.1, 0}).bpr.item<double>(),
+            0);
   const auto far = bpr_sgd(users, items, zero, torch::tensor({1}), torch::tensor({{0}}), {0, 0});
-  EXPECT_NEAR(far.bpr, 2e6, 1);
+  EXPECT_NEAR(far.bpr.item<double>(), 2e6, 1);
 }
 
 }  // namespace

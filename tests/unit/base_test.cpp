@@ -52,6 +52,29 @@ std::string message_of(const Settings& settings) {
   return "no error";
 }
 
+// "Was it given" is known, also where the value is the default's.
+TEST(Fields, AChosenValueIsKnownFromADefault) {
+  struct Config {
+    Chosen<int64_t> epochs = 1000;
+  };
+  const auto after = [](const Settings& settings) {
+    Config config;
+    Fields f("train");
+    f.add("epochs", config.epochs, "epochs at most", at_least(1));
+    f.apply(settings);
+    EXPECT_EQ(f.resolved().at(0).value, static_cast<int64_t>(config.epochs));
+    EXPECT_EQ(f.rows().at(0).value, "1000");
+    return config.epochs;
+  };
+  EXPECT_FALSE(after({}).chosen());
+  EXPECT_EQ(after({}), 1000);
+  EXPECT_TRUE(after({{"epochs", 1000, "flag"}}).chosen());
+  EXPECT_EQ(after({{"epochs", "7", "flag"}}), 7);
+  Config typed;
+  typed.epochs = 1000;
+  EXPECT_TRUE(typed.epochs.chosen());
+}
+
 TEST(Fields, WordsOfErrors) {
   EXPECT_EQ(message_of({{"embeding_size", 3, "flag"}}),
             "Sample has no setting 'embeding_size' (did you mean 'embedding_size'?)");

@@ -148,13 +148,13 @@ TEST_F(BundleTest, RefusesEveryFileCutShortChangedOrMissing) {
   EXPECT_NO_THROW(load_bundle(root()));
 }
 
-// Ranking by stored vectors does not read features: they are hashed when first compared by.
+// Ranking by stored vectors does not read features: only those to compare by are hashed.
 TEST_F(BundleTest, AnswersLeaveFeaturesUnread) {
   Recommender whole(load_bundle(root()));
   std::string bytes = read_file(root() / "image_feat.npy");
   bytes.back() ^= 1;
   write_file(root() / "image_feat.npy", bytes);
-  Recommender quick(load_bundle(root(), {}, BundleUse::answers));
+  Recommender quick(load_bundle(root(), {}, {.answers = true}));
   const Ask everybody{.n = 6, .filter_seen = false, .all_users = true};
   const auto want = whole.recommend(everybody), found = quick.recommend(everybody);
   ASSERT_EQ(found.size(), 4U);
@@ -167,7 +167,11 @@ TEST_F(BundleTest, AnswersLeaveFeaturesUnread) {
     }
   }
   EXPECT_EQ(quick.similar("apple", 3).size(), 3U);
-  EXPECT_NE(error_of([&] { quick.similar("apple", 3, "image"); }).find("image_feat.npy is damaged"),
+  EXPECT_NE(error_of([&] { quick.similar("apple", 3, "image"); }).find("without the rows of"),
+            std::string::npos);
+  EXPECT_NE(error_of([&] {
+              load_bundle(root(), {}, {.answers = true, .compare_by = {"image"}});
+            }).find("image_feat.npy is damaged"),
             std::string::npos);
   expect_refused("is damaged");
   // A bundle that does not say what its model can do is loaded whole.
@@ -175,14 +179,14 @@ TEST_F(BundleTest, AnswersLeaveFeaturesUnread) {
   older.erase("abilities");
   write_about(older);
   EXPECT_NE(error_of([&] {
-              load_bundle(root(), {}, BundleUse::answers);
+              load_bundle(root(), {}, {.answers = true});
             }).find("image_feat.npy is damaged"),
             std::string::npos);
 }
 
 TEST_F(BundleTest, AnswersAreRefusedWithDamagedVectors) {
   const Json whole = about();
-  auto refused = [&] { return error_of([&] { load_bundle(root(), {}, BundleUse::answers); }); };
+  auto refused = [&] { return error_of([&] { load_bundle(root(), {}, {.answers = true}); }); };
   for (const char* name : {"user_emb.npy", "item_emb.npy", "seen_items.npy", "image_feat.ids",
                            "weights.safetensors"}) {
     const std::string bytes = read_file(root() / name);
@@ -298,10 +302,7 @@ TEST_F(BundleTest, RefusesNeighboursThatAreNoItems) {
   weights["neighbour_items"].fill_(6);
   write_safetensors(root() / "weights.safetensors", weights);
   rehash("weights.safetensors");
-  const Bundle bundle = load_bundle(root());
-  const Queries ann{torch::zeros({1}, torch::kInt64), {}};
-  EXPECT_NE(error_of([&] { bundle.model->score(ann); }).find("3: ItemKNN: the stored neighbours"),
-            std::string::npos);
+  expect_refused("ItemKNN: the stored neighbours");
 }
 
 TEST_F(BundleTest, RefusesPathsOutOfTheFolder) {

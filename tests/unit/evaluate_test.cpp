@@ -22,7 +22,7 @@ Interactions rows(int64_t n_users, const Pairs& pairs) {
   return make_interactions(n_users, users, items);
 }
 
-Context context_of(const Dataset& data) { return {data, Random(1), {}, {}}; }
+Context context_of(const Dataset& data) { return {data.view(), Random(1), {}, {}}; }
 
 /// Scores from a fixed matrix [n_users, n_items]; keeps what it was asked.
 class FixedModel : public Model {
@@ -39,11 +39,13 @@ class FixedModel : public Model {
     if (sequential_) spec.unit = BatchSpec::Unit::sequence_row;
     return spec;
   }
-  torch::Tensor score(const Queries& queries) override {
+  mutable std::vector<Queries> asked;
+
+ protected:
+  torch::Tensor whole_scores(const Queries& queries) const override {
     asked.push_back(queries);
     return scores_.index_select(0, queries.users);
   }
-  std::vector<Queries> asked;
 
  private:
   torch::Tensor scores_;
@@ -110,7 +112,7 @@ TEST(TopLists, FollowTheSpecsMaskTest) {
   };
   for (Model* each : {static_cast<Model*>(&model), static_cast<Model*>(&factors)}) {
     const auto list = [&](const Ragged& masked, const torch::Tensor& hidden) {
-      const TopLists lists = top_lists(*each, queries, masked, hidden, 6);
+      const TopLists lists = each->freeze()->top(queries, masked, hidden, 6);
       EXPECT_EQ(lists.items.scalar_type(), torch::kInt32);
       EXPECT_EQ(lists.scores.scalar_type(), torch::kFloat);
       const auto* items = lists.items.const_data_ptr<int32_t>();
@@ -550,7 +552,7 @@ TEST(Recommendations, ItsOwnListsGiveTheModelsNumbers) {
   const Evaluation whole = evaluate(model, data, find_protocol("strict"), Split::test, options);
   Queries queries;
   queries.users = torch::arange(5);
-  const TopLists lists = top_lists(model, queries, {}, {}, 6);
+  const TopLists lists = model.freeze()->top(queries, {}, {}, 6);
   std::string text = "user\titem\trank\tscore\n";
   for (int64_t u = 0; u < 5; ++u) {
     for (int64_t r = 5; r >= 0; --r) {

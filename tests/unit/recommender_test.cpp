@@ -20,10 +20,14 @@ Recommender recommender(const std::string& name, Log log = {}) {
   return Recommender(load_bundle(folder / "model"), std::move(log));
 }
 
+std::string id_of(const Recommender& from, int64_t item) {
+  return std::string(from.version()->catalogue->id(item));
+}
+
 void expect_list(const Recommender& from, const std::vector<ScoredItem>& items, const List& want) {
   ASSERT_EQ(items.size(), want.size());
   for (size_t r = 0; r < want.size(); ++r) {
-    EXPECT_EQ(from.item_id(items[r].item), want[r].first) << "rank " << r + 1;
+    EXPECT_EQ(id_of(from, items[r].item), want[r].first) << "rank " << r + 1;
     EXPECT_NEAR(items[r].score, want[r].second, 1e-5) << "rank " << r + 1;
   }
 }
@@ -45,13 +49,13 @@ TEST(Recommender, AnswersUsersHistoriesAndStrangers) {
   const auto answers = from.recommend({.users = {"ann", "bob", "cat", "dan"}, .n = 5});
   ASSERT_EQ(answers.size(), 4U);
   EXPECT_EQ(answers[0].user, "ann");
-  EXPECT_EQ(answers[0].via, "user");
+  EXPECT_EQ(answers[0].via, Via::user);
   expect_list(from, answers[0].items, {{"dates", .9}, {"eggs", .2}});
-  EXPECT_EQ(answers[1].via, "user");
+  EXPECT_EQ(answers[1].via, Via::user);
   expect_list(from, answers[1].items, {{"dates", .1}, {"apple", 0}});
-  EXPECT_EQ(answers[2].via, "item mean");
+  EXPECT_EQ(answers[2].via, Via::item_mean);
   expect_list(from, answers[2].items, {{"eggs", .8}, {"bread", .5}, {"dates", .1}, {"apple", 0}});
-  EXPECT_EQ(answers[3].via, "popular");  // train rows: apple 1, bread 2, cider 1
+  EXPECT_EQ(answers[3].via, Via::popular);  // train rows: apple 1, bread 2, cider 1
   expect_list(from, answers[3].items,
               {{"bread", 2}, {"apple", 1}, {"cider", 1}, {"dates", 0}, {"eggs", 0}});
 }
@@ -61,7 +65,7 @@ TEST(Recommender, AnswersABareHistoryByTheItemMean) {
   const auto answers = from.recommend({.history = {"apple", "cider"}, .n = 4});
   ASSERT_EQ(answers.size(), 1U);
   EXPECT_EQ(answers[0].user, "");
-  EXPECT_EQ(answers[0].via, "item mean");
+  EXPECT_EQ(answers[0].via, Via::item_mean);
   // The mean is (.5, .5); bread, dates and eggs tie and the lower index comes first.
   expect_list(from, answers[0].items, {{"bread", .5}, {"dates", .5}, {"eggs", .5}});
   const auto stranger = from.recommend({.users = {"eve"}, .history = {"cider"}, .n = 1});
@@ -82,7 +86,7 @@ TEST(Recommender, NeverAnswersHiddenItems) {
     for (const auto& answer :
          from.recommend({.users = {"ann", "bob", "cat", "dan"}, .n = 6, .filter_seen = false})) {
       EXPECT_EQ(answer.items.size(), 5U) << name;
-      for (const auto& scored : answer.items) EXPECT_NE(from.item_id(scored.item), "figs");
+      for (const auto& scored : answer.items) EXPECT_NE(id_of(from, scored.item), "figs");
     }
   }
 }
@@ -104,12 +108,12 @@ TEST(Recommender, ModelsOfHistoriesTakeThemNatively) {
   Recommender from = recommender("PlantedNeighbours");
   // Together in train: apple and bread once, bread and cider once.
   const auto answers = from.recommend({.users = {"cat", "dan"}, .n = 2});
-  EXPECT_EQ(answers[0].via, "history");
+  EXPECT_EQ(answers[0].via, Via::history);
   expect_list(from, answers[0].items, {{"bread", 1}, {"apple", 0}});
-  EXPECT_EQ(answers[1].via, "popular");
+  EXPECT_EQ(answers[1].via, Via::popular);
   const auto given =
       from.recommend({.users = {"ann"}, .history = {"bread"}, .n = 2, .filter_seen = false});
-  EXPECT_EQ(given[0].via, "history");  // a given history wins
+  EXPECT_EQ(given[0].via, Via::history);  // a given history wins
   expect_list(from, given[0].items, {{"apple", 1}, {"cider", 1}});
   expect_list(from, from.similar("bread", 5), {{"apple", 1}, {"cider", 1}});
 }
@@ -117,8 +121,8 @@ TEST(Recommender, ModelsOfHistoriesTakeThemNatively) {
 TEST(Recommender, ModelsWithNeitherFallBackToPopularity) {
   Recommender from = recommender("PlantedPlain");
   const auto answers = from.recommend({.users = {"ann", "cat"}, .n = 1});
-  EXPECT_EQ(answers[0].via, "user");
-  EXPECT_EQ(answers[1].via, "popular");
+  EXPECT_EQ(answers[0].via, Via::user);
+  EXPECT_EQ(answers[1].via, Via::popular);
   EXPECT_NE(usage_of([&] { from.similar("apple", 1); }).find("use --by image"), std::string::npos);
 }
 
@@ -194,10 +198,10 @@ TEST(Recommender, StreamsNeighboursOfAllItemsThatAreNotHidden) {
     ask.only = {"apple", "bread", "figs"};
     std::vector<std::string> asked;
     const int64_t left_out = from.similar(ask, [&](Neighbours&& found) {
-      asked.emplace_back(from.item_id(found.item));
+      asked.emplace_back(id_of(from, found.item));
       for (const auto& one : found.items) {
         EXPECT_NE(one.item, found.item);
-        EXPECT_TRUE(from.item_id(one.item) == "apple" || from.item_id(one.item) == "bread");
+        EXPECT_TRUE(id_of(from, one.item) == "apple" || id_of(from, one.item) == "bread");
       }
     });
     const bool cf = std::string(by) == "cf";

@@ -119,7 +119,9 @@ TEST(Sampler, NegativesOfAHeavyUserAreUniform) {
 TEST(Sampler, NegativesMayComeFromAllItems) {
   const Dataset data = pairs_data();
   const BatchSpec spec{.unit = BatchSpec::Unit::distinct_user, .n_negatives = 1};
-  Sampler sampler(data.view(), spec, 50, Random(3), true, true);
+  BatchSpec all = spec;
+  all.pool = BatchSpec::Pool::all;
+  Sampler sampler(data.view(), all, 50, Random(3));
   sampler.begin_epoch(0);
   std::map<int64_t, int> counts;
   const int64_t n_batches = 200;
@@ -140,7 +142,31 @@ TEST(Sampler, NegativesMayComeFromAllItems) {
   const std::vector<int32_t> users = {0, 0, 1}, items = {0, 1, 0};
   const Dataset small = make_dataset(2, 3, make_interactions(2, users, items));
   EXPECT_EQ(Sampler(small.view(), spec, 2, Random(1)).n_left_out(), 2);
-  EXPECT_EQ(Sampler(small.view(), spec, 2, Random(1), true, true).n_left_out(), 0);
+  EXPECT_EQ(Sampler(small.view(), all, 2, Random(1)).n_left_out(), 0);
+}
+
+TEST(Sampler, TakesEachUserOnceAnEpoch) {
+  const Dataset data = pairs_data();
+  Sampler sampler(data.view(), {.unit = BatchSpec::Unit::user}, 16, Random(2));
+  ASSERT_EQ(sampler.n_batches(), 4);  // 50 users
+  std::vector<int64_t> orders[2];
+  for (int64_t epoch = 0; epoch < 2; ++epoch) {
+    sampler.begin_epoch(epoch);
+    std::set<int64_t> users;
+    for (int64_t index = 0; index < 4; ++index) {
+      const Batch batch = sampler.batch(index, 4 * epoch + index + 1);
+      EXPECT_EQ(batch.size(), index < 3 ? 16 : 2);
+      EXPECT_FALSE(batch.positives.defined());
+      EXPECT_TRUE(
+          torch::equal(batch.distinct_users.index_select(0, batch.user_inverse), batch.users));
+      for (int64_t i = 0; i < batch.size(); ++i) {
+        users.insert(batch.users[i].item<int64_t>());
+        orders[epoch].push_back(batch.users[i].item<int64_t>());
+      }
+    }
+    EXPECT_EQ(users.size(), 50U);
+  }
+  EXPECT_NE(orders[0], orders[1]);
 }
 
 TEST(Sampler, DistinctUsers) {

@@ -1,12 +1,14 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <functional>
 #include <set>
 
 #include "tessera/base/error.h"
 #include "tessera/base/files.h"
 #include "tessera/study/compare.h"
 #include "tessera/study/tune.h"
+#include "tessera/train/metrics_log.h"
 #include "tests/unit/temp_folder.h"
 
 namespace tessera {
@@ -142,16 +144,16 @@ TEST(TuneSpace, RandomTrialsStayInTheirRangesAndRepeat) {
 TEST(Study, AFolderBelongsToOneStudy) {
   const TempFolder folder;
   const fs::path place = folder / "study";
-  claim_study(place, "compare", "tessera compare", {{"rows", "A,B"}, {"seeds", {1, 2}}});
-  claim_study(place, "compare", "again", {{"rows", "A,B"}, {"seeds", {1, 2}}});
-  EXPECT_EQ(study_identity(place, "compare")["rows"], "A,B");
-  const auto other =
-      usage_of([&] { claim_study(place, "compare", "", {{"rows", "A,B"}, {"seeds", {1, 2, 3}}}); });
+  claim_study(place, {"compare", "tessera compare", {{"rows", "A,B"}, {"seeds", {1, 2}}}});
+  claim_study(place, {"compare", "again", {{"rows", "A,B"}, {"seeds", {1, 2}}}});
+  EXPECT_EQ(read_study(place, "compare").identity["rows"], "A,B");
+  const auto other = usage_of(
+      [&] { claim_study(place, {"compare", "", {{"rows", "A,B"}, {"seeds", {1, 2, 3}}}}); });
   EXPECT_NE(other.find("its seeds are [1,2], this command's [1,2,3]"), std::string::npos) << other;
-  usage_of([&] { claim_study(place, "tune", "", {}); });
-  usage_of([&] { study_identity(place, "tune"); });
+  usage_of([&] { claim_study(place, {"tune", "", {}}); });
+  usage_of([&] { read_study(place, "tune"); });
   write_file(folder / "full.txt", "x");
-  usage_of([&] { claim_study(folder / "full.txt", "compare", "", {}); });
+  usage_of([&] { claim_study(folder / "full.txt", {"compare", "", {}}); });
 }
 
 TEST(Study, WhatAKillBeforeTheMarkLeftIsTaken) {
@@ -159,21 +161,22 @@ TEST(Study, WhatAKillBeforeTheMarkLeftIsTaken) {
   const fs::path place = folder / "study";
   fs::create_directories(place / "runs");
   write_file(place / ".study.json.99999999.tmp", "{");
-  claim_study(place, "tune", "tessera tune", {{"rows", 1}});
+  claim_study(place, {"tune", "tessera tune", {{"rows", 1}}});
   EXPECT_TRUE(fs::exists(place / "study.json"));
   // Runs without a study are somebody's.
   const fs::path full = folder / "full";
   fs::create_directories(full / "runs" / "t0");
-  usage_of([&] { claim_study(full, "tune", "", {{"rows", 1}}); });
+  usage_of([&] { claim_study(full, {"tune", "", {{"rows", 1}}}); });
 }
 
 TEST(Study, TheCommandThatBeganItIsKept) {
   const TempFolder folder;
   const Json identity = {{"rows", 1}};
-  EXPECT_EQ(claim_study(folder / "study", "tune", "tessera tune -m BPR", identity),
+  EXPECT_EQ(claim_study(folder / "study", {"tune", "tessera tune -m BPR", identity}).command,
             "tessera tune -m BPR");
-  EXPECT_EQ(claim_study(folder / "study", "tune", "tessera tune --resume study", identity),
-            "tessera tune -m BPR");
+  EXPECT_EQ(
+      claim_study(folder / "study", {"tune", "tessera tune --resume study", identity}).command,
+      "tessera tune -m BPR");
 }
 
 TEST(Study, ChangedFilesAreNamed) {
@@ -181,9 +184,9 @@ TEST(Study, ChangedFilesAreNamed) {
   const auto with = [](const char* hash) {
     return Json{{"rows", "A"}, {"features", {{"shop", {{"image", {{"sha256", hash}}}}}}}};
   };
-  claim_study(folder / "study", "compare", "tessera compare", with("abc"));
+  claim_study(folder / "study", {"compare", "tessera compare", with("abc")});
   try {
-    claim_study(folder / "study", "compare", "tessera compare", with("def"));
+    claim_study(folder / "study", {"compare", "tessera compare", with("def")});
     FAIL() << "nothing was refused";
   } catch (const InputError& e) {
     EXPECT_EQ(e.code(), Exit::data);
@@ -195,33 +198,38 @@ TEST(Study, ChangedFilesAreNamed) {
   Json other = with("def");
   other["rows"] = "B";
   EXPECT_NE(usage_of([&] {
-              claim_study(folder / "study", "compare", "", other);
+              claim_study(folder / "study", {"compare", "", other});
             }).find(R"(its rows are "A")"),
             std::string::npos);
 }
 
 TEST(Study, TheSplitInWords) {
-  EXPECT_EQ(
-      split_words({{"split", {{"kind", "k-fold"}, {"folds", 5}, {"fold", 2}}}, {"seed", 999}}),
-      "k-fold, fold 2, seed 999");
-  EXPECT_EQ(split_words({{"split", {{"kind", "given"}}}, {"seed", 999}}), "given");
-  EXPECT_EQ(split_words({{"split", {{"kind", "random"}, {"rounding", "mmrec"}}}, {"seed", 7}}),
+  const auto words = [](const Json& about) { return DataCard::read(about).split; };
+  EXPECT_EQ(words({{"split", {{"kind", "k-fold"}, {"folds", 5}, {"fold", 2}}}, {"seed", 999}}),
+            "k-fold, fold 2, seed 999");
+  EXPECT_EQ(words({{"split", {{"kind", "given"}}}, {"seed", 999}}), "given");
+  EXPECT_EQ(words({{"split", {{"kind", "random"}, {"rounding", "mmrec"}}}, {"seed", 7}}),
             "random (mmrec), seed 7");
+  EXPECT_EQ(words(Json()), "");
+  EXPECT_EQ(words({{"split", 3}}), "");
 }
 
 TEST(Study, ControlCharactersStayOnOneLine) {
   EXPECT_EQ(escaped("a\tb\nc\x1b\x7f\\ é"), "a\\tb\\nc\\x1b\\x7f\\ é");
 }
 
-/// A result of compare(), as far as tables need it.
-Json small_result() {
+/// A result of compare() as its JSON.
+Json small_json() {
   const auto row = [](const char* label, double gini, double recall) {
     return Json{{"label", label},
                 {"model", "BPR"},
                 {"seeds", {999}},
                 {"test_looks", 1},
+                {"settings", Json::object()},
                 {"valid", Json::object()},
-                {"test", {{"recall@20", summary_of({recall})}, {"gini@20", summary_of({gini})}}},
+                {"test",
+                 {{"recall@20", summary_json(summary_of({recall}))},
+                  {"gini@20", summary_json(summary_of({gini}))}}},
                 {"cost", {{"n_parameters", 1}, {"train_s", 1}}},
                 {"failures", Json::array()},
                 {"runs", {"a"}}};
@@ -268,8 +276,86 @@ Json small_result() {
           {"test_looks", 2}};
 }
 
+CompareResult small_result() { return CompareResult::read(small_json(), "result"); }
+
+/// What reading a damaged document says; it must be exit 3.
+std::string damage_of(const std::function<void()>& body) {
+  try {
+    body();
+  } catch (const InputError& e) {
+    EXPECT_EQ(e.code(), Exit::data) << e.what();
+    return e.what();
+  }
+  ADD_FAILURE() << "nothing was refused";
+  return "";
+}
+
+TEST(CompareJson, GoesOutAndInWithoutLoss) {
+  CompareResult result = small_result();
+  result.asked_by = "tessera compare --resume x";
+  ComparedRow& row = result.tables[0].rows[1];
+  row.model.clear();
+  row.settings.clear();
+  row.lists = {"a.tsv", "b.tsv"};
+  row.failures = {{7, "epoch 1: loss part 'bpr' is nan"}};
+  row.selecting = "recall@20";
+  row.selection = summary_of({0.25, Cost::kUnknown});
+  row.best_epochs = {3, Cost::kUnknown};
+  row.by_slice["cold"] = summary_of({0.125});
+  result.comparisons[0].n_seeds = 5;
+  const Json once = result.json();
+  EXPECT_EQ(once["tables"][0]["rows"][1]["best_epochs"].dump(), "[3.0,null]");
+  EXPECT_EQ(once["tables"][0]["rows"][1]["recs"].dump(), R"(["a.tsv","b.tsv"])");
+  EXPECT_EQ(once["comparisons"][0]["p"]["t over seeds"], nullptr);
+  EXPECT_EQ(CompareResult::read(once, "again").json().dump(), once.dump());
+}
+
+TEST(CompareJson, DamageIsNamed) {
+  Json damaged = small_json();
+  damaged["tables"][0]["rows"][1]["cost"]["train_s"] = "long";
+  const auto words = damage_of([&] { CompareResult::read(damaged, "result.json"); });
+  EXPECT_NE(words.find("result.json: shop: row 'c'"), std::string::npos) << words;
+  EXPECT_NE(words.find("train_s"), std::string::npos) << words;
+  damaged = small_json();
+  damaged["comparisons"][0]["bootstrap_95"] = {1.0};
+  damage_of([&] { CompareResult::read(damaged, "result.json"); });
+  damaged = small_json();
+  damaged.erase("tables");
+  EXPECT_NE(damage_of([&] { CompareResult::read(damaged, "result.json"); }).find("'tables'"),
+            std::string::npos);
+  damage_of([] { CompareResult::read(Json::array(), "result.json"); });
+}
+
+TEST(TuneJson, GoesOutAndInWithoutLoss) {
+  TuneResult result;
+  result.model = "BPR";
+  result.valid_metric = "recall@20";
+  result.search = {{"n_negatives", "[1, 2]"}};
+  result.seeds = {999, 1000};
+  result.trials = {{{{"n_negatives", 1, "search"}}, 0.5, 3, 9, 1.5, ""},
+                   {{{"n_negatives", 2, "search"}}, Cost::kUnknown, {}, {}, Cost::kUnknown, "nan"}};
+  result.sensitivity = {{"n_negatives", "1", 1, 0.5, Cost::kUnknown}};
+  EXPECT_EQ(result.json()["winner"].dump(), "{}");
+  EXPECT_EQ(TuneResult::read(result.json(), "tune").json().dump(), result.json().dump());
+  result.winner = 0;
+  result.failures = {{1000, "nan"}};
+  result.compare = small_result();
+  const Json once = result.json();
+  EXPECT_EQ(once["trials"][1]["state"], "nan");
+  EXPECT_EQ(once["winner"]["score"], 0.5);
+  EXPECT_EQ(TuneResult::read(once, "tune").json().dump(), once.dump());
+  Json damaged = once;
+  damaged["winner"]["trial"] = 2;
+  EXPECT_NE(damage_of([&] { TuneResult::read(damaged, "tune"); }).find("winner is trial 2 of 2"),
+            std::string::npos);
+  damaged = once;
+  damaged["trials"][0]["n_epochs"] = 1.5;
+  EXPECT_NE(damage_of([&] { TuneResult::read(damaged, "tune"); }).find("trial 0"),
+            std::string::npos);
+}
+
 TEST(CompareTable, KeepsItsLinesAndCells) {
-  const Json result = small_result();
+  const CompareResult result = small_result();
   const auto markdown = compare_markdown(result);
   EXPECT_NE(markdown.find("| a\\|b "), std::string::npos) << markdown;
   EXPECT_NE(markdown.find("note: two\\nlines"), std::string::npos) << markdown;
@@ -317,16 +403,55 @@ TEST(Study, CostsComeFromTheRunsOwnLines) {
              "\n"
              R"({"event":"end"})"
              "\n");
-  const Json cost = run_cost(folder / "", {{"time_s", {{"train", 10.0}, {"eval", 1.7}}},
-                                           {"n_steps", 30},
-                                           {"n_epochs", 3},
-                                           {"peak_rss_mb", 7}});
-  EXPECT_EQ(cost["n_parameters"], 12);
-  EXPECT_EQ(cost["epoch_s"], 3.0);
-  EXPECT_EQ(cost["step_ms"], 300.0);
-  EXPECT_EQ(cost["eval_s"], 0.5);
-  EXPECT_EQ(cost["best_s"], 1.0 + 2.0 + 0.5 + 4.0 + 0.5);  // a second of preparation first
-  EXPECT_EQ(cost["peak_rss_mb"], 7);
+  RunResult result;
+  result.time_s.train = 10.0;
+  result.time_s.eval = 1.7;
+  result.n_steps = 30;
+  result.n_epochs = 3;
+  result.peak_rss_mb = 7;
+  const Cost cost = run_cost(folder / "", result);
+  EXPECT_EQ(cost.n_parameters, 12);
+  EXPECT_EQ(cost.epoch_s, 3.0);
+  EXPECT_EQ(cost.step_ms, 300.0);
+  EXPECT_EQ(cost.eval_s, 0.5);
+  EXPECT_EQ(cost.best_s, 1.0 + 2.0 + 0.5 + 4.0 + 0.5);  // a second of preparation first
+  EXPECT_EQ(cost.peak_rss_mb, 7);
+}
+
+TEST(MetricsLog, ReadsBackWhatIsWritten) {
+  const TempFolder folder;
+  const fs::path path = folder / "metrics.jsonl";
+  TrainLine train;
+  train.epoch = 4;
+  train.losses = {{"total", 0.5}, {"bpr", 0.25}};
+  train.learning_rate = 0.001;
+  ValidLine valid;
+  valid.epoch = 4;
+  valid.metrics = {{"recall@20", 0.125}, {"auc", std::nan("")}};
+  valid.score = 0.125;
+  valid.best = true;
+  const std::string first = line_json(train).dump() + "\n", second = line_json(valid).dump() + "\n";
+  write_file(path, first + second.substr(0, 20));  // a line that a kill cut
+  int64_t from = 0;
+  const auto before = read_metrics_log(path, from);
+  ASSERT_EQ(before.size(), 1U);
+  EXPECT_EQ(from, static_cast<int64_t>(first.size()));
+  EXPECT_TRUE(before[0].trains());
+  EXPECT_EQ(before[0].losses, train.losses);
+  EXPECT_EQ(before[0].value("lr"), 0.001);
+  EXPECT_TRUE(std::isnan(before[0].value("recall@20")));
+  write_file(
+      path, first + second + "damaged\n[1]\n" + R"({"event":"gate","epoch":-1,"text":0.5})" + "\n");
+  const auto more = read_metrics_log(path, from);
+  ASSERT_EQ(more.size(), 2U);
+  EXPECT_TRUE(more[0].validates());
+  EXPECT_TRUE(more[0].best);
+  EXPECT_EQ(more[0].epoch, 4);
+  EXPECT_EQ(more[0].value("recall@20"), 0.125);
+  EXPECT_EQ(more[1].event, "gate");
+  EXPECT_EQ(more[1].epoch, -1);
+  EXPECT_EQ(more[1].json["text"], 0.5);
+  EXPECT_TRUE(read_metrics_log(folder / "none").empty());
 }
 
 TEST(Study, TablesArePadded) {
