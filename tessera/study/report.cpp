@@ -14,6 +14,7 @@
 #include "tessera/eval/protocol_words.h"
 #include "tessera/folder/folder.h"
 #include "tessera/folder/load.h"
+#include "tessera/model/offers.h"
 #include "tessera/study/report_models.h"
 #include "tessera/study/report_template.h"
 #include "tessera/study/report_views.h"
@@ -295,6 +296,7 @@ Json user_cards(const fs::path& run, const Dataset& data) {
 /// What only the model can show. What training froze is the same in every checkpoint, so it comes
 /// from the last one; the weights are the best epoch's.
 Json model_views(const fs::path& run, OpenRun& open, const Log& log) {
+  if (open.learned->offers().report == nullptr) return Json::array();
   if (fs::exists(run / "checkpoints" / "last" / "state.json")) {
     const State::Saved last = read_checkpoint(run / "checkpoints" / "last");
     State state;
