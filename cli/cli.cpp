@@ -275,16 +275,6 @@ std::vector<std::string> read_ids(const std::string& path, bool may_be_none) {
   return out;
 }
 
-std::vector<std::string> split_list(const std::string& text, char separator) {
-  std::vector<std::string> out;
-  for (size_t begin = 0; begin <= text.size();) {
-    const size_t end = std::min(text.find(separator, begin), text.size());
-    if (end > begin) out.push_back(text.substr(begin, end - begin));
-    begin = end + 1;
-  }
-  return out;
-}
-
 std::function<Progress(std::string, int64_t)> progress_bar(const Common& common) {
   if (common.no_progress || common.quiet || isatty(2) == 0) {
     return [](const std::string&, int64_t) { return Progress{}; };

@@ -11,6 +11,7 @@
 #include "tessera/base/fields.h"
 #include "tessera/base/json.h"
 #include "tessera/base/log.h"
+#include "tessera/base/text.h"
 #include "tessera/model/model.h"
 
 namespace tessera::cli {
@@ -74,9 +75,6 @@ std::vector<std::string> read_ids(const std::string& path, bool may_be_none = fa
 
 /// A bar on stderr, only where a person looks at it.
 std::function<Progress(std::string, int64_t)> progress_bar(const Common& common);
-
-/// "a,b" as its parts, empty ones left out.
-std::vector<std::string> split_list(const std::string& text, char separator = ',');
 
 /// True after SIGINT or SIGTERM.
 bool interrupted();

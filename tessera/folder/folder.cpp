@@ -343,10 +343,10 @@ void read_media(const fs::path& folder, const std::function<bool(const MediaRow&
   }
 }
 
-std::map<std::string, std::string> picture_files(const fs::path& folder) {
+std::map<std::string, std::string> media_files(const fs::path& folder, std::string_view modality) {
   std::map<std::string, std::string> out;
   read_media(folder, [&](const MediaRow& row) {
-    if (row.modality == "image") out.emplace(row.item, row.path);
+    if (row.modality == modality) out.emplace(row.item, row.path);
     return true;
   });
   return out;

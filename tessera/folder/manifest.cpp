@@ -11,8 +11,10 @@
 
 #include "tessera/base/error.h"
 #include "tessera/base/files.h"
+#include "tessera/base/text.h"
 #include "tessera/data/mapped_file.h"
 #include "tessera/data/npy.h"
+#include "tessera/read/known_sets.h"
 #include "tessera/read/read_rows.h"
 
 namespace tessera {
@@ -29,16 +31,6 @@ bool is_modality(std::string_view name) {
          std::all_of(name.begin(), name.end(), [](char c) {
            return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_';
          });
-}
-
-std::string lower(std::string_view text) {
-  std::string out(text);
-  for (char& c : out) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
-  return out;
-}
-
-const char* dtype_name(torch::ScalarType dtype) {
-  return dtype == torch::kHalf ? "float16" : dtype == torch::kFloat ? "float32" : "float64";
 }
 
 /// Adds the id of the next row; exit 3, with `where` as its place, for one that cannot be an id.
@@ -491,6 +483,15 @@ std::string modality_in_name(const fs::path& path, bool folder) {
   return canonical_modality(stem);
 }
 
+/// The text of a field of an entry's encoder, or an empty one.
+std::string encoder_says(const Json& entry, const char* key) {
+  if (!entry.is_object()) return {};
+  const auto encoder = entry.find("encoder");
+  if (encoder == entry.end() || !encoder->is_object()) return {};
+  const auto value = encoder->find(key);
+  return value != encoder->end() && value->is_string() ? value->get<std::string>() : std::string();
+}
+
 }  // namespace
 
 std::string canonical_modality(std::string_view name) {
@@ -503,6 +504,10 @@ std::string canonical_modality(std::string_view name) {
   if (word == "textual") return "text";
   if (word == "acoustic") return "audio";
   return word;
+}
+
+const char* dtype_name(torch::ScalarType dtype) {
+  return dtype == torch::kHalf ? "float16" : dtype == torch::kFloat ? "float32" : "float64";
 }
 
 const char* kind_name(Kind kind) {
@@ -702,14 +707,13 @@ void permute_feature(Feature& feature, const Random& random) {
 }
 
 bool made_by_model(const Json& entry) {
-  const auto encoder = entry.find("encoder");
-  if (encoder == entry.end() || !encoder->is_object()) return false;
-  const auto text = [&](const char* key) {
-    const auto value = encoder->find(key);
-    return value != encoder->end() && value->is_string() ? value->get<std::string>()
-                                                         : std::string();
-  };
-  return text("made_by") == "model" || text("name") == "PAMD" || text("name") == "R2MR";
+  return encoder_says(entry, "made_by") == "model" ||
+         wrote_without_made_by(encoder_says(entry, "name"));
+}
+
+std::string shown_modality(const Feature& feature) {
+  const std::string of = encoder_says(feature.manifest, "modality");
+  return of.empty() || !made_by_model(feature.manifest) ? feature.name : of;
 }
 
 }  // namespace tessera

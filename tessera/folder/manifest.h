@@ -16,6 +16,9 @@ namespace tessera {
 /// exit 2 unless it is [a-z][a-z0-9_]*.
 std::string canonical_modality(std::string_view name);
 
+/// "float16", "float32" or "float64".
+const char* dtype_name(torch::ScalarType dtype);
+
 /// A feature file somebody brings, found or named, not yet read.
 struct FeatureSource {
   enum class Kind { npy, safetensors, table, folder, amazon };
@@ -77,8 +80,12 @@ Feature open_feature(const std::filesystem::path& folder, const std::string& nam
 /// Shuffles the rows among the items that have one; stream "permute/<name>" of the family.
 void permute_feature(Feature& feature, const Random& random);
 
-/// True for features that a model of Tessera wrote: encoder.made_by is "model", or its name is
-/// that of PAMD or R2MR.
+/// True for features that a model of Tessera wrote: encoder.made_by is "model", or the encoder is
+/// one that wrote its files before there was such a field.
 bool made_by_model(const Json& entry);
+
+/// What the rows show: where a model made them of another feature, encoder.modality; else the
+/// feature itself. By name.
+std::string shown_modality(const Feature& feature);
 
 }  // namespace tessera

@@ -14,6 +14,7 @@
 #include "tessera/base/error.h"
 #include "tessera/base/files.h"
 #include "tessera/base/stop.h"
+#include "tessera/base/text.h"
 #include "tessera/data/rows.h"
 #include "tessera/folder/folder.h"
 #include "tessera/folder/manifest.h"
@@ -644,13 +645,6 @@ Json json_of(const std::vector<FilterStep>& steps) {
 
 // ---------------------------------------------------------------- the folder
 
-std::string cell(const std::string& text) {
-  std::string out = text;
-  std::replace_if(
-      out.begin(), out.end(), [](char c) { return c == '\t' || c == '\n' || c == '\r'; }, ' ');
-  return out;
-}
-
 void write_items(Work& work, const fs::path& folder) {
   const ItemTable& items = work.items;
   const Vocabulary& ids = work.table.items;
@@ -669,13 +663,13 @@ void write_items(Work& work, const fs::path& folder) {
     out << "item_id";
     // The first column is ours; one of the same name in the catalogue gets another.
     for (const auto& name : items.columns) {
-      out << '\t' << (name == "item_id" ? "catalogue_item_id" : cell(name));
+      out << '\t' << (name == "item_id" ? "catalogue_item_id" : tsv_cell(name));
     }
     out << '\n';
     for (int64_t item = 0; item < ids.size(); ++item) {
       if (row_of[item] < 0 || items.columns.empty()) continue;
       out << ids[item];
-      for (const auto& values : items.values) out << '\t' << cell(values[row_of[item]]);
+      for (const auto& values : items.values) out << '\t' << tsv_cell(values[row_of[item]]);
       out << '\n';
     }
   });

@@ -8,6 +8,7 @@
 
 #include "tessera/base/error.h"
 #include "tessera/base/files.h"
+#include "tessera/base/text.h"
 #include "tessera/base/version.h"
 #include "tessera/eval/protocol_words.h"
 #include "tessera/eval/statistics.h"
@@ -29,12 +30,6 @@ const std::vector<std::string>& shared_only() {
 }
 
 // ---------------------------------------------------------------- rows
-
-std::string trimmed(const std::string& text) {
-  const size_t begin = text.find_first_not_of(" \t\n");
-  if (begin == std::string::npos) return "";
-  return text.substr(begin, text.find_last_not_of(" \t\n") - begin + 1);
-}
 
 /// `text` cut at each of `separators` that stands outside brackets.
 std::vector<std::string> cut(const std::string& text, const std::string& separators) {

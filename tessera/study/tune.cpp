@@ -8,6 +8,7 @@
 
 #include "tessera/base/error.h"
 #include "tessera/base/files.h"
+#include "tessera/base/text.h"
 #include "tessera/base/version.h"
 #include "tessera/eval/protocol_words.h"
 #include "tessera/eval/statistics.h"
@@ -290,11 +291,7 @@ Dimension parse_dimension(const std::string& name, const Json& value) {
     if (typed.size() >= 2 && typed.front() == '[' && typed.back() == ']') {
       typed = typed.substr(1, typed.size() - 2);
     }
-    for (size_t begin = 0; begin <= typed.size();) {
-      const size_t end = std::min(typed.find(',', begin), typed.size());
-      if (end > begin) out.values.emplace_back(typed.substr(begin, end - begin));
-      begin = end + 1;
-    }
+    for (const auto& one : split_list(typed)) out.values.emplace_back(one);
   } else {
     out.values.push_back(value);
   }

@@ -7,6 +7,7 @@
 #include "tessera/base/fields.h"
 #include "tessera/base/files.h"
 #include "tessera/base/random.h"
+#include "tessera/base/text.h"
 
 namespace tessera {
 namespace {
@@ -217,6 +218,27 @@ TEST(Errors, NearestName) {
   EXPECT_EQ(nearest("lightgnc", {"LightGCN", "BPR"}), "LightGCN");
   EXPECT_EQ(nearest("zzzzzz", {"LightGCN", "BPR"}), "");
   EXPECT_EQ(printable("a\tb\x01"), "a\\tb\\x01");
+}
+
+using Words = std::vector<std::string>;
+
+TEST(Text, ListsLeaveOutWhatIsEmptyAndLinesDoNot) {
+  EXPECT_EQ(split_list("a,b c,,d,"), (Words{"a", "b c", "d"}));
+  EXPECT_EQ(split_list(""), Words{});
+  EXPECT_EQ(split_list("a\nb\n\n", '\n'), (Words{"a", "b"}));
+  EXPECT_EQ(split_cells("a\t\tb\t", '\t'), (Words{"a", "", "b", ""}));
+  EXPECT_EQ(split_cells("", '\t'), Words{""});
+}
+
+TEST(Text, TrimsAndLowers) {
+  EXPECT_EQ(trimmed(" \ta b\r\n"), "a b");
+  EXPECT_EQ(trimmed(" \n"), "");
+  EXPECT_EQ(lower("Abc-\xc3\x84Z"), "abc-\xc3\x84z");  // ASCII only
+}
+
+TEST(Text, ACellHasNoTabAndNoLineEnd) {
+  EXPECT_EQ(tsv_cell(std::string_view("a\tb\r\nc\0d", 8)), "a b  c d");
+  EXPECT_EQ(tsv_cell("plain"), "plain");
 }
 
 }  // namespace
