@@ -1,6 +1,7 @@
 #include "cli/cli.h"
 
 #include <fmt/format.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -19,6 +20,7 @@
 #include "tessera/base/field_error.h"
 #include "tessera/base/files.h"
 #include "tessera/base/resumable.h"
+#include "tessera/base/stop.h"
 #include "tessera/base/version.h"
 #include "tessera/ops/process.h"
 #include "tessera/study/run.h"
@@ -202,27 +204,41 @@ struct PipeClosed {};
 
 }  // namespace
 
+void check_output(const Common& common, const Log& log) {
+  if (common.output.empty()) return;
+  check_writable(common.output);
+  warn_of_leftovers(common.output, log);
+}
+
+void print_place(const std::string& path) {
+  struct stat out = {}, named = {};
+  const bool is_stdout = fstat(STDOUT_FILENO, &out) == 0 && stat(path.c_str(), &named) == 0 &&
+                         out.st_dev == named.st_dev && out.st_ino == named.st_ino;
+  if (!is_stdout) print(path);
+}
+
 void print_or_write(const Common& common, const std::function<void(const Sink&)>& make) {
-  const auto stop = [] {
-    if (interrupted()) throw RunError(Exit::interrupted_without_checkpoint, "interrupted");
-  };
+  const auto stop = [] { end_if_stopped(interrupted, "interrupted"); };
   if (common.output.empty()) {
     make([&](std::string_view text) {
       stop();
       if (std::fwrite(text.data(), 1, text.size(), stdout) == text.size()) return;
+      if (errno == EINTR) stop();  // a reader that does not read
       if (errno == EPIPE) throw PipeClosed{};
       throw RunError(Exit::failed, fmt::format("cannot write the result: {}", strerror(errno)));
     });
     return;
   }
-  check_writable(common.output);
-  write_file_with(common.output, [&](std::ostream& out) {
-    make([&](std::string_view text) {
-      stop();
-      out.write(text.data(), static_cast<std::streamsize>(text.size()));
-    });
-  });
-  print(common.output);
+  write_file_with(
+      common.output,
+      [&](std::ostream& out) {
+        make([&](std::string_view text) {
+          stop();
+          out.write(text.data(), static_cast<std::streamsize>(text.size()));
+        });
+      },
+      interrupted);
+  print_place(common.output);
 }
 
 TrainSettings check_bundle_flags(const Common& common, const std::string& verb) {
@@ -257,16 +273,6 @@ std::vector<std::string> read_ids(const std::string& path, bool may_be_none) {
     if (!line.empty()) out.push_back(std::move(line));
   }
   if (out.empty() && !may_be_none) throw data_error("{} holds no ids, wanted one a line", path);
-  return out;
-}
-
-std::vector<std::string> split_list(const std::string& text, char separator) {
-  std::vector<std::string> out;
-  for (size_t begin = 0; begin <= text.size();) {
-    const size_t end = std::min(text.find(separator, begin), text.size());
-    if (end > begin) out.push_back(text.substr(begin, end - begin));
-    begin = end + 1;
-  }
   return out;
 }
 
@@ -355,6 +361,8 @@ std::string with_flags(std::string text) {
       {std::regex("choose another folder"), "choose another -o"},
       {std::regex("^no model given: name one that is registered$"),
        "no model given: add -m NAME, see 'tessera models'"},
+      {std::regex("^no dataset given: name a folder that import made$"),
+       "no dataset given: add -d FOLDER (made by 'tessera import')"},
       {std::regex("^(no model '.*)$"), "$1; see 'tessera models'"},
       {std::regex("(is a run of .*), got model (.*: leave it out)$"), "$1, got -m $2"},
       {std::regex(R"(choose epochs \(all of them run,)"), "give --epochs N (all N run,"}};
@@ -452,7 +460,8 @@ int main_program(int argc, char** argv) {
     code = fail(Exit::failed, "unexpected: " + text.substr(0, text.find('\n')));
   }
   // A reader that went away (head) is no failure, a full disk is.
-  if (std::fflush(stdout) != 0 && g_print_error == 0) g_print_error = errno;
+  const bool stopped = code == static_cast<int>(Exit::interrupted_without_checkpoint);
+  if (!stopped && std::fflush(stdout) != 0 && g_print_error == 0) g_print_error = errno;
   if (g_print_error != 0 && g_print_error != EPIPE && code == 0) {
     code = fail(Exit::failed,
                 fmt::format("cannot write the result: {}", std::strerror(g_print_error)));

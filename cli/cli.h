@@ -11,6 +11,7 @@
 #include "tessera/base/fields.h"
 #include "tessera/base/json.h"
 #include "tessera/base/log.h"
+#include "tessera/base/text.h"
 #include "tessera/model/model.h"
 
 namespace tessera::cli {
@@ -49,6 +50,13 @@ Log make_log(const Common& common);
 void print(const std::string& text);
 void print_json(const Json& value);
 
+/// Before work whose result goes to -o: exit 2 where nothing can be written there, a warning of
+/// what others left.
+void check_output(const Common& common, const Log& log);
+
+/// Where a result was written, unless that is stdout itself.
+void print_place(const std::string& path);
+
 /// A result of any length, as it is made: to the file -o, whose path is then printed, or else to
 /// stdout.
 using Sink = std::function<void(std::string_view)>;
@@ -67,9 +75,6 @@ std::vector<std::string> read_ids(const std::string& path, bool may_be_none = fa
 
 /// A bar on stderr, only where a person looks at it.
 std::function<Progress(std::string, int64_t)> progress_bar(const Common& common);
-
-/// "a,b" as its parts, empty ones left out.
-std::vector<std::string> split_list(const std::string& text, char separator = ',');
 
 /// True after SIGINT or SIGTERM.
 bool interrupted();

@@ -10,16 +10,9 @@
 namespace tessera::cli {
 namespace {
 
-std::vector<std::string> split_list(const std::vector<std::string>& values) {
-  std::vector<std::string> out;
-  for (const std::string& value : values) {
-    for (size_t from = 0; from <= value.size();) {
-      const size_t comma = std::min(value.find(',', from), value.size());
-      if (comma > from) out.push_back(value.substr(from, comma - from));
-      from = comma + 1;
-    }
-  }
-  return out;
+/// Values of a flag that may be given again, each of them a list.
+std::vector<std::string> all_of(const std::vector<std::string>& values) {
+  return split_list(fmt::format("{}", fmt::join(values, ",")));
 }
 
 template <typename T>
@@ -97,9 +90,10 @@ void run_import(Flags& flags, const Common& common) {
     options.paths.assign(common.datasets.begin(), common.datasets.end());
   }
   options.output = common.output;
-  options.positive = split_list(flags.positive);
-  options.read = split_list(flags.read);
-  options.reading.text = split_list(flags.text);
+  options.reading.stop_requested = interrupted;
+  options.positive = all_of(flags.positive);
+  options.read = all_of(flags.read);
+  options.reading.text = all_of(flags.text);
   options.seed = whole_number<uint64_t>("--seed", common.flag("seed", "999"));
   if (!flags.min_rating.empty()) {
     double rating = 0;
@@ -110,7 +104,7 @@ void run_import(Flags& flags, const Common& common) {
     }
     options.min_rating = rating;
   }
-  const auto core = split_list({flags.core});
+  const auto core = split_list(flags.core);
   if (core.size() > 2) {
     throw usage_error("--core '{}': wanted one number, or one of users and one of items",
                       printable(flags.core));

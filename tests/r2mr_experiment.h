@@ -13,9 +13,11 @@
 #include <string>
 #include <vector>
 
+#include "tessera/model/offers.h"
 #include "tessera/model/registry.h"
 #include "tessera/nn/review.h"
 #include "tessera/ops/pca.h"
+#include "tessera/study/quality.h"
 #include "tests/planted.h"
 
 namespace tessera {
@@ -44,12 +46,17 @@ inline Settings with(Settings settings, const Settings& more) {
   return settings;
 }
 
+/// What an R2MR reports of the features it reviewed.
+inline Json report_of(Model& model) {
+  return quality_report("R2MR", *model.offers().report->quality(), model.data());
+}
+
 /// An R2MR that stands alone, with its faces.
 struct MadeR2mr {
   RunSettings settings;
   std::unique_ptr<Model> model;
   FeatureSupplier& supplier() { return dynamic_cast<FeatureSupplier&>(*model); }
-  Reporter& reporter() { return dynamic_cast<Reporter&>(*model); }
+  Json report() { return report_of(*model); }
   TensorMap weights() { return saved().weights; }
   TensorMap state() { return saved().optimizer; }
   State::Saved saved() {
@@ -106,7 +113,7 @@ inline Repair repaired(const Damage& damage, const Settings& settings) {
   };
   out.damaged_low = share(pick(image, bad) < eta);
   out.clean_low = share(pick(image, good) < eta);
-  const Json worst = reviewed->reporter().report()["worst"]["image"];
+  const Json worst = reviewed->report()["worst"]["image"];
   double hits = 0;
   for (const auto& entry : worst) {
     hits += damage.damaged[std::stoll(entry["item"].get<std::string>())].item<bool>() ? 1 : 0;
@@ -115,7 +122,7 @@ inline Repair repaired(const Damage& damage, const Settings& settings) {
 
   auto made = make_r2mr(damage.data, settings);
   made->supplier().fit(Watch{});
-  const Json round = made->reporter().report()["rounds"].back();
+  const Json round = made->report()["rounds"].back();
   const Json none = Json::object();  // of a round that was skipped
   out.accepted = round.value("accepted", none).value("image", int64_t{0});
   out.refused = round.value("refused", none).value("image", int64_t{0});

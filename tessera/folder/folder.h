@@ -50,7 +50,8 @@ Vocabulary read_id_map(std::istream& in, const std::string& name);
 FolderRows read_folder_interactions(std::istream& in, const std::string& name, Vocabulary users,
                                     Vocabulary items, bool ratings_and_events);
 void write_interactions(const std::filesystem::path& path, const EventTable& table,
-                        const std::vector<uint8_t>& fold);
+                        const std::vector<uint8_t>& fold,
+                        const std::function<bool()>& stop_requested = {});
 
 /// items.tsv, its rows put in the order of `items`.
 ItemColumns read_item_columns(std::istream& in, const std::string& name, const Vocabulary& items);
@@ -63,8 +64,9 @@ struct MediaRow {
 /// exit 3 for a line that is damaged or for which `visit` says false: no item of the folder.
 void read_media(const std::filesystem::path& folder,
                 const std::function<bool(const MediaRow&)>& visit);
-/// The first file of modality image of each raw item id in the folder's media.tsv, as it stands.
-std::map<std::string, std::string> picture_files(const std::filesystem::path& folder);
+/// The first file of that modality of each raw item id in the folder's media.tsv, as it stands.
+std::map<std::string, std::string> media_files(const std::filesystem::path& folder,
+                                               std::string_view modality);
 
 /// dataset.json of a folder, checked for what every reader of it needs; exit 3 when the folder is
 /// none. `check_hashes` compares the tables with the hashes it names.

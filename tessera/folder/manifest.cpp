@@ -11,8 +11,10 @@
 
 #include "tessera/base/error.h"
 #include "tessera/base/files.h"
+#include "tessera/base/text.h"
 #include "tessera/data/mapped_file.h"
 #include "tessera/data/npy.h"
+#include "tessera/read/known_sets.h"
 #include "tessera/read/read_rows.h"
 
 namespace tessera {
@@ -29,16 +31,6 @@ bool is_modality(std::string_view name) {
          std::all_of(name.begin(), name.end(), [](char c) {
            return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_';
          });
-}
-
-std::string lower(std::string_view text) {
-  std::string out(text);
-  for (char& c : out) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
-  return out;
-}
-
-const char* dtype_name(torch::ScalarType dtype) {
-  return dtype == torch::kHalf ? "float16" : dtype == torch::kFloat ? "float32" : "float64";
 }
 
 /// Adds the id of the next row; exit 3, with `where` as its place, for one that cannot be an id.
@@ -336,7 +328,8 @@ void walk_rows(const FeatureSource& source, const Opened& opened, const RowSink&
 /// counts matches into `report` and returns the entry of features.json.
 Json write_feature(const fs::path& folder, const std::string& modality, const std::string& what,
                    const FeatureInfo& info, torch::ScalarType dtype, const Vocabulary& item_ids,
-                   Json& report, const std::function<void(const RowSink&)>& walk) {
+                   Json& report, const std::function<void(const RowSink&)>& walk,
+                   const std::function<bool()>& stop_requested) {
   const auto id_of = [&](int64_t row) {
     return info.has_ids ? std::string(info.ids[row]) : std::to_string(row);
   };
@@ -352,25 +345,29 @@ Json write_feature(const fs::path& folder, const std::string& modality, const st
   const std::string file = modality + "_feat.npy";
   const std::string ids_file = modality + "_feat.ids";
   Sha256 hash;
-  write_file_with(folder / file, [&](std::ostream& out) {
-    const auto put = [&](std::string_view bytes) {
-      out.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
-      hash.add(bytes);
-    };
-    put(npy_head(dtype, {info.n_rows, info.width}));
-    int64_t row = 0;
-    walk([&](const float* values, std::string_view bytes) {
-      const float* end = values + info.width;
-      const float* bad = std::find_if(values, end, [](float v) { return !std::isfinite(v); });
-      if (bad != end) {
-        throw data_error("{}: row {}, column {} (from 0; id '{}') is {}, wanted a finite number",
-                         what, row, bad - values, printable(id_of(row)),
-                         std::isnan(*bad) ? "NaN" : "infinite as float32");
-      }
-      put(bytes);
-      ++row;
-    });
-  });
+  write_file_with(
+      folder / file,
+      [&](std::ostream& out) {
+        const auto put = [&](std::string_view bytes) {
+          out.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+          hash.add(bytes);
+        };
+        put(npy_head(dtype, {info.n_rows, info.width}));
+        int64_t row = 0;
+        walk([&](const float* values, std::string_view bytes) {
+          const float* end = values + info.width;
+          const float* bad = std::find_if(values, end, [](float v) { return !std::isfinite(v); });
+          if (bad != end) {
+            throw data_error(
+                "{}: row {}, column {} (from 0; id '{}') is {}, wanted a finite number", what, row,
+                bad - values, printable(id_of(row)),
+                std::isnan(*bad) ? "NaN" : "infinite as float32");
+          }
+          put(bytes);
+          ++row;
+        });
+      },
+      stop_requested);
   Json entry = {{"file", file},
                 {"ids", nullptr},
                 {"rows", info.n_rows},
@@ -486,6 +483,15 @@ std::string modality_in_name(const fs::path& path, bool folder) {
   return canonical_modality(stem);
 }
 
+/// The text of a field of an entry's encoder, or an empty one.
+std::string encoder_says(const Json& entry, const char* key) {
+  if (!entry.is_object()) return {};
+  const auto encoder = entry.find("encoder");
+  if (encoder == entry.end() || !encoder->is_object()) return {};
+  const auto value = encoder->find(key);
+  return value != encoder->end() && value->is_string() ? value->get<std::string>() : std::string();
+}
+
 }  // namespace
 
 std::string canonical_modality(std::string_view name) {
@@ -498,6 +504,10 @@ std::string canonical_modality(std::string_view name) {
   if (word == "textual") return "text";
   if (word == "acoustic") return "audio";
   return word;
+}
+
+const char* dtype_name(torch::ScalarType dtype) {
+  return dtype == torch::kHalf ? "float16" : dtype == torch::kFloat ? "float32" : "float64";
 }
 
 const char* kind_name(Kind kind) {
@@ -579,7 +589,7 @@ FeatureSource parse_feature_argument(const std::string& text) {
 FeatureInfo describe_feature(const FeatureSource& source) { return open_source(source).info; }
 
 Json import_feature(const FeatureSource& source, const fs::path& folder, const Vocabulary& item_ids,
-                    bool dense, Json& report) {
+                    bool dense, Json& report, const std::function<bool()>& stop_requested) {
   Opened opened = open_source(source);
   FeatureInfo& info = opened.info;
   const std::string what = source.path.string();
@@ -595,8 +605,9 @@ Json import_feature(const FeatureSource& source, const fs::path& folder, const V
     info.source = {{"kind", kind_name(source.kind)}, {"file", source.path.filename().string()}};
   }
   const auto dtype = opened.array.dtype() == torch::kHalf ? torch::kHalf : torch::kFloat;
-  Json entry = write_feature(folder, source.modality, what, info, dtype, item_ids, report,
-                             [&](const RowSink& sink) { walk_rows(source, opened, sink); });
+  Json entry = write_feature(
+      folder, source.modality, what, info, dtype, item_ids, report,
+      [&](const RowSink& sink) { walk_rows(source, opened, sink); }, stop_requested);
   report["ids"] = !info.has_ids              ? "row r is item id r"
                   : !source.ids_path.empty() ? source.ids_path.string()
                                              : "in the file";
@@ -629,7 +640,7 @@ Json import_rows(const std::string& modality, const torch::Tensor& rows, const V
       sink(values.data(), {bytes + static_cast<size_t>(row) * row_bytes, row_bytes});
     }
   };
-  return write_feature(folder, modality, what, info, dtype, item_ids, report, walk);
+  return write_feature(folder, modality, what, info, dtype, item_ids, report, walk, {});
 }
 
 Json read_manifest(const fs::path& folder) {
@@ -696,14 +707,13 @@ void permute_feature(Feature& feature, const Random& random) {
 }
 
 bool made_by_model(const Json& entry) {
-  const auto encoder = entry.find("encoder");
-  if (encoder == entry.end() || !encoder->is_object()) return false;
-  const auto text = [&](const char* key) {
-    const auto value = encoder->find(key);
-    return value != encoder->end() && value->is_string() ? value->get<std::string>()
-                                                         : std::string();
-  };
-  return text("made_by") == "model" || text("name") == "PAMD" || text("name") == "R2MR";
+  return encoder_says(entry, "made_by") == "model" ||
+         wrote_without_made_by(encoder_says(entry, "name"));
+}
+
+std::string shown_modality(const Feature& feature) {
+  const std::string of = encoder_says(feature.manifest, "modality");
+  return of.empty() || !made_by_model(feature.manifest) ? feature.name : of;
 }
 
 }  // namespace tessera

@@ -16,6 +16,9 @@ namespace tessera {
 /// exit 2 unless it is [a-z][a-z0-9_]*.
 std::string canonical_modality(std::string_view name);
 
+/// "float16", "float32" or "float64".
+const char* dtype_name(torch::ScalarType dtype);
+
 /// A feature file somebody brings, found or named, not yet read.
 struct FeatureSource {
   enum class Kind { npy, safetensors, table, folder, amazon };
@@ -54,7 +57,8 @@ FeatureInfo describe_feature(const FeatureSource& source);
 /// or infinity, naming row, column and id, and for a source without ids unless `dense`. Under
 /// `dense` the caller refuses item ids at or above the rows.
 Json import_feature(const FeatureSource& source, const std::filesystem::path& folder,
-                    const Vocabulary& item_ids, bool dense, Json& report);
+                    const Vocabulary& item_ids, bool dense, Json& report,
+                    const std::function<bool()>& stop_requested = {});
 
 /// The same for rows [n, width] in memory, stored as float16 where they are that, else as float32,
 /// row r named row_ids[r]; `about` is the entry's "source" (of vectors found in item tables) and
@@ -76,8 +80,12 @@ Feature open_feature(const std::filesystem::path& folder, const std::string& nam
 /// Shuffles the rows among the items that have one; stream "permute/<name>" of the family.
 void permute_feature(Feature& feature, const Random& random);
 
-/// True for features that a model of Tessera wrote: encoder.made_by is "model", or its name is
-/// that of PAMD or R2MR.
+/// True for features that a model of Tessera wrote: encoder.made_by is "model", or the encoder is
+/// one that wrote its files before there was such a field.
 bool made_by_model(const Json& entry);
+
+/// What the rows show: where a model made them of another feature, encoder.modality; else the
+/// feature itself. By name.
+std::string shown_modality(const Feature& feature);
 
 }  // namespace tessera

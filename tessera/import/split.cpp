@@ -10,6 +10,7 @@
 
 #include "tessera/base/error.h"
 #include "tessera/base/random.h"
+#include "tessera/base/text.h"
 #include "tessera/data/rows.h"
 #include "tessera/read/read_rows.h"
 
@@ -53,16 +54,6 @@ T find_name(const std::array<std::pair<T, const char*>, n>& names, std::string_v
                     fmt::join(all, ", "));
 }
 
-std::vector<std::string> split_commas(std::string_view text) {
-  std::vector<std::string> parts;
-  for (size_t from = 0;;) {
-    const size_t comma = text.find(',', from);
-    parts.emplace_back(text.substr(from, comma == std::string_view::npos ? comma : comma - from));
-    if (comma == std::string_view::npos) return parts;
-    from = comma + 1;
-  }
-}
-
 std::optional<double> number(const std::string& text) {
   double value = 0;
   const char* end = text.data() + text.size();
@@ -82,7 +73,7 @@ bool date_seconds(const std::string& text, int64_t& seconds) {
 }
 
 std::array<double, 3> parse_ratios(const std::string& text) {
-  const auto parts = split_commas(text);
+  const auto parts = split_cells(text, ',');
   std::array<double, 3> ratios = {0, 0, 0};
   bool good = parts.size() == 2 || parts.size() == 3;
   for (size_t i = 0; good && i < parts.size(); ++i) {
@@ -262,7 +253,7 @@ SplitSpec parse_split(std::string_view text, std::string_view rounding, uint64_t
         has_ratios = true;
         break;
       case SplitKind::temporal_global: {
-        const auto parts = split_commas(argument);
+        const auto parts = split_cells(argument, ',');
         int64_t from = 0, to = 0;
         const bool times =
             parts.size() == 2 && date_seconds(parts[0], from) && date_seconds(parts[1], to);

@@ -7,6 +7,7 @@
 
 #include "tessera/base/error.h"
 #include "tessera/base/files.h"
+#include "tessera/base/text.h"
 #include "tessera/base/version.h"
 #include "tessera/data/npy.h"
 #include "tessera/folder/folder.h"
@@ -20,21 +21,14 @@ constexpr int64_t kFormat = 1;
 
 // ---- writing ----
 
-/// Text without the two characters that end a cell or a line.
-std::string cell(std::string text) {
-  std::replace_if(
-      text.begin(), text.end(), [](char c) { return c == '\t' || c == '\n' || c == '\r'; }, ' ');
-  return text;
-}
-
 void write_items(const fs::path& path, const Dataset& data) {
   write_file_with(path, [&](std::ostream& out) {
     out << "item_id";
-    for (const auto& name : data.item_columns.names) out << '\t' << cell(name);
+    for (const auto& name : data.item_columns.names) out << '\t' << tsv_cell(name);
     out << '\n';
     for (int64_t item = 0; item < data.n_items; ++item) {
       out << data.item_ids[item];
-      for (const auto& column : data.item_columns.values) out << '\t' << cell(column[item]);
+      for (const auto& column : data.item_columns.values) out << '\t' << tsv_cell(column[item]);
       out << '\n';
     }
   });
@@ -80,10 +74,6 @@ bool link_feature(const fs::path& folder, const Feature& feature, const fs::path
     for (int64_t row = 0; row < feature.rows.n_rows(); ++row) out << row << '\n';
   });
   return true;
-}
-
-const char* dtype_name(torch::ScalarType dtype) {
-  return dtype == torch::kHalf ? "float16" : dtype == torch::kDouble ? "float64" : "float32";
 }
 
 /// "test.recall@20" and the number, for every number below `value`.
@@ -166,9 +156,13 @@ std::string model_card(Model& model, const ModelInfo& info, const RunSettings& s
 
 fs::path bundle_root(const fs::path& folder) {
   std::error_code ignored;
+  if (!folder_exists(folder) && !fs::exists(folder, ignored))
+    throw data_error("no folder {}", folder.string());
   if (fs::is_regular_file(folder / "model.json", ignored)) return folder;
-  if (fs::is_regular_file(folder / "model" / "model.json", ignored)) return folder / "model";
-  if (!fs::exists(folder, ignored)) throw data_error("no folder {}", folder.string());
+  if (folder_exists(folder / "model") &&
+      fs::is_regular_file(folder / "model" / "model.json", ignored)) {
+    return folder / "model";
+  }
   throw data_error(
       "{} is no bundle and no run with one: it has neither model.json nor "
       "model/model.json; 'tessera train' writes one",

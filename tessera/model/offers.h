@@ -4,12 +4,13 @@
 #include <fmt/ranges.h>
 
 #include <functional>
-#include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "tessera/model/model.h"
+#include "tessera/nn/quality.h"
 
 // What a model may offer beyond training and ranking. It is found through Model::offers() alone.
 
@@ -61,25 +62,21 @@ class ItemPretrainer {
  public:
   virtual ~ItemPretrainer() = default;
   /// What fit() learns from, one a modality: float32 [n_items, width], prepared.
-  virtual const std::vector<torch::Tensor>& pretraining_rows() const = 0;
+  virtual const std::vector<torch::Tensor>& pretraining_rows() = 0;
   /// Called for each step with its items (int64 [B]) and its loss, before the weights change.
   std::function<void(const torch::Tensor&, double)> on_pretraining_step;
 };
 
-/// Numbers a person should see beside the metrics. `held` are the held-out rows by user, of which a
-/// report may tell what became of them; nothing learns from them.
+/// What a model tells of itself, in numbers: study/ makes words, tables and charts of them.
 class Reporter {
  public:
   virtual ~Reporter() = default;
-  virtual Json report(const Interactions& held = {}) = 0;
-};
-
-/// A model with something to write beside its results.
-class ReportFiles {
- public:
-  virtual ~ReportFiles() = default;
-  /// Contents by file name, of the model as it stands.
-  virtual std::map<std::string, std::string> report_files() = 0;
+  /// Beside the metrics; null where quality() tells all. `held` are the held-out rows by user, of
+  /// which a report may tell what became of them; nothing learns from them.
+  virtual Json report(const Interactions& /*held*/ = {}) { return nullptr; }
+  /// What a reviewer of features finds in the rows as they stand, exit 2 before it has reviewed
+  /// any; nothing of another model.
+  virtual std::optional<Quality> quality() { return std::nullopt; }
 };
 
 /// A model that changes its parameters itself in place of a backward pass and a step of the

@@ -49,27 +49,13 @@ torch::Tensor ItemRows::rows(const torch::Tensor& items) {
 }
 
 void ItemRows::begin(const std::vector<torch::Tensor>& read) {
-  place_.assign(static_cast<size_t>(lazy_->n_rows()), -1);
-  for (const auto& items : read) {
-    const auto* item = items.const_data_ptr<int64_t>();
-    for (int64_t i = 0; i < items.numel(); ++i) place_[static_cast<size_t>(item[i])] = 0;
-  }
-  std::vector<int64_t> distinct;
-  for (size_t item = 0; item < place_.size(); ++item) {
-    if (place_[item] < 0) continue;
-    place_[item] = static_cast<int64_t>(distinct.size());
-    distinct.push_back(static_cast<int64_t>(item));
-  }
-  leaf_ = lazy_->gather(torch::tensor(distinct, torch::kInt64));
+  read_.emplace(lazy_->n_rows());
+  for (const auto& items : read) read_->mark(items.contiguous());
+  leaf_ = lazy_->gather(read_->list());
 }
 
 torch::Tensor ItemRows::places(const torch::Tensor& items) const {
-  const auto from = items.contiguous();
-  auto out = torch::empty_like(from);
-  const auto* item = from.const_data_ptr<int64_t>();
-  auto* to = out.mutable_data_ptr<int64_t>();
-  for (int64_t i = 0; i < out.numel(); ++i) to[i] = place_[static_cast<size_t>(item[i])];
-  return out;
+  return read_->inverse(items.contiguous());
 }
 
 SequenceModel::SequenceModel(const SequenceSettings& settings, const Context& context)

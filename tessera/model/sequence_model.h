@@ -6,6 +6,7 @@
 
 #include "tessera/model/model.h"
 #include "tessera/nn/sequence_encoder.h"
+#include "tessera/ops/gather.h"
 #include "tessera/ops/sequence_losses.h"
 
 namespace tessera {
@@ -44,7 +45,7 @@ class ItemRows {
   torch::Tensor* whole_;
   RowTable* lazy_;
   torch::Tensor leaf_;
-  std::vector<int64_t> place_;  // by item, -1 where the step does not read it
+  std::optional<DistinctRows> read_;  // the items of a step
 };
 
 /// A model that scores a history: the next item from the items before it, oldest first. Users

@@ -1,3 +1,4 @@
+#include "tessera/folder/manifest.h"
 #include "tessera/model/common_settings.h"
 #include "tessera/model/graph_kit.h"
 #include "tessera/model/registry.h"
@@ -6,6 +7,9 @@
 
 namespace tessera {
 namespace {
+
+/// Of the published code, where pictures and words are all (baselines section 11).
+const std::map<std::string, double> kUsualWeights = {{"image", 0.1}, {"text", 0.9}};
 
 /// FREEDOM (Zhou & Shen, MM 2023): LightGCN on a user-item graph that loses most edges of popular
 /// nodes anew every epoch, plus one step over a frozen graph of items that look or read alike. The
@@ -44,14 +48,15 @@ class Freedom : public GraphModel {
     require_features(data_, "FREEDOM");
     std::vector<std::string> names;
     for (const auto& feature : data_.features) {
-      const auto& name = names.emplace_back(feature.name);
+      const auto& name = feature.name;
+      names.push_back(shown_modality(feature));
       if (config.reg_weight == 0) continue;
       modalities_.push_back({{*this, feature, config.missing, config.freeze_features,
                               TrainedRows::lazy, Role::training},
                              {name + ".projection", config.embedding_size, feature.width(),
                               maker(Role::training), random_, Start::uniform, name}});
     }
-    const auto weights = modality_weights(names, config.modality_weights, "FREEDOM");
+    const auto weights = modality_weights(names, config.modality_weights, kUsualWeights, "FREEDOM");
     similar_ = &item_graph("similar", [this, weights] {
       std::vector<NeighbourGraph> graphs;
       for (const auto& feature : data_.features) {

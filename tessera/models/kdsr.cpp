@@ -539,13 +539,11 @@ class Kdsr : public SequenceModel {
   }
 
   Step look_up(const torch::Tensor& items, bool with_gradient) {
-    const auto* from = items.const_data_ptr<int64_t>();
-    std::vector<int64_t> nodes(from, from + items.numel());
-    std::sort(nodes.begin(), nodes.end());
-    nodes.erase(std::unique(nodes.begin(), nodes.end()), nodes.end());
+    DistinctRows distinct(data_.n_items);
+    distinct.mark(items);
     Step step;
-    step.nodes = torch::tensor(nodes, torch::kInt64);
-    step.inverse = torch::searchsorted(step.nodes, items);
+    step.nodes = distinct.list();
+    step.inverse = distinct.inverse(items);
     if (with_gradient && config_.candidate == "fused") {
       Step all = everything(true);
       step.all = all.nodes;

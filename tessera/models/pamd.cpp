@@ -4,11 +4,12 @@
 
 #include "tessera/base/error.h"
 #include "tessera/model/offers.h"
+#include "tessera/model/part_facts.h"
 #include "tessera/model/registry.h"
+#include "tessera/model/stored_pca.h"
 #include "tessera/nn/part_net.h"
 #include "tessera/ops/fill.h"
 #include "tessera/ops/parts.h"
-#include "tessera/ops/pca.h"
 
 namespace tessera {
 namespace {
@@ -20,24 +21,32 @@ constexpr int64_t kPcaWidth = 128;
 constexpr double kCollapsed = 1e-3;  // mean norm of common parts
 constexpr int64_t kCheckEvery = 10, kChecks = 5, kMinEpochs = 50, kMaxEpochs = 1000;
 
-/// What one modality's raw rows go through (section 1), fitted on the present rows.
+/// What one modality's raw rows go through (section 1), fitted on the present rows once.
 class Preparation {
  public:
-  Preparation(const std::string& kind, const torch::Tensor& rows, const torch::Tensor& present,
-              const Random& random)
-      : kind_(kind) {
-    if (kind == "pca") {
-      pca_ = fit_pca(rows, kPcaWidth, random, present);
-    } else if (kind == "zscore") {
-      const auto there = rows.index_select(0, present.nonzero().squeeze(1)).to(torch::kDouble);
-      mean_ = there.size(0) > 0 ? there.mean(0) : torch::zeros({rows.size(1)}, torch::kDouble);
-      spread_ = there.size(0) > 0 ? there.std(0, /*unbiased=*/false) : torch::zeros_like(mean_);
-    }
+  Preparation(std::string kind, const Feature& feature, const Random& random)
+      : kind_(std::move(kind)), feature_(&feature), random_(random) {}
+
+  int64_t width() const {
+    const int64_t n = feature_->present().sum().item<int64_t>(), wide = feature_->width();
+    return kind_ == "pca" ? n_axes(kPcaWidth, wide, n) : wide;
   }
+
+  void state(State& state, const std::string& name) {
+    if (kind_ == "pca") pca_.state(state, name);
+    if (kind_ != "zscore") return;
+    state.add(name + ".mean", mean_, Role::scoring);
+    state.add(name + ".spread", spread_, Role::scoring);
+  }
+
   /// float32 [n, width()]
-  torch::Tensor operator()(const torch::Tensor& rows) const {
-    if (kind_ == "pca") return (pca_.transform(rows) * kPcaScale).to(torch::kFloat);
+  torch::Tensor operator()(const torch::Tensor& rows) {
+    if (kind_ == "pca") {
+      const Pca pca = pca_.of(*feature_, kPcaWidth, random_);
+      return (pca.transform(rows) * kPcaScale).to(torch::kFloat);
+    }
     if (kind_ == "zscore") {
+      fit_spread();
       const auto open = spread_ >= 1e-6;
       const auto scaled = (rows - mean_) / torch::where(open, spread_, torch::ones_like(spread_));
       return torch::where(open, scaled, torch::zeros_like(scaled)).to(torch::kFloat);
@@ -47,9 +56,30 @@ class Preparation {
   }
 
  private:
+  void fit_spread() {
+    const int64_t wide = feature_->width();
+    if (!mean_.defined() || !spread_.defined()) {
+      const auto there =
+          feature_->gather(feature_->present().nonzero().squeeze(1)).to(torch::kDouble);
+      const bool any = there.size(0) > 0;
+      mean_ = any ? there.mean(0) : torch::zeros({wide}, torch::kDouble);
+      spread_ = any ? there.std(0, /*unbiased=*/false) : torch::zeros_like(mean_);
+    }
+    for (const auto& stored : {mean_, spread_}) {
+      if (stored.dim() == 1 && stored.size(0) == wide && stored.scalar_type() == torch::kDouble) {
+        continue;
+      }
+      throw data_error("stored mean and spread of '{}': wanted float64 [{}], found {} [{}]",
+                       feature_->name, wide, toString(stored.scalar_type()),
+                       fmt::join(stored.sizes(), ", "));
+    }
+  }
+
   std::string kind_;
-  Pca pca_;
-  torch::Tensor mean_, spread_;
+  const Feature* feature_;
+  Random random_;
+  StoredPca pca_;
+  torch::Tensor mean_, spread_;  // float64 [width]
 };
 
 torch::Tensor cosine_table(const torch::Tensor& a, const torch::Tensor& b) {
@@ -259,6 +289,9 @@ class Pamd : public Model,
 
   void state(State& state) override {
     Model::state(state);
+    for (size_t m = 0; m < preparations_.size(); ++m) {
+      preparations_[m].state(state, names()[m] + ".prep");
+    }
     state.add("pre.adam", adam_, Role::inner);
     state.add("pre.epoch", pre_epoch_, Role::frozen);
     state.add("pre.done", pre_done_, Role::frozen);
@@ -299,7 +332,14 @@ class Pamd : public Model,
 
   // --- features for others -----------------------------------------------------------------
   void fit(const Watch& watch) override;
-  const std::vector<torch::Tensor>& pretraining_rows() const override { return x_; }
+  const std::vector<torch::Tensor>& pretraining_rows() override {
+    if (x_.empty()) {
+      std::vector<torch::Tensor> made;
+      for (size_t m = 0; m < names().size(); ++m) made.push_back(prepared(m));
+      x_ = std::move(made);
+    }
+    return x_;
+  }
   Json report(const Interactions& held) override;
   void leave_out(const std::vector<std::string>& parts) final {
     ranked_ = attended_.clone();
@@ -316,20 +356,23 @@ class Pamd : public Model,
  protected:
   void forget() override { all_tokens_ = torch::Tensor(); }
   std::shared_ptr<const Scorer> make_scorer() override {
-    auto ids = items_->value();
-    if (config_.cold_id == "zero") ids = ids * (counts_ > 0).to(torch::kFloat).unsqueeze(1);
-    const auto every = torch::arange(data_.n_items, torch::kInt64);
-    return std::make_shared<PartScorer>(
-        facts(), abilities(),
-        PartFactors{users_->value(), ids, all_tokens(), open(every, ranked_)});
+    return std::make_shared<PartScorer>(facts(), abilities(), part_factors());
   }
 
  private:
+  /// Of all users and items, as they are ranked.
+  PartFactors part_factors() {
+    auto ids = items_->value();
+    if (config_.cold_id == "zero") ids = ids * (counts_ > 0).to(torch::kFloat).unsqueeze(1);
+    const auto every = torch::arange(data_.n_items, torch::kInt64);
+    return {users_->value(), ids, all_tokens(), open(every, ranked_)};
+  }
+
   Random init(const std::string& name) const { return random_.stream("init." + name); }
   const std::vector<std::string>& names() const { return net_.options().names; }
   int64_t n_modalities() const { return static_cast<int64_t>(names().size()); }
 
-  /// Prepares the features and says what the net is made of.
+  /// What the net is made of.
   PartNetOptions net_options() {
     if (data_.features.size() < 2) {
       std::vector<std::string> has;
@@ -341,30 +384,14 @@ class Pamd : public Model,
     }
     PartNetOptions out;
     for (const auto& feature : data_.features) {
+      preparations_.emplace_back(config_.prep, feature, random_.stream("pca." + feature.name));
       out.names.push_back(feature.name);
-      const auto present = feature.present();
-      const auto rows = feature.all();
-      preparations_.emplace_back(config_.prep, rows, present,
-                                 random_.stream("pca." + feature.name));
-      auto x = preparations_.back()(rows);
-      const auto gone = present.logical_not();
-      if (gone.any().item<bool>()) {
-        const auto there = x.index_select(0, present.nonzero().squeeze(1));
-        torch::Tensor fill = there.size(0) > 0 ? there.mean(0, true) : torch::zeros({1, x.size(1)});
-        if (config_.missing == "rand") {  // the published code: a noise image, padding text
-          fill = feature.name == "text"
-                     ? torch::zeros({1, x.size(1)})
-                     : uniform(x.size(0), x.size(1), 0, 1, random_.stream("rand." + feature.name));
-        }
-        x = torch::where(gone.unsqueeze(1), fill, x);
-      }
-      if (x.size(1) == 0) {
+      out.widths.push_back(preparations_.back().width());
+      if (out.widths.back() == 0) {
         throw data_error("PAMD: modality '{}' has the same row for every item", feature.name);
       }
-      out.widths.push_back(x.size(1));
-      x_.push_back(x.contiguous());
-      present_.push_back(present);
-      has_gaps_ = has_gaps_ || gone.any().item<bool>();
+      present_.push_back(feature.present());
+      has_gaps_ = has_gaps_ || !present_.back().all().item<bool>();
     }
     out.d = config_.embedding_size;
     out.mlp_encoder = config_.encoder == "mlp";
@@ -380,6 +407,22 @@ class Pamd : public Model,
     out.w_en = config_.w_en;
     out.w_de = config_.w_de;
     return out;
+  }
+
+  /// The rows of modality m, prepared, gaps filled. [n_items, D_m]
+  torch::Tensor prepared(size_t m) {
+    const Feature& feature = data_.features[m];
+    const auto x = preparations_[m](feature.all());
+    const auto gone = present_[m].logical_not();
+    if (!gone.any().item<bool>()) return x.contiguous();
+    const auto there = x.index_select(0, present_[m].nonzero().squeeze(1));
+    torch::Tensor fill = there.size(0) > 0 ? there.mean(0, true) : torch::zeros({1, x.size(1)});
+    if (config_.missing == "rand") {  // the published code: a noise image, padding text
+      fill = feature.name == "text"
+                 ? torch::zeros({1, x.size(1)})
+                 : uniform(x.size(0), x.size(1), 0, 1, random_.stream("rand." + feature.name));
+    }
+    return torch::where(gone.unsqueeze(1), fill, x).contiguous();
   }
 
   // --- tokens of attention -----------------------------------------------------------------
@@ -428,13 +471,13 @@ class Pamd : public Model,
   int64_t n_tokens() const { return static_cast<int64_t>(token_names_.size()); }
 
   /// x of modality m for those items, gaps filled.
-  torch::Tensor rows_of(size_t m, const torch::Tensor& items) const {
-    const auto& rows = filled_[m].defined() ? filled_[m] : x_[m];
+  torch::Tensor rows_of(size_t m, const torch::Tensor& items) {
+    const auto& rows = filled_[m].defined() ? filled_[m] : pretraining_rows()[m];
     return rows.index_select(0, items);
   }
 
   /// Tokens of items, [n, K, d]: c of every modality, then s.
-  torch::Tensor tokens(const torch::Tensor& items) const {
+  torch::Tensor tokens(const torch::Tensor& items) {
     std::vector<torch::Tensor> first, second;
     for (size_t m = 0; m < names().size(); ++m) {
       const Parts parts = net_.split(m, rows_of(m, items));
@@ -476,22 +519,19 @@ class Pamd : public Model,
   PreItems pretraining_items() const;
   void pretrain_epoch(const std::vector<int64_t>& items);
   Json check(const torch::Tensor& held, const Watch& watch);
-  PartNet::Loss net_loss(const torch::Tensor& items) const;
+  PartNet::Loss net_loss(const torch::Tensor& items);
   void fill_by_decoding();
-  Json attention_view(const Interactions& held);
-  Json cosine_view();
-  Json picture_view(const torch::Tensor& tokens) const;
-  Json neighbour_view(const torch::Tensor& tokens) const;
-  Json separation_view(const torch::Tensor& tokens) const;
+  Json agreement();
   std::vector<NamedRows> raw_parts(const std::vector<Feature>& features, int64_t n_items,
-                                   Json& overlaps) const;
+                                   Json& overlaps);
   std::vector<NamedRows> parts_of(const std::vector<Feature>& features, int64_t n_items,
                                   const std::string& stage);
 
   const Config config_;
   const torch::Tensor counts_;  // float32 [n_items], train rows
   std::vector<Preparation> preparations_;
-  std::vector<torch::Tensor> x_, present_;  // by modality, [n_items, D_m] and bool [n_items]
+  std::vector<torch::Tensor> x_;        // by modality, [n_items, D_m]; made when first read
+  std::vector<torch::Tensor> present_;  // by modality, bool [n_items]
   bool has_gaps_ = false;
   PartNet net_;
   std::map<std::string, torch::Tensor*> tensors_;
@@ -531,10 +571,10 @@ Pamd::PreItems Pamd::pretraining_items() const {
   return out;
 }
 
-PartNet::Loss Pamd::net_loss(const torch::Tensor& items) const {
+PartNet::Loss Pamd::net_loss(const torch::Tensor& items) {
   std::vector<torch::Tensor> x, present;
   for (size_t m = 0; m < names().size(); ++m) {
-    x.push_back(x_[m].index_select(0, items));
+    x.push_back(pretraining_rows()[m].index_select(0, items));
     present.push_back(present_[m].index_select(0, items));
     if (present.back().all().item<bool>()) present.back() = torch::Tensor();
   }
@@ -587,7 +627,7 @@ Json Pamd::check(const torch::Tensor& held, const Watch& watch) {
   const PartNet::Loss loss = net_loss(held);
   std::vector<Parts> parts;
   for (size_t m = 0; m < names().size(); ++m) {
-    parts.push_back(net_.split(m, x_[m].index_select(0, held)));
+    parts.push_back(net_.split(m, pretraining_rows()[m].index_select(0, held)));
   }
   const int64_t n = held.size(0);
   double matched = 0, unmatched = 0, first = 0, tenth = 0;
@@ -730,10 +770,11 @@ void Pamd::fit(const Watch& watch) {
 /// x^m of an item without m: the mean over its modalities a of D_am(c^a).
 void Pamd::fill_by_decoding() {
   const torch::NoGradGuard no_grad;
+  const auto& x = pretraining_rows();
   std::vector<torch::Tensor> common;
-  for (size_t m = 0; m < names().size(); ++m) common.push_back(net_.split(m, x_[m]).c);
+  for (size_t m = 0; m < names().size(); ++m) common.push_back(net_.split(m, x[m]).c);
   for (size_t m = 0; m < names().size(); ++m) {
-    auto sum = torch::zeros_like(x_[m]);
+    auto sum = torch::zeros_like(x[m]);
     auto n = torch::zeros({data_.n_items, 1});
     for (size_t a = 0; a < names().size(); ++a) {
       if (a == m) continue;
@@ -742,13 +783,13 @@ void Pamd::fill_by_decoding() {
       n += there;
     }
     const auto gone = present_[m].logical_not().unsqueeze(1).logical_and(n > 0);
-    filled_[m] = torch::where(gone, sum / n.clamp_min(1), x_[m]).contiguous();
+    filled_[m] = torch::where(gone, sum / n.clamp_min(1), x[m]).contiguous();
   }
 }
 
 /// Common and specific parts of items by name, those that have any; `overlap`s by modality.
 std::vector<NamedRows> Pamd::raw_parts(const std::vector<Feature>& features, int64_t n_items,
-                                       Json& overlaps) const {
+                                       Json& overlaps) {
   std::vector<NamedRows> out(1);
   std::vector<torch::Tensor> common, present;
   for (size_t m = 0; m < names().size(); ++m) {
@@ -816,379 +857,29 @@ std::vector<NamedRows> Pamd::parts_of(const std::vector<Feature>& features, int6
   return out;
 }
 
-// --- what to show a person (section 10) ------------------------------------------------------
+// --- what there is to tell (section 10) ------------------------------------------------------
 
-namespace {
-
-/// Weights of attention over many pairs of a user and an item, beside those of uniform attention
-/// over the same parts.
-struct AttentionSums {
-  static constexpr int64_t kBins = 20;
-  const char* name;
-  double n = 0, common_wins = 0;
-  torch::Tensor by_token, uniform, bins;  ///< float64 [K], [K], [kBins]
-
-  AttentionSums(const char* name, int64_t n_tokens)
-      : name(name),
-        by_token(torch::zeros({n_tokens}, torch::kDouble)),
-        uniform(torch::zeros({n_tokens}, torch::kDouble)),
-        bins(torch::zeros({kBins}, torch::kDouble)) {}
-  /// all [K, n_users * n_items]: weights, the first `n_common` rows of common parts; of the chosen
-  /// pairs only. even float64 [K, n_items]: uniform attention to the open parts of an item
-  void add(const torch::Tensor& all, const torch::Tensor& pairs, int64_t n_common,
-           const torch::Tensor& even) {
-    if (pairs.size(0) == 0) return;
-    const auto w = all.index_select(1, pairs);
-    const auto common = w.slice(0, 0, n_common).sum(0);
-    const auto specific = w.slice(0, n_common).sum(0);
-    n += static_cast<double>(w.size(1));
-    common_wins += (common > specific).sum().item<double>();
-    by_token += w.sum(1, /*keepdim=*/false, torch::kDouble);
-    uniform += even.mv(
-        torch::bincount(pairs.remainder(even.size(1)), {}, even.size(1)).to(torch::kDouble));
-    bins += torch::histc(common.clamp(0, 1), kBins, 0, 1).to(torch::kDouble);
-  }
-};
-
-}  // namespace
-
-/// Attention to common and specific parts over hits, lists and all candidates: every pair of a user
-/// and an item without a train row; of users drawn at random where that is too much.
-Json Pamd::attention_view(const Interactions& held) {
-  constexpr int64_t kList = 20, kMostPairs = 200'000'000, kBlock = 2'000'000;
-  std::vector<int64_t> chosen;
-  for (int64_t u = 0; u < data_.n_users; ++u) {
-    if (!data_.train.of(u).empty()) chosen.push_back(u);
-  }
-  const size_t n_known = chosen.size();
-  if (static_cast<int64_t>(n_known) * data_.n_items > kMostPairs) {
-    random_.stream("report.users").shuffle(chosen, 0);
-    chosen.resize(static_cast<size_t>(std::max<int64_t>(1, kMostPairs / data_.n_items)));
-  }
-  const auto users = torch::tensor(chosen, torch::kInt64);
-  const auto gates = open(torch::arange(data_.n_items, torch::kInt64), ranked_);
-  auto even = gates.defined() ? gates.t().to(torch::kDouble)
-                              : torch::ones({n_tokens(), data_.n_items}, torch::kDouble);
-  even = even / even.sum(0, true).clamp_min(1);
-  const int64_t k = std::min(kList, data_.n_items);
-  const int64_t step = std::max<int64_t>(1, kBlock / std::max<int64_t>(1, data_.n_items));
-  std::vector<AttentionSums> sets;
-  for (const char* name : {"hits", "lists", "candidates"}) sets.emplace_back(name, n_tokens());
-  for (int64_t begin = 0; begin < users.size(0); begin += step) {
-    const auto block = users.slice(0, begin, std::min(users.size(0), begin + step));
-    const int64_t n = block.size(0);
-    auto scores = score({block, {}});
-    auto candidate = torch::ones({n, data_.n_items}, torch::kBool);
-    auto* free = candidate.mutable_data_ptr<bool>();
-    for (int64_t row = 0; row < n; ++row) {
-      for (const int32_t item : data_.train.of(chosen[static_cast<size_t>(begin + row)])) {
-        free[row * data_.n_items + item] = false;
-      }
-    }
-    scores.masked_fill_(candidate.logical_not(), -1e30F);
-    const auto lists = std::get<1>(scores.topk(k, 1)).contiguous();
-    const auto* item = lists.const_data_ptr<int64_t>();
-    std::vector<int64_t> hits, listed;  // places in the block of users x items
-    for (int64_t row = 0; row < n; ++row) {
-      const int64_t user = chosen[static_cast<size_t>(begin + row)];
-      const auto held_out = user < held.n_users() ? held.of(user) : std::span<const int32_t>();
-      for (int64_t r = 0; r < k; ++r) {
-        const int64_t i = item[row * k + r], place = row * data_.n_items + i;
-        if (!free[place]) continue;  // a user who has nearly all items
-        listed.push_back(place);
-        if (std::find(held_out.begin(), held_out.end(), static_cast<int32_t>(i)) !=
-            held_out.end()) {
-          hits.push_back(place);
-        }
-      }
-    }
-    const auto w = part_weights(users_->rows(block), all_tokens(), gates).flatten(1);
-    sets[0].add(w, torch::tensor(hits, torch::kInt64), n_modalities(), even);
-    sets[1].add(w, torch::tensor(listed, torch::kInt64), n_modalities(), even);
-    sets[2].add(w, candidate.flatten().nonzero().squeeze(1), n_modalities(), even);
-  }
-  Json rows = Json::array(), labels = Json::array(), shares = Json::array();
-  Json of_modalities = Json::array();
-  double mark = 0.5;  // of the last set, all candidates
-  std::vector<Json> by_token(token_names_.size(), Json::array());
-  for (const auto& set : sets) {
-    if (set.n == 0) continue;
-    const auto mean = (set.by_token / set.n).contiguous(), bins = (set.bins / set.n).contiguous();
-    const auto uniform = set.uniform / set.n;
-    const auto common = [&](const torch::Tensor& of) {
-      return of.slice(0, 0, n_modalities()).sum().item<double>();
-    };
-    mark = common(uniform);
-    rows.push_back(
-        {set.name, static_cast<int64_t>(set.n), common(mean), mark, set.common_wins / set.n});
-    for (int64_t m = 0; m < n_modalities(); ++m) {
-      const auto share = [&](const torch::Tensor& of) {
-        return (of[m] + of[n_modalities() + m]).item<double>();
-      };
-      of_modalities.push_back(
-          {set.name, names()[static_cast<size_t>(m)], share(mean), share(uniform)});
-    }
-    labels.push_back(set.name);
-    const auto* bin = bins.const_data_ptr<double>();
-    shares.push_back(
-        {{"name", set.name}, {"values", std::vector<double>(bin, bin + AttentionSums::kBins)}});
-    for (size_t token = 0; token < by_token.size(); ++token) {
-      by_token[token].push_back(mean[static_cast<int64_t>(token)].item<double>());
-    }
-  }
-  Json series = Json::array();
-  for (size_t token = 0; token < by_token.size(); ++token) {
-    series.push_back({{"name", token_names_[token]}, {"values", by_token[token]}});
-  }
-  return {
-      {"title", "Attention: common against specific parts"},
-      {"note",
-       fmt::format("Share of the attention that the common parts get, beside what uniform "
-                   "attention to the same parts would give them. "
-                   "Over the hits in lists of {}, over the whole lists, and over all candidates: "
-                   "each of {} users{} with each item that the user has no train row of.",
-                   k, chosen.size(),
-                   chosen.size() < n_known ? fmt::format(" drawn from {}", n_known) : "")},
-      {"blocks",
-       Json::array({Json{{"kind", "table"},
-                         {"title", "Mean share of common parts"},
-                         {"columns", {"pairs of", "n", "common", "uniform", "common > specific"}},
-                         {"rows", rows}},
-                    Json{{"kind", "histogram"},
-                         {"title", "Share of common parts, pairs of a user and an item"},
-                         {"x", "share of common parts"},
-                         {"y", "share of pairs"},
-                         {"low", 0},
-                         {"high", 1},
-                         {"series", shares},
-                         {"mark", {{"name", "uniform"}, {"value", mark}}}},
-                    Json{{"kind", "bars"},
-                         {"title", "Mean attention by part"},
-                         {"x", "pairs of"},
-                         {"y", "share of attention"},
-                         {"stacked", true},
-                         {"labels", labels},
-                         {"series", series}},
-                    Json{{"kind", "table"},
-                         {"title", "Mean share by modality"},
-                         {"columns", {"pairs of", "modality", "share", "uniform"}},
-                         {"rows", of_modalities}}})}};
-}
-
-/// Before and after pretraining, and as it stands: always matched and unmatched together.
-Json Pamd::cosine_view() {
+/// Checks before and after pretraining, and as it stands.
+Json Pamd::agreement() {
+  Json out = Json::object();
+  if (!checks_.empty()) out["before"] = checks_.front();
+  if (!checks_.empty() && pre_epoch_ > 0) out["after"] = checks_.back();
   const auto held = pretraining_items().held;
-  Json rows = Json::array(), chart = Json::array();
-  const auto add = [&](const std::string& when, const Json& check) {
-    if (!check.is_object() || !check.contains("matched_5_50_95")) return;
-    const Json& q = check["matched_5_50_95"];
-    rows.push_back({when, check["matched"], q[0], q[1], q[2], check["unmatched"], check["hit@1"],
-                    check["hit@10"]});
-    chart.push_back({{"label", when},
-                     {"value", check["matched"]},
-                     {"low", q[0]},
-                     {"high", q[2]},
-                     {"other", check["unmatched"]}});
-  };
-  if (!checks_.empty()) {
-    add("before pretraining", checks_.front());
-    if (pre_epoch_ > 0) add("after pretraining", checks_.back());
-  }
-  if (held.size(0) >= 2) add("now", check(held, {}));
-  const std::string title = "Do the common parts agree?";
-  if (rows.empty()) {
-    return {{"title", title},
-            {"note", "No two items have two modalities: nothing to compare."},
-            {"blocks", Json::array()}};
-  }
-  const bool apart = held.size(0) >= 2;
-  const int64_t n =
-      apart ? held.size(0) : std::max<int64_t>(1, checks_.back()["n_held_out"].get<int64_t>());
-  return {{"title", title},
-          {"note",
-           fmt::format("Cosine between the common parts of one item (matched) and of different "
-                       "items (unmatched), on {} items {}; the share whose partner is the nearest, "
-                       "or among the ten nearest (chance: {:.3f}, {:.3f}).",
-                       n,
-                       apart ? "that were not trained on"
-                             : "of the training, too few to hold "
-                               "any out",
-                       1.0 / static_cast<double>(n),
-                       10.0 / static_cast<double>(std::max<int64_t>(10, n)))},
-          {"blocks", Json::array({Json{{"kind", "table"},
-                                       {"title", "Common parts of held-out items"},
-                                       {"columns",
-                                        {"when", "matched", "5 %", "50 %", "95 %", "unmatched",
-                                         "hit@1", "hit@10"}},
-                                       {"rows", rows}},
-                                  Json{{"kind", "intervals"},
-                                       {"title", "Matched against unmatched cosines"},
-                                       {"x", "cosine; the line spans 5 to 95 % of the matched"},
-                                       {"names", Json::array({"matched, mean", "unmatched, mean"})},
-                                       {"rows", chart}}})}};
-}
-
-/// A joint PCA of all parts of up to 500 items; 50 pairs of common parts are joined.
-Json Pamd::picture_view(const torch::Tensor& tokens) const {
-  std::vector<int64_t> items;
-  for (int64_t i = 0; i < data_.n_items; ++i) {
-    if (std::all_of(present_.begin(), present_.end(),
-                    [i](const torch::Tensor& p) { return p[i].item<bool>(); })) {
-      items.push_back(i);
-    }
-  }
-  random_.stream("report.picture").shuffle(items, 0);
-  items.resize(std::min<size_t>(items.size(), 500));
-  Json view = {{"title", "The parts in two dimensions"}, {"blocks", Json::array()}};
-  const auto n = static_cast<int64_t>(items.size());
-  if (n < 3) return view;
-  const auto chosen = tokens.index_select(0, torch::tensor(items, torch::kInt64));
-  const auto flat = chosen.transpose(0, 1).reshape({n_tokens() * n, -1});
-  const Pca pca = fit_pca(flat, 2, random_.stream("report.pca"));
-  if (pca.axes.size(0) < 2) return view;
-  const auto points = (pca.transform(flat) * pca.scale).reshape({n_tokens(), n, 2}).contiguous();
-  const auto* at = points.const_data_ptr<double>();
-  const auto rounded = [](double value) { return std::round(value * 1e4) / 1e4; };
-  Json series = Json::array(), joins = Json::array();
-  for (int64_t k = 0; k < n_tokens(); ++k) {
-    Json of = Json::array();
-    for (int64_t i = 0; i < n; ++i) {
-      const double* p = at + (k * n + i) * 2;
-      of.push_back({rounded(p[0]), rounded(p[1]),
-                    std::string(data_.item_ids[items[static_cast<size_t>(i)]])});
-    }
-    series.push_back({{"name", token_names_[static_cast<size_t>(k)]}, {"points", of}});
-  }
-  const int64_t n_joined = std::min<int64_t>(50, n);
-  // The common parts come first, one a modality.
-  for (int64_t m = 0; m + 1 < static_cast<int64_t>(present_.size()); ++m) {
-    for (int64_t i = 0; i < n_joined; ++i) {
-      const double *a = at + (m * n + i) * 2, *b = a + n * 2;
-      joins.push_back({rounded(a[0]), rounded(a[1]), rounded(b[0]), rounded(b[1])});
-    }
-  }
-  view["note"] = fmt::format(
-      "Principal axes of all parts of {} items together, one colour a part; lines join the common "
-      "parts of {} items.",
-      n, n_joined);
-  const auto axis = [&](int k) {
-    return fmt::format("axis {} ({:.0f} % of the variance)", k + 1,
-                       100 * pca.explained[k].item<double>());
-  };
-  view["blocks"].push_back({{"kind", "scatter"},
-                            {"title", "Joint principal axes"},
-                            {"x", axis(0)},
-                            {"y", axis(1)},
-                            {"series", series},
-                            {"joins", joins}});
-  return view;
-}
-
-/// The five nearest by each kind of part, for items drawn at random, one of which the reader
-/// chooses. Only items that have a modality are compared by it.
-Json Pamd::neighbour_view(const torch::Tensor& tokens) const {
-  constexpr int64_t kNearest = 5;
-  constexpr size_t kItems = 24;
-  std::vector<int64_t> items;
-  for (int64_t i = 0; i < data_.n_items; ++i) {
-    if (std::all_of(present_.begin(), present_.end(),
-                    [i](const torch::Tensor& p) { return p[i].item<bool>(); })) {
-      items.push_back(i);
-    }
-  }
-  Json view = {
-      {"title", "Neighbours by part"},
-      {"note",
-       "The nearest items by cosine, of those that have the modality; marked: in this list "
-       "only."},
-      {"choose", "Item"},
-      {"blocks", Json::array()}};
-  random_.stream("report.neighbours").shuffle(items, 0);
-  items.resize(std::min<size_t>(items.size(), kItems));
-  struct Kind {
-    std::string name;
-    torch::Tensor rows, there;  // float [n_items, d], bool [n_items]
-  };
-  std::vector<Kind> kinds;
-  std::vector<torch::Tensor> first;
-  auto any = present_[0];
-  for (int64_t m = 0; m < n_modalities(); ++m) {
-    first.push_back(tokens.select(1, m));
-    any = any.logical_or(present_[static_cast<size_t>(m)]);
-  }
-  kinds.push_back(
-      {config_.tokens == "whole" ? "whole" : "common", mean_common(first, present_), any});
-  for (int64_t k = n_modalities(); k < n_tokens(); ++k) {
-    kinds.push_back({token_names_[static_cast<size_t>(k)], tokens.select(1, k),
-                     present_[static_cast<size_t>(k - n_modalities())]});
-  }
-  for (const int64_t of : items) {
-    const std::string id(data_.item_ids[of]);
-    Json groups = Json::array();
-    std::map<int64_t, int> times;
-    std::vector<std::vector<int64_t>> lists;
-    for (const auto& kind : kinds) {
-      auto cosines = cosine_table(kind.rows.slice(0, of, of + 1), kind.rows)[0];
-      cosines.masked_fill_(kind.there.logical_not(), -2);
-      const int64_t n = std::min(kNearest, kind.there.sum().item<int64_t>() - 1);
-      cosines[of] = -2;
-      const auto best = std::get<1>(cosines.topk(n)).contiguous();
-      lists.emplace_back(best.const_data_ptr<int64_t>(), best.const_data_ptr<int64_t>() + n);
-      for (const int64_t item : lists.back()) ++times[item];
-    }
-    Json self;
-    self["id"] = id;
-    groups.push_back({{"label", "item"}, {"items", Json::array({self})}});
-    for (size_t k = 0; k < kinds.size(); ++k) {
-      Json cards = Json::array();
-      for (const int64_t item : lists[k]) {
-        Json card;
-        card["id"] = std::string(data_.item_ids[item]);
-        if (kinds.size() > 1 && times[item] == 1) card["mark"] = "only here";
-        cards.push_back(card);
-      }
-      groups.push_back({{"label", "by " + kinds[k].name}, {"items", cards}});
-    }
-    view["blocks"].push_back(
-        {{"kind", "cards"}, {"title", "Neighbours of " + id}, {"groups", groups}});
-  }
-  return view;
-}
-
-Json Pamd::separation_view(const torch::Tensor& tokens) const {
-  Json rows = Json::array();
-  bool high = false;
-  for (int64_t m = 0; m < n_modalities(); ++m) {
-    const auto items = present_[static_cast<size_t>(m)].nonzero().squeeze(1);
-    if (items.size(0) < 8) continue;
-    const auto of = tokens.index_select(0, items);
-    const double value = overlap(of.select(1, m), of.select(1, n_modalities() + m)).item<double>();
-    high = high || value > 1;
-    rows.push_back({names()[static_cast<size_t>(m)], value});
-  }
-  return {
-      {"title", "How separate are the parts?"},
-      {"note", high ? "Above 1: the specific parts hold much of the common content with another "
-                      "emphasis, as linear maps let them; where specific has to mean specific, "
-                      "train with --preset separate."
-                    : "0: coordinates of common and specific parts are uncorrelated."},
-      {"blocks", Json::array({Json{{"kind", "table"},
-                                   {"title", "Overlap of common and specific part"},
-                                   {"columns", Json::array({"modality", "overlap"})},
-                                   {"rows", rows}}})}};
+  if (held.size(0) >= 2) out["now"] = check(held, {});
+  return out;
 }
 
 Json Pamd::report(const Interactions& held) {
   const torch::NoGradGuard no_grad;
-  const torch::Tensor tokens = all_tokens();
-  Json out = {{"model", "PAMD"}, {"views", Json::array()}};
-  if (config_.tokens != "whole" && ranked_.any().item<bool>()) {
-    out["views"].push_back(attention_view(held));
+  const ItemParts parts{names(), token_names_, part_factors(), present_};
+  Json out = {{"model", "PAMD"}};
+  if (parts.divided() && ranked_.any().item<bool>()) {
+    out["attention"] = attention_facts(parts, data_, held, random_);
   }
-  out["views"].push_back(cosine_view());
-  out["views"].push_back(picture_view(tokens));
-  out["views"].push_back(neighbour_view(tokens));
-  if (config_.tokens != "whole") out["views"].push_back(separation_view(tokens));
+  if (parts.divided()) out["overlap"] = overlap_facts(parts);
+  out["agreement"] = agreement();
+  out["picture"] = picture_facts(parts, data_, random_);
+  out["neighbours"] = neighbour_facts(parts, data_, random_);
   return out;
 }
 

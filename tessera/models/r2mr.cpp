@@ -8,10 +8,12 @@
 #include <set>
 
 #include "tessera/base/error.h"
+#include "tessera/base/text.h"
+#include "tessera/folder/manifest.h"
 #include "tessera/model/graph_kit.h"
 #include "tessera/model/offers.h"
-#include "tessera/model/quality.h"
 #include "tessera/model/registry.h"
+#include "tessera/model/stored_pca.h"
 #include "tessera/nn/review.h"
 #include "tessera/nn/rewriter.h"
 #include "tessera/ops/edge_scores.h"
@@ -19,7 +21,6 @@
 #include "tessera/ops/gather.h"
 #include "tessera/ops/graph.h"
 #include "tessera/ops/item_graph.h"
-#include "tessera/ops/pca.h"
 #include "tessera/ops/triples.h"
 #include "tessera/ops/unit_rows.h"
 
@@ -37,6 +38,7 @@ constexpr int64_t kSaveEvery = 50;   // rewriter epochs between checkpoints
 constexpr double kSaveSeconds = 30;  // at most between checkpoints
 constexpr double kClamp = 0.999;     // of tanh's inverse
 constexpr int64_t kPropagations = 2;
+const std::map<std::string, double> kItemGraphWeights = {{"image", 0.1}, {"text", 0.9}};
 
 /// R2MR (Tang et al., KDD 2025, DOI 10.1145/3690624.3709250; formulas from a reading note, the
 /// figure and the code, see specs r2mr): a reviewer scores each modality of each item by what its
@@ -44,7 +46,7 @@ constexpr int64_t kPropagations = 2;
 /// reviewer accepts or refuses, and the ranking fuses rows and users' tastes by the scores. The
 /// published reviewer learns through the ranking loss alone and does not recognise bad rows; the
 /// default, variant = calibrated, gives it a loss of its own and two cross-fitted halves.
-class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public ReportFiles {
+class R2mr : public GraphModel, public FeatureSupplier, public Reporter {
  public:
   struct Config {
     std::string variant = "calibrated", preset = "small";
@@ -302,7 +304,7 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
     score_after_ = torch::zeros({n, n_modalities});
     rounds_done_ = torch::zeros({1}, torch::kInt64);
     if (config.item_graph) {
-      similar_ = &item_graph("similar", [this, names] { return similar_items(names); });
+      similar_ = &item_graph("similar", [this] { return similar_items(); });
     }
   }
 
@@ -337,6 +339,12 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
     for (auto& m : modalities_) {
       if (m.rows == &m.own_rows) state.add(m.name + ".rows", m.own_rows, Role::scoring);
       state.add(m.name + ".original", m.original, Role::frozen);
+      m.pca.state(state, m.name + ".pca");
+    }
+    if (config_.item_graph) {
+      state.add("similar.offsets", alike_.offsets, Role::scoring);
+      state.add("similar.items", alike_.items, Role::scoring);
+      state.add("similar.weights", alike_.weights, Role::scoring);
     }
     state.add("scores", scores_, Role::scoring);
     state.add("null_scores", null_scores_, Role::scoring);
@@ -436,10 +444,8 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
   /// `options` (export_space, export_weight, restore) win over the settings of the same names.
   std::vector<NamedRows> export_features(const Json& options) override;
 
-  Offers offers() override { return {.features = this, .report = this, .files = this}; }
-  Json report(const Interactions& held) override;
-  /// quality.tsv, and quality.json: what report() gives.
-  std::map<std::string, std::string> report_files() override;
+  Offers offers() override { return {.features = this, .report = this}; }
+  std::optional<Quality> quality() override;
 
  private:
   enum Phase : int64_t { kUnprepared = 0, kReviewing = 1, kRewriting = 2, kIdle = 3 };
@@ -452,7 +458,7 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
     torch::Tensor* ids = nullptr;     // q^m [n_users, d]
     ReviewWeights review;             // of reviewer = bpr
     std::optional<double> threshold;  // none: auto
-    std::optional<Pca> pca;
+    StoredPca pca;
   };
 
   Random init(const std::string& name) const { return random_.stream("init." + name); }
@@ -479,18 +485,16 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
   void read_thresholds(const std::vector<std::string>& names);
 
   // --- rows ----------------------------------------------------------------------------------
-  const Pca& pca_of(int64_t index) {
+  Pca pca_of(int64_t index) {
     Modality& m = at(index);
-    if (!m.pca) {
-      m.pca = fit_pca(data_.features[static_cast<size_t>(index)].all(), config_.embedding_size,
-                      random_.stream("pca." + m.name), m.present);
-      if (config_.feature_scale == "none") m.pca->scale = 1;
-    }
-    return *m.pca;
+    Pca pca = m.pca.of(data_.features[static_cast<size_t>(index)], config_.embedding_size,
+                       random_.stream("pca." + m.name));
+    if (config_.feature_scale == "none") pca.scale = 1;
+    return pca;
   }
 
   /// The rows before any rewriting [n_items, d]. A bundle has none: it makes them from its
-  /// features.
+  /// features and the stored PCA.
   const torch::Tensor& original_of(int64_t index) {
     Modality& m = at(index);
     if (m.original.defined()) return m.original;
@@ -506,12 +510,14 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
   /// Present, or filled by an accepted rewrite. bool [n_items]
   torch::Tensor exists(int64_t m) { return at(m).present.logical_or(round_of_.select(1, m) > 0); }
 
-  NeighbourGraph similar_items(const std::vector<std::string>& names) const {
+  NeighbourGraph similar_items() const {
     std::vector<NeighbourGraph> graphs;
+    std::vector<std::string> shown;
     for (const auto& feature : data_.features) {
       graphs.push_back(normalised(knn_graph(feature.all(), 5, /*weighted=*/false)));
+      shown.push_back(shown_modality(feature));
     }
-    return weighted_sum(graphs, modality_weights(names, {}, "R2MR"));
+    return weighted_sum(graphs, modality_weights(shown, {}, kItemGraphWeights, "R2MR"));
   }
 
   // --- ranking -------------------------------------------------------------------------------
@@ -529,7 +535,7 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
   }
 
   /// All rows, or those of a batch alone.
-  Vectors forward(bool training, int64_t step, const Batch* batch = nullptr) const {
+  Vectors forward(bool training, int64_t step, const Batch* batch = nullptr) {
     const auto h = squashed(
         item_ids_ != nullptr
             ? *item_ids_
@@ -940,9 +946,6 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
   }
 
   // --- report --------------------------------------------------------------------------------
-  Quality quality();
-  Quality found();
-  Json report_of(const Quality& found) const;
   Json options_json() const;
 
   const Config config_;
@@ -979,11 +982,10 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter, public 
 void R2mr::read_thresholds(const std::vector<std::string>& names) {
   std::optional<double> all;
   std::vector<std::pair<std::string, std::optional<double>>> given;
-  std::string text = config_.eta + ",";
-  for (size_t begin = 0, end; (end = text.find(',', begin)) != std::string::npos; begin = end + 1) {
-    std::string part = text.substr(begin, end - begin), name;
-    std::erase(part, ' ');
-    if (part.empty()) continue;
+  std::string text = config_.eta, name;
+  std::erase(text, ' ');
+  for (std::string part : split_list(text)) {
+    name.clear();
     if (const size_t equals = part.find('='); equals != std::string::npos) {
       name = setting_name(part.substr(0, equals));
       part = part.substr(equals + 1);
@@ -1064,7 +1066,7 @@ std::vector<NamedRows> R2mr::export_features(const Json& options) {
     } else {
       rows.rows = data_.features[static_cast<size_t>(m)].gather(rows.items);
       const auto place = changed.index_select(0, rows.items).nonzero().flatten();
-      const Pca& pca = pca_of(m);
+      const Pca pca = pca_of(m);
       auto e = of.rows->detach()
                    .index_select(0, rows.items.index_select(0, place))
                    .narrow(1, 0, pca.axes.size(0))
@@ -1093,8 +1095,14 @@ Json R2mr::options_json() const {
 }
 
 // --- report ----------------------------------------------------------------------------------
-Quality R2mr::quality() {
+std::optional<Quality> R2mr::quality() {
+  const torch::NoGradGuard no_grad;
+  if ((round_of_ < 0).any().item<bool>()) {
+    throw usage_error("R2MR: nothing to report before fit or a training");
+  }
+  if (!cross_) review(kReportDraws);  // the reviewer has learned on since the last round
   Quality out;
+  out.seed = random_.seed();
   const Areas now = reviewed();
   for (int64_t m = 0; m < n_modalities(); ++m) {
     const Modality& of = at(m);
@@ -1102,11 +1110,6 @@ Quality R2mr::quality() {
                               exists(m), scores_.select(1, m), null_scores_.select(1, m),
                               has_null(m), now.high.select(1, m), round_of_.select(1, m),
                               original_of(m), of.rows->detach()});
-  }
-  out.scored = scored();
-  out.area = now.area;
-  out.n_users = degrees_;
-  for (int64_t m = 0; m < n_modalities(); ++m) {
     const auto items = (round_of_.select(1, m) > 0).nonzero().flatten();
     for (int64_t j = 0; j < items.numel(); ++j) {
       const int64_t i = items[j].item<int64_t>();
@@ -1116,40 +1119,17 @@ Quality R2mr::quality() {
                               score_after_[i][m].item<float>()});
     }
   }
-  return out;
-}
-
-/// What was found, of the rows as they stand.
-Quality R2mr::found() {
-  const torch::NoGradGuard no_grad;
-  if ((round_of_ < 0).any().item<bool>()) {
-    throw usage_error("R2MR: nothing to report before fit or a training");
-  }
-  if (!cross_) review(kReportDraws);  // the reviewer has learned on since the last round
-  return quality();
-}
-
-Json R2mr::report_of(const Quality& found) const {
-  Json out = {{"model", "R2MR"}, {"dataset", data_.name}, {"seed", random_.seed()}};
-  out.update(quality_report(found, data_, random_));
-  out["rounds"] = Json::array();
+  out.scored = scored();
+  out.area = now.area;
+  out.n_users = degrees_;
   for (Json entry : round_records_.empty() ? rounds_kept_ : round_records_) {
     // A run goes on after its best epoch, to whose rows it returns.
     if (entry.is_object() && entry.value("round", Json()).is_number_integer()) {
       entry["kept"] = entry["round"].get<int64_t>() <= rounds_done_.item<int64_t>();
     }
-    out["rounds"].push_back(std::move(entry));
+    out.rounds.push_back(std::move(entry));
   }
   return out;
-}
-
-Json R2mr::report(const Interactions&) { return report_of(found()); }
-
-std::map<std::string, std::string> R2mr::report_files() {
-  const Quality now = found();
-  return {
-      {"quality.tsv", quality_tsv(now, data_)},
-      {"quality.json", report_of(now).dump(1, ' ', false, Json::error_handler_t::replace) + "\n"}};
 }
 
 const RegisterModel<R2mr> registered{"R2MR", "R2MR, Tang et al. 2025"};

@@ -137,6 +137,7 @@ torch::Tensor batch_info_nce(const torch::Tensor& anchors, const torch::Tensor& 
                   counts.size(0) == anchors.size(0),
               "batch_info_nce wants anchors and keys [n, d] and counts [n], got ", anchors.sizes(),
               " ", keys.sizes(), " ", counts.sizes());
+  if (composed(anchors)) return batch_info_nce_composed(anchors, keys, counts, tau);
   const auto rows = counts.nonzero().flatten();
   const bool all = rows.size(0) == counts.size(0);
   const auto at = [&](const torch::Tensor& x) { return all ? x : x.index_select(0, rows); };

@@ -5,6 +5,7 @@
 #include <torch/utils.h>
 
 #include <algorithm>
+#include <set>
 #include <utility>
 
 #include "tessera/base/error.h"
@@ -135,19 +136,18 @@ NeighbourGraph weighted_sum(const std::vector<NeighbourGraph>& graphs,
 }
 
 std::vector<double> modality_weights(const std::vector<std::string>& modalities,
-                                     const std::vector<double>& weights, const std::string& owner) {
+                                     const std::vector<double>& weights,
+                                     const std::map<std::string, double>& usual,
+                                     const std::string& owner) {
   if (weights.empty()) {
     std::vector<double> out(modalities.size(), 1 / static_cast<double>(modalities.size()));
-    const auto place = [&](const std::string& name) {
-      return std::find_if(modalities.begin(), modalities.end(), [&](const std::string& modality) {
-        return modality == name || modality == name + "_r2mr";
-      });
-    };
-    const auto image = place("image"), text = place("text");
-    if (modalities.size() == 2 && image != modalities.end() && text != modalities.end()) {
-      out[static_cast<size_t>(image - modalities.begin())] = 0.1;
-      out[static_cast<size_t>(text - modalities.begin())] = 0.9;
+    const std::set<std::string> names(modalities.begin(), modalities.end());
+    const bool all = names.size() == modalities.size() && names.size() == usual.size();
+    if (!all || !std::all_of(names.begin(), names.end(),
+                             [&](const std::string& name) { return usual.contains(name); })) {
+      return out;
     }
+    for (size_t m = 0; m < out.size(); ++m) out[m] = usual.at(modalities[m]);
     return out;
   }
   if (weights.size() != modalities.size()) {

@@ -2,6 +2,7 @@
 
 #include <torch/types.h>
 
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -11,8 +12,8 @@
 
 namespace tessera {
 
-/// A constant sparse matrix over the items (FREEDOM, MGCN, R2MR) beside its transpose, so that
-/// products have a gradient. Immutable, cheap to copy.
+/// A constant sparse matrix over the items beside its transpose, so that products have a gradient.
+/// Immutable, cheap to copy.
 class ItemGraph {
  public:
   ItemGraph() = default;
@@ -44,11 +45,12 @@ class ItemGraph {
 NeighbourGraph weighted_sum(const std::vector<NeighbourGraph>& graphs,
                             const std::vector<double>& weights);
 
-/// What `weights` says of each modality, else image .1 and text .9 where these two are all (or what
-/// R2MR made of them, image_r2mr and text_r2mr), else equal shares (baselines section 11). Exit 2
-/// unless there is one weight a modality.
+/// What `weights` says of each modality, else what `usual` says by name where it names these and no
+/// other, else equal shares. Exit 2 unless there is one weight a modality.
 std::vector<double> modality_weights(const std::vector<std::string>& modalities,
-                                     const std::vector<double>& weights, const std::string& owner);
+                                     const std::vector<double>& weights,
+                                     const std::map<std::string, double>& usual,
+                                     const std::string& owner);
 
 /// S x, float32 or float64. A row is summed by one thread in the order of its columns: equal for
 /// any number of threads. x [n_items, d]

@@ -75,6 +75,10 @@ torch::Tensor Pca::inverse(const torch::Tensor& coordinates) const {
   return (coordinates.to(torch::kFloat64) * scale).matmul(axes) + mean;
 }
 
+int64_t n_axes(int64_t k, int64_t width, int64_t n_rows) {
+  return std::max<int64_t>(0, std::min({k, width, n_rows - 1}));
+}
+
 Pca fit_pca(const torch::Tensor& rows, int64_t k, const Random& random,
             const torch::Tensor& present) {
   TORCH_CHECK(rows.dim() == 2 && rows.is_floating_point() && k >= 0,
@@ -99,7 +103,7 @@ Pca fit_pca(const torch::Tensor& rows, int64_t k, const Random& random,
   table.each(
       [&](int64_t, const torch::Tensor& block) { total += block.square().sum().item<double>(); });
 
-  const int64_t kept = std::max<int64_t>(0, std::min({k, width, n - 1}));
+  const int64_t kept = n_axes(k, width, n);
   torch::Tensor squares;  // of the singular values, falling
   if (kept == 0) {
     pca.axes = torch::zeros({0, width}, torch::kFloat64);

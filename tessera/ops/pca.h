@@ -19,7 +19,10 @@ struct Pca {
   torch::Tensor inverse(const torch::Tensor& coordinates) const;
 };
 
-/// Fits the first min(k, width, rows - 1) axes to the rows where `present` (bool [n], undefined:
+/// How many axes fit_pca() finds in `n_rows` rows: min(k, width, n_rows - 1), at least 0.
+int64_t n_axes(int64_t k, int64_t width, int64_t n_rows);
+
+/// Fits the first n_axes() axes to the rows where `present` (bool [n], undefined:
 /// all) holds. Up to a width of 2048 exact, by the covariance; wider tables by subspace iteration
 /// from a start drawn from `random` (Halko, Martinsson & Tropp 2011). No row is copied but by
 /// blocks.

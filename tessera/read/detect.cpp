@@ -5,6 +5,7 @@
 
 #include "tessera/base/error.h"
 #include "tessera/base/files.h"
+#include "tessera/base/text.h"
 #include "tessera/read/read_rows.h"
 
 namespace tessera {
@@ -40,11 +41,7 @@ Sample take_sample(const Detected& file) {
   return sample;
 }
 
-std::string lower_extension(const fs::path& path) {
-  std::string extension = path.extension().string();
-  for (char& c : extension) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
-  return extension;
-}
+std::string lower_extension(const fs::path& path) { return lower(path.extension().string()); }
 
 std::string delimiter_word(std::string_view delimiter) {
   if (delimiter == "\t") return "tab";

@@ -2,6 +2,7 @@
 
 #include "tessera/base/error.h"
 #include "tessera/base/files.h"
+#include "tessera/base/text.h"
 #include "tessera/data/feature.h"
 #include "tessera/read/known_sets.h"
 #include "tessera/read/read_rows.h"
@@ -102,10 +103,7 @@ void inspect_feature(const fs::path& path, Json& report) {
 }
 
 std::string short_cell(const Json& cell) {
-  std::string text = cell.is_string() ? cell.get<std::string>() : cell.dump();
-  for (char& c : text) {
-    if (c == '\n' || c == '\t' || c == '\r') c = ' ';
-  }
+  const std::string text = tsv_cell(cell.is_string() ? cell.get<std::string>() : cell.dump());
   if (text.size() <= 60) return text;
   size_t end = 57;
   while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xc0) == 0x80) --end;

@@ -231,4 +231,8 @@ std::string known_set_of(const fs::path& path, const ReadOptions& options, uint6
   return words;
 }
 
+bool wrote_without_made_by(std::string_view encoder) {
+  return encoder == "PAMD" || encoder == "R2MR";
+}
+
 }  // namespace tessera

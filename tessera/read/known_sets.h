@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <map>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "tessera/read/readers.h"
@@ -39,5 +40,9 @@ std::string known_set_words(const SetCounts& counts);
 /// more than `most_bytes` of them.
 std::string known_set_of(const std::filesystem::path& path, const ReadOptions& options,
                          uint64_t most_bytes = uint64_t{256} << 20);
+
+/// True for the encoders that features.json names in files a model wrote without encoder.made_by:
+/// other programs and the first folders follow the convention that told such files by the name.
+bool wrote_without_made_by(std::string_view encoder);
 
 }  // namespace tessera

@@ -5,18 +5,11 @@
 #include <limits>
 
 #include "tessera/base/error.h"
+#include "tessera/base/text.h"
 #include "tessera/read/read_rows.h"
 
 namespace tessera {
 namespace {
-
-std::string lower(std::string_view text) {
-  std::string out(text);
-  for (char& c : out) {
-    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
-  }
-  return out;
-}
 
 /// All of `text` as a number.
 template <typename T>

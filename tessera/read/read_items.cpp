@@ -6,19 +6,11 @@
 
 #include "tessera/base/error.h"
 #include "tessera/base/files.h"
+#include "tessera/base/text.h"
 #include "tessera/read/read_rows.h"
 
 namespace tessera {
 namespace {
-
-/// Text for a cell of a tab-separated file.
-std::string clean(std::string_view text) {
-  std::string out(text);
-  for (char& c : out) {
-    if (c == '\t' || c == '\n' || c == '\r' || c == '\0') c = ' ';
-  }
-  return out;
-}
 
 /// Appends items: text columns by name, numeric arrays as vectors.
 class ItemBuilder {
@@ -39,7 +31,7 @@ class ItemBuilder {
   }
   void set(int64_t row, const std::string& name, std::string_view text) {
     if (text.empty()) return;
-    table_.values[column(name)][row] = clean(text);
+    table_.values[column(name)][row] = tsv_cell(text);
   }
   /// Makes sure that a column is there, so that empty ones keep their place.
   size_t column(const std::string& name) {
@@ -192,7 +184,7 @@ bool numeric_list(const Json& value, std::vector<float>& numbers) {
 /// Runs `use` on each object of JSON lines; it returns why the line is bad, or an empty string.
 void for_each_object(const Detected& file, BadLines& bad,
                      const std::function<std::string(const Json&)>& use) {
-  for_each_line(file, [&](std::string_view line, int64_t number) {
+  for_each_line(file, bad, [&](std::string_view line, int64_t number) {
     if (line.find_first_not_of(" \t") == std::string_view::npos) return;
     int64_t column = 1;
     std::string reason;
@@ -222,7 +214,7 @@ void read_labels(const Json& labels, const std::string& name, int64_t row, ItemB
   } else if (numeric_list(labels, numbers)) {
     items.set_vector(row, name.empty() ? "labels" : name, numbers);
   } else {
-    items.set(row, name.empty() ? "labels" : clean(name), json_cell(labels));
+    items.set(row, name.empty() ? "labels" : tsv_cell(name), json_cell(labels));
   }
 }
 
@@ -247,7 +239,7 @@ void read_gorse_items(const Detected& file, ItemBuilder& items, BadLines& bad) {
         read_labels(value, "", row, items);
         has_title = value.is_object() && value.contains("title");
       } else if (key != "ItemId") {
-        items.set(row, clean(key), json_cell(value));
+        items.set(row, tsv_cell(key), json_cell(value));
       }
     }
     if (!has_title && object.contains("Comment")) {
@@ -260,7 +252,7 @@ void read_gorse_items(const Detected& file, ItemBuilder& items, BadLines& bad) {
 void read_json_catalogue(const Detected& file, ItemBuilder& items, BadLines& bad) {
   const std::string& id_column = file.names[file.column("item")];
   for (const auto& name : file.names) {
-    if (name != id_column) items.column(clean(name));
+    if (name != id_column) items.column(tsv_cell(name));
   }
   for_each_object(file, bad, [&](const Json& object) -> std::string {
     std::string id, reason;
@@ -270,7 +262,7 @@ void read_json_catalogue(const Detected& file, ItemBuilder& items, BadLines& bad
     const int64_t row = items.add(id, reason);
     if (row < 0) return reason;
     for (const auto& [key, value] : object.items()) {
-      if (key != id_column) items.set(row, clean(key), json_cell(value));
+      if (key != id_column) items.set(row, tsv_cell(key), json_cell(value));
     }
     return {};
   });
@@ -280,7 +272,7 @@ void read_item_table(const Detected& file, ItemBuilder& items, BadLines& bad) {
   const auto id_column = static_cast<size_t>(file.column("item"));
   const auto type = [&](size_t c) { return c < file.types.size() ? file.types[c] : std::string(); };
   for (size_t c = 0; c < file.names.size(); ++c) {
-    if (c != id_column && type(c) != "float_seq") items.column(clean(file.names[c]));
+    if (c != id_column && type(c) != "float_seq") items.column(tsv_cell(file.names[c]));
   }
   std::vector<float> values;
   for_each_row(file, bad, [&](std::span<const std::string_view> cells) -> std::optional<Problem> {
@@ -308,7 +300,7 @@ void read_item_table(const Detected& file, ItemBuilder& items, BadLines& bad) {
         parse_floats(cells[c], values);
         if (!values.empty()) items.set_vector(row, file.names[c], values);
       } else {
-        items.set(row, clean(file.names[c]), cells[c]);
+        items.set(row, tsv_cell(file.names[c]), cells[c]);
       }
     }
     return std::nullopt;
@@ -343,7 +335,7 @@ void read_items(const Detected& file, const ReadOptions& options, ItemTable& int
                      use_name(chosen.use));
   }
   check_names(chosen);
-  BadLines bad(options.max_bad_lines);
+  BadLines bad(options);
   ItemBuilder items(into);
   if (chosen.kind == "Gorse JSONL items") {
     read_gorse_items(chosen, items, bad);
@@ -370,7 +362,7 @@ void read_items(const Detected& file, const ReadOptions& options, ItemTable& int
 }
 
 int64_t count_users(const Detected& file, const ReadOptions& options, Json& report) {
-  BadLines bad(options.max_bad_lines);
+  BadLines bad(options);
   int64_t rows = 0;
   if (file.use != Use::users) {
     throw data_error("{} is {} ({}), wanted a table of users", file.path.string(), file.kind,

@@ -9,6 +9,7 @@
 #include "tessera/base/error.h"
 #include "tessera/base/field_error.h"
 #include "tessera/base/files.h"
+#include "tessera/base/text.h"
 #include "tessera/base/version.h"
 #include "tessera/eval/protocol_words.h"
 #include "tessera/eval/statistics.h"
@@ -30,12 +31,6 @@ const std::vector<std::string>& shared_only() {
 }
 
 // ---------------------------------------------------------------- rows
-
-std::string trimmed(const std::string& text) {
-  const size_t begin = text.find_first_not_of(" \t\n");
-  if (begin == std::string::npos) return "";
-  return text.substr(begin, text.find_last_not_of(" \t\n") - begin + 1);
-}
 
 /// `text` cut at each of `separators` that stands outside brackets.
 std::vector<std::string> cut(const std::string& text, const std::string& separators) {
@@ -951,7 +946,7 @@ CompareResult compare(const CompareRequest& typed) {
   CompareRequest request = typed.resume.empty() ? typed : resumed(typed);
   const Log& log = request.around.log;
   if (request.datasets.empty()) {
-    throw usage_error("no dataset given: wanted a folder that 'tessera import' made");
+    throw usage_error("no dataset given: name a folder that import made");
   }
   const auto rows = parse_rows(request.rows);
   if (request.ablations && std::none_of(rows.begin(), rows.end(), [](const CompareRow& row) {

@@ -228,14 +228,6 @@ std::vector<Event> make_events(uint64_t seed, const std::vector<Product>& produc
   return events;
 }
 
-/// A file of a folder that write_folder makes durable as a whole.
-void put(const fs::path& path, std::string_view bytes) {
-  std::ofstream out(path, std::ios::binary);
-  out.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
-  out.flush();
-  if (!out) throw RunError(Exit::failed, fmt::format("cannot write {}", path.string()));
-}
-
 // --- Pictures -----------------------------------------------------------------------------------
 
 /// True where the shape of the category covers the pixel; x and y from -24 to 23.
@@ -400,8 +392,8 @@ class AttributeRows {
     const auto n_rows = static_cast<int64_t>(numbers_.size()) / width_;
     std::string bytes = npy_head(torch::kFloat, {n_rows, width_});
     bytes.append(reinterpret_cast<const char*>(numbers_.data()), numbers_.size() * sizeof(float));
-    put(folder / (modality + "_feat.npy"), bytes);
-    put(folder / (modality + "_feat.ids"), ids_);
+    write_file(folder / (modality + "_feat.npy"), bytes);
+    write_file(folder / (modality + "_feat.ids"), ids_);
   }
 
  private:
@@ -488,7 +480,7 @@ RunResult run_model(const DemoRequest& request, const std::string& model) {
   run_request.progress = request.progress;
   const fs::path folder = request.folder / "runs" / model;
   if (run_finished(folder)) return read_results(folder);
-  if (fs::exists(folder / "checkpoints" / "last")) {
+  if (folder_exists(folder / "checkpoints" / "last")) {
     run_request.resume = folder;
     run_request.settings.clear();
   } else {
@@ -581,20 +573,20 @@ void make_shop(const fs::path& folder, uint64_t seed) {
                       {product.price_band, kPriceWords.size()}});
       if (!product.pictured) continue;
       const Product& shown = products[static_cast<size_t>(product.pictured_as)];
-      put(place / "images" / (item_id(item) + ".png"), picture(shown));
+      write_file(place / "images" / (item_id(item) + ".png"), picture(shown));
       image.add(item, {{shown.category, kCategories.size()},
                        {shown.colour, kColours.size()},
                        {shown.pattern, kPatterns.size()}});
     }
-    put(place / "items.jsonl", items);
+    write_file(place / "items.jsonl", items);
     image.write(place, "image");
     text.write(place, "text");
     std::string rows = "user_id\titem_id\ttimestamp\n";
     for (const Event& event : events) {
       rows += fmt::format("{}\t{}\t{}\n", user_id(event.user), item_id(event.item), event.time);
     }
-    put(place / "events.tsv", rows);
-    put(place / "README.txt", kReadme);
+    write_file(place / "events.tsv", rows);
+    write_file(place / "README.txt", kReadme);
   });
 }
 

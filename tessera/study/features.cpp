@@ -13,6 +13,7 @@
 #include "tessera/model/bundle.h"
 #include "tessera/model/offers.h"
 #include "tessera/ops/process.h"
+#include "tessera/study/quality.h"
 #include "tessera/study/run.h"
 #include "tessera/train/train.h"
 
@@ -63,14 +64,13 @@ std::vector<NewFeature> packed(const std::vector<NamedRows>& made, const TrainVi
   return out;
 }
 
-Json put(const FeaturesRequest& request, const std::vector<NewFeature>& features, Model& model) {
+Json put(const FeaturesRequest& request, const std::vector<NewFeature>& features,
+         const std::string& name, Model& model) {
   Json out = {{"folder", request.dataset.string()},
               {"features", put_features(request.dataset, features, feature_dtype(request.dtype))}};
-  if (auto* more = model.offers().files) {
-    for (const auto& [name, text] : more->report_files()) {
-      write_file(request.dataset / name, text);
-      out["files"].push_back(name);
-    }
+  for (const auto& [file, text] : quality_files(name, model)) {
+    write_file(request.dataset / file, text);
+    out["files"].push_back(file);
   }
   return out;
 }
@@ -112,7 +112,7 @@ Json supplied(const FeaturesRequest& request, Model& model, FeatureSupplier& sup
     if (own->knows(setting.name)) options[setting.name] = setting.value;
   }
   const torch::NoGradGuard no_grad;
-  return put(request, packed(supplier.export_features(options), before, card), model);
+  return put(request, packed(supplier.export_features(options), before, card), info.name, model);
 }
 
 /// The items of the dataset through a model that was trained before, on these items or others.
@@ -158,7 +158,7 @@ Json encode_with(const FeaturesRequest& request, Model& model, const std::string
         "out there; train it with freeze_pretrained = true, or use the encoder {}",
         request.encoder, request.dataset.string(), rows.modality, squeezed(name));
   }
-  return put(request, packed(made, data.view(), card), model);
+  return put(request, packed(made, data.view(), card), info.name, model);
 }
 
 void throw_if_stopped(const FeaturesRequest& request) {
@@ -237,7 +237,7 @@ Json make_features(const FeaturesRequest& request) {
                      {"tessera", kVersion},
                      {"settings", options},
                      {"seed", train.seed}}),
-             *model);
+             info.name, *model);
 }
 
 }  // namespace tessera

@@ -9,11 +9,13 @@
 
 #include "tessera/base/error.h"
 #include "tessera/base/files.h"
+#include "tessera/base/text.h"
 #include "tessera/base/version.h"
 #include "tessera/eval/protocol_words.h"
 #include "tessera/folder/folder.h"
 #include "tessera/folder/load.h"
 #include "tessera/model/offers.h"
+#include "tessera/study/report_models.h"
 #include "tessera/study/report_template.h"
 #include "tessera/study/report_views.h"
 #include "tessera/study/run.h"
@@ -157,19 +159,6 @@ Json results_section(const RunResult& result) {
   return out;
 }
 
-/// A flat table of a JSON object, nested names joined by dots.
-void flatten(const Json& value, const std::string& name, Json& rows) {
-  if (value.is_object() && !value.empty()) {
-    for (const auto& [key, inner] : value.items()) {
-      flatten(inner, name.empty() ? key : name + "." + key, rows);
-    }
-    return;
-  }
-  if (name.empty()) return;
-  const bool plain = value.is_string() || value.is_number() || value.is_null();
-  rows.push_back(pair_of(name, plain ? value : Json(value.dump())));
-}
-
 Json settings_section(const fs::path& run, const RunResult* result, const RunConfig& config) {
   Json out = section("Audit and settings");
   Json audit = block("table", "Audit");
@@ -217,7 +206,7 @@ class Items {
   Items(const fs::path& folder, const Dataset& data, const Log& log)
       : data_(data), folder_(folder) {
     try {
-      pictures_ = picture_files(folder);
+      pictures_ = media_files(folder, "image");
     } catch (const InputError& e) {
       log.warn("without pictures: {}", e.what());
     }
@@ -307,9 +296,8 @@ Json user_cards(const fs::path& run, const Dataset& data) {
 /// What only the model can show. What training froze is the same in every checkpoint, so it comes
 /// from the last one; the weights are the best epoch's.
 Json model_views(const fs::path& run, OpenRun& open, const Log& log) {
-  auto* reporter = open.learned->offers().report;
-  if (reporter == nullptr) return Json::array();
-  if (fs::exists(run / "checkpoints" / "last" / "state.json")) {
+  if (open.learned->offers().report == nullptr) return Json::array();
+  if (folder_exists(run / "checkpoints" / "last")) {
     const State::Saved last = read_checkpoint(run / "checkpoints" / "last");
     State state;
     open.learned->state(state);
@@ -318,19 +306,7 @@ Json model_views(const fs::path& run, OpenRun& open, const Log& log) {
     }
   }
   try {
-    const Json report = reporter->report(held_out(*open.data));
-    if (report.is_object() && report.contains("views")) return report["views"];
-    if (report.is_object() && report.contains("areas")) return quality_sections(report);
-    // A model with its own form: its numbers as one table.
-    Json out = section("What " + open.model + " reports");
-    Json table = block("table", "Numbers");
-    table["columns"] = texts({"what", "value"});
-    table["rows"] = Json::array();
-    flatten(report, "", table["rows"]);
-    if (table["rows"].size() > 400)
-      table["rows"].erase(table["rows"].begin() + 400, table["rows"].end());
-    out["blocks"].push_back(table);
-    return Json::array({out});
+    return model_sections(open.model, model_facts(open.model, *open.learned, *open.data));
   } catch (const InputError& e) {
     log.warn("{}", e.what());
     return Json::array();
@@ -388,16 +364,6 @@ Json run_data(const fs::path& run, const Log& log) {
 
 // ---- several runs -----------------------------------------------------------------------------
 
-std::vector<std::string> cells_of(const std::string& line) {
-  std::vector<std::string> out;
-  for (size_t from = 0; from <= line.size();) {
-    const size_t tab = std::min(line.find('\t', from), line.size());
-    out.push_back(line.substr(from, tab - from));
-    from = tab + 1;
-  }
-  return out;
-}
-
 Json number_or_text(const std::string& text) {
   const Json value = Json::parse(text, nullptr, false);
   return value.is_number() ? value : Json(text);
@@ -413,11 +379,11 @@ Json table_of(const fs::path& path, const std::string& title) {
     if (line.rfind("#", 0) == 0) {
       note += (note.empty() ? "" : "; ") + line.substr(line.find_first_not_of("# "));
     } else if (!out.contains("columns")) {
-      out["columns"] = texts(cells_of(line));
+      out["columns"] = texts(split_cells(line, '\t'));
       out["rows"] = Json::array();
     } else {
       Json row = Json::array();
-      for (const auto& cell : cells_of(line)) row.push_back(number_or_text(cell));
+      for (const auto& cell : split_cells(line, '\t')) row.push_back(number_or_text(cell));
       out["rows"].push_back(row);
     }
   }

@@ -31,6 +31,18 @@ Json pair_of(const Json& a, const Json& b) {
   return out;
 }
 
+void flatten(const Json& value, const std::string& name, Json& rows) {
+  if (value.is_object() && !value.empty()) {
+    for (const auto& [key, inner] : value.items()) {
+      flatten(inner, name.empty() ? key : name + "." + key, rows);
+    }
+    return;
+  }
+  if (name.empty()) return;
+  const bool plain = value.is_string() || value.is_number() || value.is_null();
+  rows.push_back(pair_of(name, plain ? value : Json(value.dump())));
+}
+
 namespace {
 
 constexpr size_t kWorstShown = 8;

@@ -16,7 +16,10 @@ Json block(const std::string& kind, const std::string& title);
 Json section(const std::string& title, const std::string& note = "");
 Json pair_of(const Json& a, const Json& b);
 
-/// The quality of item features, from R2MR's report (model/quality.h): areas, scores over the null,
+/// Adds a row [name, value] for each number or text in `value`, nested names joined by dots.
+void flatten(const Json& value, const std::string& name, Json& rows);
+
+/// The quality of item features, from quality_report(): areas, scores over the null,
 /// scores by number of users, rounds; rewritten items with their neighbours; the worst that are
 /// left.
 Json quality_sections(const Json& report);

@@ -11,9 +11,9 @@
 #include "tessera/eval/protocol_words.h"
 #include "tessera/folder/load.h"
 #include "tessera/model/bundle.h"
-#include "tessera/model/offers.h"
 #include "tessera/ops/process.h"
 #include "tessera/ops/torch_version.h"
+#include "tessera/study/quality.h"
 #include "tessera/study/tensorboard.h"
 #include "tessera/train/checkpoint.h"
 #include "tessera/train/metrics_log.h"
@@ -229,7 +229,7 @@ void write_head(const RunFolder& folder, const Checked& checked, const RunReques
   log_head(folder.log(), *checked.data, *checked.model);
   folder.log().info("Protocol: {}", protocol_words(train.protocol));
   // A run that goes on keeps its lines up to the checkpoint.
-  if (fs::exists(path / "metrics.jsonl") && fs::exists(path / "checkpoints" / "last")) return;
+  if (fs::exists(path / "metrics.jsonl") && folder_exists(path / "checkpoints" / "last")) return;
   const RunLine line{fs::absolute(path).filename().string(),
                      checked.info->name,
                      checked.data->name,
@@ -324,8 +324,8 @@ void write_outputs(RunFolder& folder, const Checked& checked, const TrainResult&
   }
   write_lists(path / "recs_top50.tsv", *checked.model, data, checked.protocol,
               trained.test ? Split::test : Split::valid);
-  if (auto* files = checked.model->offers().files) {
-    folder.write_report_files(files->report_files());
+  if (const auto files = quality_files(checked.info->name, *checked.model); !files.empty()) {
+    folder.write_report_files(files);
   }
   const Json json = result.json();
   save_bundle(path / "model", *checked.model, data, *checked.info, checked.settings,

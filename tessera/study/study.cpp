@@ -250,7 +250,7 @@ ChildResult run_child(const Child& child, const fs::path& study, const Surroundi
   request.log = around.log;
   request.stop_requested = around.stop_requested;
   request.progress = around.progress;
-  if (fs::exists(child.folder / "checkpoints" / "last" / "state.json")) {
+  if (folder_exists(child.folder / "checkpoints" / "last")) {
     request.resume = child.folder;
   } else {
     request.output = child.folder;

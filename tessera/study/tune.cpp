@@ -9,6 +9,7 @@
 #include "tessera/base/error.h"
 #include "tessera/base/field_error.h"
 #include "tessera/base/files.h"
+#include "tessera/base/text.h"
 #include "tessera/base/version.h"
 #include "tessera/eval/protocol_words.h"
 #include "tessera/eval/statistics.h"
@@ -142,7 +143,10 @@ Plan plan_of(const TuneRequest& request, const SearchSpace& own) {
   }
   if (out.space.empty()) {
     for (const auto& [name, values] : own) {
-      if (!settings_object(out.fixed).contains(setting_name(name))) add(name, values);
+      const bool chosen =
+          std::any_of(out.fixed.begin(), out.fixed.end(),
+                      [&, &one = name](const Setting& s) { return setting_name(s.name) == one; });
+      if (!chosen) add(name, values);
     }
   }
   if (out.space.empty()) {
@@ -288,11 +292,7 @@ Dimension parse_dimension(const std::string& name, const Json& value) {
     if (typed.size() >= 2 && typed.front() == '[' && typed.back() == ']') {
       typed = typed.substr(1, typed.size() - 2);
     }
-    for (size_t begin = 0; begin <= typed.size();) {
-      const size_t end = std::min(typed.find(',', begin), typed.size());
-      if (end > begin) out.values.emplace_back(typed.substr(begin, end - begin));
-      begin = end + 1;
-    }
+    for (const auto& one : split_list(typed)) out.values.emplace_back(one);
   } else {
     out.values.push_back(value);
   }
@@ -367,9 +367,9 @@ std::vector<Trial> make_trials(const std::vector<Dimension>& space, const std::s
 TuneResult tune(const TuneRequest& typed) {
   TuneRequest request = typed.resume.empty() ? typed : resumed(typed);
   const Log& log = request.around.log;
-  if (request.model.empty()) throw usage_error("no model given: 'tessera models' names them");
+  if (request.model.empty()) throw usage_error("no model given: name one that is registered");
   if (request.dataset.empty()) {
-    throw usage_error("no dataset given: wanted a folder that 'tessera import' made");
+    throw usage_error("no dataset given: name a folder that import made");
   }
   const ModelInfo& info = find_model(request.model);
   const Plan plan = plan_of(request, info.search);

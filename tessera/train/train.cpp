@@ -225,7 +225,7 @@ class Training {
 
   void resume() {
     const fs::path last = checkpoints() / "last";
-    if (!fs::exists(last / "state.json")) {
+    if (!folder_exists(last) || !fs::exists(last / "state.json")) {
       config_.log.info("no checkpoint yet: starting again from epoch 0");
       cut("metrics.jsonl", 1);  // what the run is, written before the training
       cut("test_curve.jsonl", 0);

@@ -39,7 +39,7 @@ TEST(R2mrPlanted, FindsNoConsensusInPermutedRows) {
   corrupt(data, "image", "swap", 1.0);  // every row, one further
   auto made = make_r2mr(data, kTiny);
   made->supplier().fit(Watch{});
-  const Json report = made->reporter().report(), image = report["modalities"][0];
+  const Json report = made->report(), image = report["modalities"][0];
   EXPECT_LE(image["mean"].get<double>(), .52);
   EXPECT_FALSE(image["consensus"].get<bool>());
   EXPECT_GT(image["low"].get<int64_t>(), 0);
@@ -109,7 +109,7 @@ TEST(R2mrRounds, ThreeModalitiesFillWhatIsMissing) {
   auto made = make_r2mr(data, kTiny);
   const auto prompts = made->state().at("gan.prompts").clone();
   made->supplier().fit(Watch{});
-  const Json report = made->reporter().report();
+  const Json report = made->report();
   int64_t filled = 0;
   for (const auto& modality : report["modalities"]) filled += modality["filled"].get<int64_t>();
   EXPECT_GT(filled, 0);
@@ -134,7 +134,7 @@ TEST(R2mrRounds, ThreeModalitiesFillWhatIsMissing) {
   // missing = ignore: never a target.
   auto ignoring = make_r2mr(data, with(kTiny, {{"missing", "ignore", "test"}}));
   ignoring->supplier().fit(Watch{});
-  for (const auto& modality : ignoring->reporter().report()["modalities"]) {
+  for (const auto& modality : ignoring->report()["modalities"]) {
     EXPECT_EQ(modality["filled"], 0);
   }
 }
@@ -145,7 +145,7 @@ TEST(R2mrRounds, AGateThatAcceptsNoneFillsNone) {
   auto made =
       make_r2mr(data, with(kTiny, {{"eta", "0,image=1", "test"}, {"first_epochs", 10, "test"}}));
   made->supplier().fit(Watch{});
-  const Json round = made->reporter().report()["rounds"].back();
+  const Json round = made->report()["rounds"].back();
   EXPECT_EQ(round["accepted"]["image"], 0);
   EXPECT_GT(round["refused"]["image"].get<int64_t>(), 400);
   const auto filled = filled_rows(*made, data).sum(0);
@@ -159,7 +159,7 @@ TEST(R2mrReport, NullScoresLeaveOutWhatWasFilledSince) {
   const Dataset data = planted_pairs({.n_modalities = 3, .missing = .2});
   auto made = make_r2mr(data, kTiny);
   made->supplier().fit(Watch{});
-  const Json report = made->reporter().report();
+  const Json report = made->report();
   const auto filled = filled_rows(*made, data);
   const auto null = made->weights().at("null_scores");
   const auto scores = made->weights().at("scores");
@@ -190,7 +190,7 @@ TEST(R2mrReport, NullScoresLeaveOutWhatWasFilledSince) {
     EXPECT_EQ(n, view["scored"].get<int64_t>() - view["filled"].get<int64_t>());
     EXPECT_GT(view["histogram"]["low"].get<double>(), 0);
   }
-  const std::string text = dynamic_cast<ReportFiles&>(*made->model).report_files()["quality.tsv"];
+  const std::string text = quality_files("R2MR", *made->model)["quality.tsv"];
   std::istringstream lines(text);
   std::string line;
   std::getline(lines, line);
@@ -214,7 +214,7 @@ TEST(R2mrReport, SharesStandBesideCounts) {
   const Dataset data = planted_pairs({.missing = .2, .n_cold = 20});
   auto made = make_r2mr(data, with(kTiny, {{"rewrite_max", 0, "test"}}));
   made->supplier().fit(Watch{});
-  const Json report = made->reporter().report();
+  const Json report = made->report();
   double sum = 0;
   for (const auto& [area, n] : report["areas"].items()) {
     const double share = report["area_shares"][area].get<double>();
@@ -244,7 +244,7 @@ TEST(R2mrReport, MarksRoundsAfterTheBestEpoch) {
   // Steps as long as these ruin the ranking: the best epoch is an early one.
   for (const double rate : {1e-3, 1.0}) {
     Trained trained(info, damage.data, with(settings, {{"learning_rate", rate, "test"}}));
-    const Json rounds = dynamic_cast<Reporter&>(*trained.model).report()["rounds"];
+    const Json rounds = report_of(*trained.model)["rounds"];
     ASSERT_EQ(rounds.size(), 6u);
     for (const auto& round : rounds) {
       EXPECT_EQ(round["kept"], round["epoch"].get<int64_t>() <= trained.result.best_epoch)
@@ -264,13 +264,13 @@ TEST(R2mrReport, ThePublishedReviewerIsAskedAnew) {
       find_model("R2MR"), damage.data,
       with(kTiny,
            {{"reviewer", "bpr", "test"}, {"rewrite_every", 0, "test"}, {"epochs", 8, "test"}}));
-  const Json report = dynamic_cast<Reporter&>(*trained.model).report();
+  const Json report = report_of(*trained.model);
   for (const auto& view : report["modalities"]) {
     // eta = auto stands half way between the null's mean and the median.
     EXPECT_NEAR(2 * view["eta"].get<double>() - view["null_mean"].get<double>(),
                 view["deciles"][4].get<double>(), 4e-3);
   }
-  EXPECT_EQ(report, dynamic_cast<Reporter&>(*trained.model).report());
+  EXPECT_EQ(report, report_of(*trained.model));
 }
 
 // reviewer = random, "rewrite a random set of equal size, accept all": as many pairs as the real
@@ -287,7 +287,7 @@ TEST(R2mrRounds, NoReviewerRewritesAsManyAsTheReviewerWould) {
   for (const Settings& more :
        std::vector<Settings>{{}, {{"missing", "ignore", "test"}}, {{"eta", "0.55", "test"}}}) {
     auto own = fitted("consensus", more), any = fitted("random", more);
-    const Json wanted = own->reporter().report(), found = any->reporter().report();
+    const Json wanted = own->report(), found = any->report();
     const Json &asked = wanted["rounds"].back(), &drawn = found["rounds"].back();
     EXPECT_EQ(drawn["accepted"], asked["accepted"]);
     EXPECT_EQ(drawn["areas"], asked["areas"]);
@@ -304,7 +304,7 @@ TEST(R2mrRounds, WithoutARecommenderOneRoundOrNone) {
   const auto rounds_of = [&](const Settings& more) {
     auto made = make_r2mr(damage.data, with(with(kTiny, {{"first_epochs", 10, "test"}}), more));
     made->supplier().fit(Watch{});
-    const Json report = made->reporter().report();
+    const Json report = made->report();
     return std::pair(report["rounds"].size(), report["rewritten"]["n"].get<int64_t>());
   };
   EXPECT_EQ(rounds_of({}).first, 2u);  // the areas after the warm-up, and one round
@@ -318,7 +318,7 @@ TEST(R2mrRounds, OneModalityIsReportedOnly) {
   const Dataset data = planted_pairs({.n_modalities = 1, .n_cold = 20});
   auto made = make_r2mr(data, kTiny);
   made->supplier().fit(Watch{});
-  const Json report = made->reporter().report();
+  const Json report = made->report();
   EXPECT_EQ(report["rounds"].size(), 1u);  // the areas after the warm-up
   EXPECT_EQ(report["rewritten"]["n"], 0);
   EXPECT_EQ(report["areas"]["unscored"], 20);
@@ -341,7 +341,7 @@ TEST(R2mrRounds, EmptyAreasAndAreasOfOneItem) {
   const auto round_of = [&](const std::string& eta) {
     auto made = make_r2mr(data, with(kTiny, {{"eta", eta, "test"}, {"first_epochs", 10, "test"}}));
     made->supplier().fit(Watch{});
-    return std::pair(made->reporter().report()["rounds"].back(), made->weights().at("scores"));
+    return std::pair(made->report()["rounds"].back(), made->weights().at("scores"));
   };
   const auto [all, scores] = round_of("0");
   EXPECT_EQ(all["areas"]["high"], 150);
@@ -372,7 +372,7 @@ TEST(R2mrRounds, EmptyAreasAndAreasOfOneItem) {
         find_model("R2MR"), data,
         with(kTiny, {{"epochs", 3, "test"}, {"rewrite_every", 1, "test"}, {"eta", eta, "test"}}));
     EXPECT_TRUE(trained.scores().isfinite().all().item<bool>()) << eta;
-    const Json rounds = dynamic_cast<Reporter&>(*trained.model).report()["rounds"];
+    const Json rounds = report_of(*trained.model)["rounds"];
     ASSERT_EQ(rounds.size(), 3u);
     for (size_t r = 1; r < 3; ++r) EXPECT_TRUE(rounds[r].contains("skipped")) << eta;
   }
@@ -432,8 +432,8 @@ TEST(R2mrExport, QualityTableHasARowForEachItemAndModality) {
   const Damage damage("noise", 2);
   auto made = make_r2mr(damage.data, kTiny);
   made->supplier().fit(Watch{});
-  const Json report = made->reporter().report();
-  const auto files = dynamic_cast<ReportFiles&>(*made->model).report_files();
+  const Json report = made->report();
+  const auto files = quality_files("R2MR", *made->model);
   const std::string& text = files.at("quality.tsv");
   EXPECT_EQ(Json::parse(files.at("quality.json")), report);
   EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 2 * damage.data.n_items + 1);
@@ -445,6 +445,57 @@ TEST(R2mrExport, QualityTableHasARowForEachItemAndModality) {
   EXPECT_EQ(report["rewritten"]["largest_gain"][0]["neighbours_after"].size(), 5u);
 }
 
+// No other machine's eigenvectors or neighbours: what was fitted to the features is in the file.
+TEST(R2mrBundle, StoresThePcaAndTheItemGraph) {
+  const Dataset data = planted_pairs({.n_users = 100, .n_items = 120, .missing = .1});
+  const Settings graph = with(kTiny, {{"item_graph", true, "test"}, {"rewrite_max", 0, "test"}});
+  auto made = make_r2mr(data, graph);
+  made->supplier().fit(Watch{});
+  const auto scores_of = [&](MadeR2mr& one) {
+    const torch::NoGradGuard no_grad;
+    one.model->train(true);
+    one.model->train(false);
+    return one.model->score({torch::arange(data.n_users, torch::kInt64), {}});
+  };
+  const auto scores = scores_of(*made);
+  State state;
+  made->model->state(state);
+  const State::Saved saved = state.save(true);
+  const auto loaded = [&](const Settings& settings, const State::Saved& from) {
+    auto out = make_r2mr(data, settings);
+    State to;
+    out->model->state(to);
+    to.load(from, true);
+    return out;
+  };
+  EXPECT_TRUE(torch::equal(scores_of(*loaded(graph, saved)), scores));
+  State::Saved changed = saved;
+  changed.weights.at("similar.weights") = torch::zeros_like(saved.weights.at("similar.weights"));
+  const auto plain = with(graph, {{"item_graph", false, "test"}});
+  EXPECT_TRUE(torch::equal(scores_of(*loaded(graph, changed)), scores_of(*loaded(plain, saved))));
+  EXPECT_FALSE(torch::equal(scores_of(*loaded(graph, changed)), scores));
+  changed = saved;
+  changed.weights.at("image.pca.axes") = -saved.weights.at("image.pca.axes");
+  const auto rows = [](MadeR2mr& one) {
+    return one.supplier().export_features({{"restore", true}})[0].rows;
+  };
+  EXPECT_TRUE(torch::equal(rows(*loaded(graph, changed)), -rows(*made)));
+  changed.weights.at("image.pca.axes") = saved.weights.at("image.pca.axes").slice(0, 1).clone();
+  EXPECT_THROW(rows(*loaded(graph, changed)), InputError);
+  changed = saved;
+  changed.weights.at("similar.items") = saved.weights.at("similar.items") + 1;
+  EXPECT_THROW(scores_of(*loaded(graph, changed)), InputError);
+  // Files that were written before have neither.
+  changed = saved;
+  std::erase_if(changed.weights, [](const auto& entry) {
+    return entry.first.find(".pca.") != std::string::npos || entry.first.starts_with("similar.");
+  });
+  EXPECT_EQ(saved.weights.size() - changed.weights.size(), 2u * 3 + 3);
+  const auto old = loaded(graph, changed);
+  EXPECT_TRUE(torch::equal(scores_of(*old), scores));
+  EXPECT_TRUE(torch::equal(rows(*old), rows(*made)));
+}
+
 // What was rewritten, from what, with which scores, and the rows before it, come out of a bundle.
 TEST(R2mrBundle, KeepsTheRecordsOfWhatWasRewritten) {
   const Damage damage("swap", 1);
@@ -454,8 +505,8 @@ TEST(R2mrBundle, KeepsTheRecordsOfWhatWasRewritten) {
   save_bundle(folder, *trained.model, trained.data, find_model("R2MR"), trained.settings,
               Json::object());
   const Bundle bundle = load_bundle(folder);
-  Json before = dynamic_cast<Reporter&>(*trained.model).report();
-  Json after = dynamic_cast<Reporter&>(*bundle.model).report();
+  Json before = report_of(*trained.model);
+  Json after = report_of(*bundle.model);
   EXPECT_GT(before["rewritten"]["n"], 0);
   EXPECT_EQ(before["rewritten"], after["rewritten"]);
   EXPECT_EQ(before["worst"], after["worst"]);
@@ -465,8 +516,8 @@ TEST(R2mrBundle, KeepsTheRecordsOfWhatWasRewritten) {
   }
   EXPECT_FALSE(kept.empty());
   EXPECT_EQ(after["rounds"], kept);
-  EXPECT_EQ(dynamic_cast<ReportFiles&>(*trained.model).report_files()["quality.tsv"],
-            dynamic_cast<ReportFiles&>(*bundle.model).report_files()["quality.tsv"]);
+  EXPECT_EQ(quality_files("R2MR", *trained.model)["quality.tsv"],
+            quality_files("R2MR", *bundle.model)["quality.tsv"]);
   for (const bool restore : {false, true}) {
     for (const char* space : {"model", "raw"}) {
       const Json options = {{"restore", restore}, {"export_space", space}};
@@ -613,7 +664,7 @@ TEST(R2mrVariants, PaperReleasedAndEverySwitchTrain) {
                                                  {"later_epochs", 5, "test"}}));
     const std::string what = settings.back().name + " = " + settings.back().value.dump();
     EXPECT_TRUE(trained.scores().isfinite().all().item<bool>()) << what;
-    EXPECT_EQ(dynamic_cast<Reporter&>(*trained.model).report()["rounds"].size(), 3u) << what;
+    EXPECT_EQ(report_of(*trained.model)["rounds"].size(), 3u) << what;
   }
 }
 
@@ -640,9 +691,9 @@ TEST(R2mrVariants, SwitchesDoWhatTheySay) {
     return made;
   };
   auto plain = fitted({}), better = fitted({{"gate", "better", "test"}});
-  const Json round = better->reporter().report()["rounds"].back();
+  const Json round = better->report()["rounds"].back();
   EXPECT_GE(round["accepted"]["image"].get<int64_t>(),
-            plain->reporter().report()["rounds"].back()["accepted"]["image"].get<int64_t>());
+            plain->report()["rounds"].back()["accepted"]["image"].get<int64_t>());
   const auto weights = better->weights();
   const auto changed = weights.at("round_of") > 0;
   EXPECT_TRUE((weights.at("score_after") > weights.at("score_before"))
@@ -653,11 +704,10 @@ TEST(R2mrVariants, SwitchesDoWhatTheySay) {
                             plain->weights().at("image.rows")));
   // hold_out = false: every chosen item is learned, nothing stops the rewriter early.
   EXPECT_TRUE(fitted({{"hold_out", false, "test"}})
-                  ->reporter()
-                  .report()["rounds"]
+                  ->report()["rounds"]
                   .back()["rewriter"]["held_out"]
                   .is_null());
-  EXPECT_FALSE(plain->reporter().report()["rounds"].back()["rewriter"]["held_out"].is_null());
+  EXPECT_FALSE(plain->report()["rounds"].back()["rewriter"]["held_out"].is_null());
 }
 
 }  // namespace

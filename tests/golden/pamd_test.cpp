@@ -12,13 +12,16 @@
 #include <tuple>
 
 #include "tessera/base/error.h"
+#include "tessera/base/files.h"
 #include "tessera/eval/ranking.h"
 #include "tessera/eval/sampled.h"
+#include "tessera/model/bundle.h"
 #include "tessera/model/offers.h"
 #include "tessera/model/registry.h"
 #include "tessera/nn/part_net.h"
 #include "tessera/ops/parts.h"
 #include "tessera/ops/topk.h"
+#include "tessera/study/report_pamd.h"
 #include "tests/gradient/numeric.h"
 #include "tests/planted.h"
 
@@ -602,6 +605,96 @@ TEST(PamdModel, Preparation) {
   }
 }
 
+// What is fitted to the features is fitted once: a model that is loaded takes what the file has.
+TEST(PamdModel, KeepsItsPreparation) {
+  for (const std::string prep : {"pca", "zscore"}) {
+    const Settings settings = {{"prep", prep, "test"}, {"pre_epochs", 3, "test"}};
+    Pamd pamd(small(), settings);
+    pamd.fit();
+    State state;
+    pamd.model->state(state);
+    const State::Saved saved = state.save(true);
+    const auto load = [](Pamd& to, const State::Saved& from) {
+      State other;
+      to.model->state(other);
+      other.load(from, true);
+    };
+    const auto mean = saved.weights.at("image.prep.mean");
+    const auto spread = saved.weights.at(prep == "pca" ? "image.prep.scale" : "image.prep.spread");
+    Pamd same(pamd.data, settings);
+    load(same, saved);
+    EXPECT_TRUE(torch::equal(same.scores(), pamd.scores()));
+
+    Dataset moved = pamd.data;  // a fit of its own would find another mean and scale
+    const auto present = pamd.data.features[0].present();
+    const auto rows = 2 * pamd.data.features[0].all() + 1;
+    moved.features[0].rows = MappedArray(rows);
+    moved.features[0].row_of_item =
+        torch::where(present, torch::arange(moved.n_items), -1).to(torch::kInt32);
+    Pamd other(moved, settings);
+    load(other, saved);
+    auto wanted = (rows.to(torch::kDouble) - mean) / spread;
+    if (prep == "pca") wanted = .25 * wanted.matmul(saved.weights.at("image.prep.axes").t());
+    const auto there = present.nonzero().squeeze(1);
+    EXPECT_TRUE(torch::allclose(other.rows()[0].index_select(0, there).to(torch::kDouble),
+                                wanted.index_select(0, there), 1e-4, 1e-5));
+
+    State::Saved changed = saved;
+    changed.weights.at("image.prep.mean") = mean.slice(0, 1).clone();
+    Pamd damaged(pamd.data, settings);
+    load(damaged, changed);
+    EXPECT_THROW(damaged.scores(), InputError);
+
+    // Files that were written before have none: it is fitted when it is first needed.
+    changed = saved;
+    std::erase_if(changed.weights, [](const auto& entry) {
+      return entry.first.find(".prep.") != std::string::npos;
+    });
+    EXPECT_EQ(saved.weights.size() - changed.weights.size(), 2 * (prep == "pca" ? 3U : 2U));
+    Pamd old(pamd.data, settings);
+    load(old, changed);
+    EXPECT_TRUE(torch::equal(old.scores(), pamd.scores()));
+    if (prep == "zscore") continue;
+    changed = saved;
+    changed.weights.at("image.prep.axes") = -saved.weights.at("image.prep.axes");
+    Pamd turned(pamd.data, settings);
+    load(turned, changed);
+    EXPECT_TRUE(torch::equal(turned.rows()[0], -pamd.rows()[0]));
+    EXPECT_FALSE(torch::equal(turned.scores(), pamd.scores()));
+  }
+}
+
+TEST(PamdBundle, AnswersTheSameBitsOnAnotherNumberOfThreads) {
+  const int before = torch::get_num_threads();
+  const fs::path folder = fs::path(testing::TempDir()) / "tessera_pamd_bundle";
+  for (const std::string missing : {"mean", "decode"}) {
+    fs::remove_all(folder);
+    torch::set_num_threads(1);
+    const Settings settings = {{"missing", missing, "test"}, {"pre_epochs", 3, "test"}};
+    PlantedOptions planted;
+    planted.missing = .2;
+    Pamd pamd(planted, settings);
+    pamd.fit();
+    const auto scores = pamd.scores();
+    const ModelInfo& info = find_model("PAMD");
+    save_bundle(folder, *pamd.model, pamd.data, info, resolve_settings(info, settings),
+                Json::object());
+    torch::set_num_threads(2);
+    const Bundle bundle = load_bundle(folder);
+    const torch::NoGradGuard no_grad;
+    const Queries all{torch::arange(pamd.data.n_users, torch::kInt64), {}};
+    EXPECT_TRUE(torch::equal(bundle.model->score(all), scores)) << missing;
+    const auto ours = pamd.exported();
+    const auto theirs = dynamic_cast<RowEncoder&>(*bundle.model)
+                            .encode(bundle.data->features, bundle.data->n_items);
+    for (size_t p = 0; p < ours.size(); ++p) {
+      EXPECT_TRUE(torch::equal(ours[p].rows, theirs[p].rows)) << ours[p].modality;
+    }
+  }
+  torch::set_num_threads(before);
+  fs::remove_all(folder);
+}
+
 TEST(PamdModel, UnknownPartIsRefused) {
   EXPECT_THROW(Pamd(small(), {{"only_parts", "image_commn", "test"}}), InputError);
 }
@@ -1026,8 +1119,8 @@ TEST(PamdModel, ChecksTheLastEpoch) {
     EXPECT_EQ(card["pretraining_epochs"], n);
     EXPECT_EQ(card["matched"], lines.back()["matched"]);
     Json rows;
-    const Json report = dynamic_cast<Reporter&>(*pamd.model).report(held_out(pamd.data));
-    for (const Json& view : report["views"]) {
+    const Json report = pamd.model->offers().report->report(held_out(pamd.data));
+    for (const Json& view : pamd_sections(report)) {
       if (view["title"] == "Do the common parts agree?") rows = view["blocks"][0]["rows"];
     }
     ASSERT_EQ(rows.size(), n == 0 ? 2U : 3U);

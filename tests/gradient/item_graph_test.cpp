@@ -80,15 +80,17 @@ TEST(ItemGraph, WeightedSumIsThatOfTheMatrices) {
 }
 
 TEST(ItemGraph, ModalityWeights) {
-  EXPECT_EQ(modality_weights({"text", "image"}, {}, "FREEDOM"), (std::vector<double>{.9, .1}));
-  EXPECT_EQ(modality_weights({"text_r2mr", "image_r2mr"}, {}, "FREEDOM"),
-            (std::vector<double>{.9, .1}));
-  EXPECT_EQ(modality_weights({"image_r2mr", "text"}, {}, "FREEDOM"), (std::vector<double>{.1, .9}));
-  EXPECT_EQ(modality_weights({"image", "image_r2mr"}, {}, "FREEDOM"),
-            (std::vector<double>{.5, .5}));
-  EXPECT_EQ(modality_weights({"a", "b"}, {}, "FREEDOM"), (std::vector<double>{.5, .5}));
-  EXPECT_EQ(modality_weights({"a"}, {2}, "FREEDOM"), (std::vector<double>{2}));
-  EXPECT_THROW(modality_weights({"a", "b"}, {1}, "FREEDOM"), InputError);
+  const auto of = [](const std::vector<std::string>& names, const std::vector<double>& weights) {
+    return modality_weights(names, weights, {{"image", .1}, {"text", .9}}, "FREEDOM");
+  };
+  EXPECT_EQ(of({"text", "image"}, {}), (std::vector<double>{.9, .1}));
+  EXPECT_EQ(of({"image", "text"}, {}), (std::vector<double>{.1, .9}));
+  EXPECT_EQ(of({"image", "image"}, {}), (std::vector<double>{.5, .5}));  // one made of the other
+  EXPECT_EQ(of({"image", "text", "text"}, {}), (std::vector<double>(3, 1.0 / 3)));
+  EXPECT_EQ(of({"image"}, {}), (std::vector<double>{1}));
+  EXPECT_EQ(of({"a", "b"}, {}), (std::vector<double>{.5, .5}));
+  EXPECT_EQ(of({"a"}, {2}), (std::vector<double>{2}));
+  EXPECT_THROW(of({"a", "b"}, {1}), InputError);
 }
 
 TEST(GraphSides, AreTheBlocksOfThePropagation) {

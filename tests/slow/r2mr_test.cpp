@@ -122,7 +122,7 @@ struct Found {
 };
 
 Found found_by(Trained& trained, const Damage& damage) {
-  dynamic_cast<Reporter&>(*trained.model).report();  // reviewer = bpr: scores of the weights kept
+  report_of(*trained.model);  // reviewer = bpr: scores of the weights kept
   State state;
   trained.model->state(state);
   const State::Saved saved = state.save();
@@ -310,7 +310,7 @@ TEST(RealFeatures, FindsSwappedTextsAndPosters) {
   auto made = make_r2mr(data, {{"rewrite_max", 0, "test"}});
   made->supplier().fit(Watch{});
   const auto scores = made->weights().at("scores");
-  const Json report = made->reporter().report();
+  const Json report = made->report();
   for (int64_t m = 0; m < 2; ++m) {
     const Feature& feature = data.features[static_cast<size_t>(m)];
     const auto s = scores.select(1, m);

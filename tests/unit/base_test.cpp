@@ -7,6 +7,7 @@
 #include "tessera/base/fields.h"
 #include "tessera/base/files.h"
 #include "tessera/base/random.h"
+#include "tessera/base/text.h"
 
 namespace tessera {
 namespace {
@@ -213,24 +214,31 @@ TEST(Files, FolderIsExchangedWhole) {
   fs::remove_all(place);
 }
 
-TEST(Files, LeftoversOfKilledWritersGo) {
-  const fs::path folder = fs::path(testing::TempDir()) / "tessera_leftovers";
-  fs::remove_all(folder);
-  fs::create_directories(folder / ".set.999999999.tmp");    // no such process
-  fs::create_directories(folder / ".other.999999999.tmp");  // of another folder
-  fs::create_directories(folder / ".set.1.tmp");            // its writer lives
-  write_folder(folder / "set", [](const fs::path& to) { write_file(to / "a", "1"); });
-  EXPECT_FALSE(fs::exists(folder / ".set.999999999.tmp"));
-  EXPECT_TRUE(fs::exists(folder / ".other.999999999.tmp"));
-  EXPECT_TRUE(fs::exists(folder / ".set.1.tmp"));
-  EXPECT_TRUE(fs::exists(folder / "set" / "a"));
-  fs::remove_all(folder);
-}
-
 TEST(Errors, NearestName) {
   EXPECT_EQ(nearest("lightgnc", {"LightGCN", "BPR"}), "LightGCN");
   EXPECT_EQ(nearest("zzzzzz", {"LightGCN", "BPR"}), "");
   EXPECT_EQ(printable("a\tb\x01"), "a\\tb\\x01");
+}
+
+using Words = std::vector<std::string>;
+
+TEST(Text, ListsLeaveOutWhatIsEmptyAndLinesDoNot) {
+  EXPECT_EQ(split_list("a,b c,,d,"), (Words{"a", "b c", "d"}));
+  EXPECT_EQ(split_list(""), Words{});
+  EXPECT_EQ(split_list("a\nb\n\n", '\n'), (Words{"a", "b"}));
+  EXPECT_EQ(split_cells("a\t\tb\t", '\t'), (Words{"a", "", "b", ""}));
+  EXPECT_EQ(split_cells("", '\t'), Words{""});
+}
+
+TEST(Text, TrimsAndLowers) {
+  EXPECT_EQ(trimmed(" \ta b\r\n"), "a b");
+  EXPECT_EQ(trimmed(" \n"), "");
+  EXPECT_EQ(lower("Abc-\xc3\x84Z"), "abc-\xc3\x84z");  // ASCII only
+}
+
+TEST(Text, ACellHasNoTabAndNoLineEnd) {
+  EXPECT_EQ(tsv_cell(std::string_view("a\tb\r\nc\0d", 8)), "a b  c d");
+  EXPECT_EQ(tsv_cell("plain"), "plain");
 }
 
 }  // namespace

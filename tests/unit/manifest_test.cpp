@@ -403,6 +403,20 @@ TEST(PermuteFeature, ShufflesAmongItemsThatHaveOne) {
   EXPECT_LT(feature.row_of_item.eq(before).sum().item<int64_t>(), 50 + 10);
 }
 
+TEST(ShownModality, IsThatOfTheFeatureItWasMadeOf) {
+  Feature feature;
+  feature.name = "image_r2mr";
+  EXPECT_EQ(shown_modality(feature), "image_r2mr");
+  feature.manifest = {{"encoder", {{"made_by", "model"}, {"modality", "image"}}}};
+  EXPECT_EQ(shown_modality(feature), "image");
+  feature.manifest = {{"encoder", {{"name", "R2MR"}, {"modality", "image"}}}};
+  EXPECT_EQ(shown_modality(feature), "image");
+  feature.manifest = {{"encoder", {{"name", "mobilenet-v1"}, {"modality", "image"}}}};
+  EXPECT_EQ(shown_modality(feature), "image_r2mr");
+  feature.manifest = {{"encoder", {{"made_by", "model"}, {"modality", 3}}}};
+  EXPECT_EQ(shown_modality(feature), "image_r2mr");
+}
+
 TEST(MadeByModel, ReadsTheEncoder) {
   EXPECT_TRUE(made_by_model({{"encoder", {{"name", "R2MR"}}}}));
   EXPECT_TRUE(made_by_model({{"encoder", {{"name", "mine"}, {"made_by", "model"}}}}));

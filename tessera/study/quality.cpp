@@ -1,8 +1,4 @@
-#include "tessera/model/quality.h"
-
-#include <torch/autograd.h>
-#include <torch/types.h>
-#include <torch/utils.h>
+#include "tessera/study/quality.h"
 
 #include <algorithm>
 #include <array>
@@ -12,6 +8,7 @@
 
 #include "tessera/base/error.h"
 #include "tessera/folder/folder.h"
+#include "tessera/model/offers.h"
 #include "tessera/nn/review.h"
 #include "tessera/ops/knn.h"
 
@@ -36,7 +33,7 @@ class Shown {
   explicit Shown(const TrainView& of) : data(of) {
     if (data.folder.empty()) return;
     try {
-      pictures_ = picture_files(data.folder);
+      pictures_ = media_files(data.folder, "image");
     } catch (const InputError& e) {  // no reason to lose what was found
       without_pictures = e.what();
     }
@@ -242,10 +239,10 @@ std::string quality_tsv(const Quality& quality, const TrainView& data) {
   return out;
 }
 
-Json quality_report(const Quality& quality, const TrainView& data, const Random& random) {
+Json quality_report(const std::string& model, const Quality& quality, const TrainView& data) {
   const torch::NoGradGuard no_grad;
   const Shown shown(data);
-  Json out = Json::object();
+  Json out = {{"model", model}, {"dataset", data.name}, {"seed", quality.seed}};
   out["note"] =
       "a score compares an item's features with its users' taste: niche items score low without "
       "being broken, and an item with few users has a noisy score";
@@ -263,8 +260,18 @@ Json quality_report(const Quality& quality, const TrainView& data, const Random&
     out["modalities"].push_back(view(m, quality, data.n_items, data.n_users));
     out["worst"][m.name] = worst(m, quality, shown);
   }
-  out["rewritten"] = rewritten(quality, shown, random);
+  out["rewritten"] = rewritten(quality, shown, Random(quality.seed));
+  out["rounds"] = quality.rounds;
   return out;
+}
+
+std::map<std::string, std::string> quality_files(const std::string& name, Model& model) {
+  Reporter* reporter = model.offers().report;
+  const auto found = reporter != nullptr ? reporter->quality() : std::nullopt;
+  if (!found) return {};
+  const Json report = quality_report(name, *found, model.data());
+  return {{"quality.tsv", quality_tsv(*found, model.data())},
+          {"quality.json", report.dump(1, ' ', false, Json::error_handler_t::replace) + "\n"}};
 }
 
 }  // namespace tessera

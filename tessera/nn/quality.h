@@ -7,8 +7,6 @@
 #include <vector>
 
 #include "tessera/base/json.h"
-#include "tessera/base/random.h"
-#include "tessera/data/dataset.h"
 
 namespace tessera {
 
@@ -32,22 +30,13 @@ struct Quality {
     int64_t item, modality, round, source;
     double before, after;  ///< scores; before: NaN where the row was missing
   };
+  uint64_t seed = 0;
   std::vector<Modality> modalities;
   torch::Tensor scored;   ///< bool [n_items]
   torch::Tensor area;     ///< int64 [n_items], Area of nn/review.h
   torch::Tensor n_users;  ///< int64 [n_items]
   std::vector<Rewrite> rewrites;
+  Json rounds = Json::array();  ///< one object a round: its numbers
 };
-
-/// Columns item, modality, present, score, null_score, area, status (original, rewritten, missing),
-/// round, source, score_before; a row for each item and modality, a field empty where there is
-/// nothing to say.
-std::string quality_tsv(const Quality& quality, const TrainView& data);
-
-/// Areas, counts and shares; by modality the same, a histogram over that of the null (the mean of
-/// its draws), deciles and scores against the number of users; rewritten rows with their neighbours
-/// before and after; the 100 lowest unrepaired items of each modality that
-/// carries a consensus.
-Json quality_report(const Quality& quality, const TrainView& data, const Random& random);
 
 }  // namespace tessera
