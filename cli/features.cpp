@@ -5,23 +5,17 @@
 namespace tessera::cli {
 namespace {
 
-std::string text_of(const Json& made) {
+std::string text_of(const FeaturesResult& made) {
   std::string out;
-  for (const auto& [name, entry] : made["features"].items()) {
-    const auto& source = entry["source"];
-    out += fmt::format("{:<20} {} x {}", name, entry["rows"].dump(), entry["width"].dump());
-    if (source.contains("missing"))
-      out += fmt::format(", {} items without", source["missing"].dump());
-    if (source.contains("failed") && source["failed"] != 0) {
-      out += fmt::format(", {} failed", source["failed"].dump());
-    }
-    if (!entry["valid_for"].is_null()) out += ", good for this split only";
+  for (const auto& one : made.features()) {
+    out += fmt::format("{:<20} {} x {}", one.modality, one.rows, one.width);
+    if (one.missing) out += fmt::format(", {} items without", *one.missing);
+    if (one.failed.value_or(0) != 0) out += fmt::format(", {} failed", *one.failed);
+    if (one.bound) out += ", good for this split only";
     out += "\n";
   }
-  for (const auto& name : made.value("files", Json::array())) {
-    out += fmt::format("{:<20} written\n", name.get<std::string>());
-  }
-  return out + "folder " + made["folder"].get<std::string>();
+  for (const auto& name : made.files) out += fmt::format("{:<20} written\n", name);
+  return out + "folder " + made.folder.string();
 }
 
 }  // namespace
@@ -49,9 +43,9 @@ void add_features(CLI::App& app, Common& common) {
                  request.output = common.output;
                  request.log = make_log(common);
                  request.stop_requested = interrupted;
-                 const Json made = make_features(request);
+                 const FeaturesResult made = make_features(request);
                  if (common.json) {
-                   print_json(made);
+                   print_json(made.json());
                  } else {
                    print(text_of(made));
                  }

@@ -64,13 +64,14 @@ std::vector<NewFeature> packed(const std::vector<NamedRows>& made, const TrainVi
   return out;
 }
 
-Json put(const FeaturesRequest& request, const std::vector<NewFeature>& features,
-         const std::string& name, Model& model) {
-  Json out = {{"folder", request.dataset.string()},
-              {"features", put_features(request.dataset, features, feature_dtype(request.dtype))}};
+FeaturesResult put(const FeaturesRequest& request, const std::vector<NewFeature>& features,
+                   const std::string& name, Model& model) {
+  FeaturesResult out;
+  out.folder = request.dataset;
+  out.entries = put_features(request.dataset, features, feature_dtype(request.dtype));
   for (const auto& [file, text] : quality_files(name, model)) {
     write_file(request.dataset / file, text);
-    out["files"].push_back(file);
+    out.files.push_back(file);
   }
   return out;
 }
@@ -91,8 +92,8 @@ Json card_of(const FeaturesRequest& request, const ModelInfo& info, const Json& 
 }
 
 /// What a trained supplier holds for the items and the train rows that it was trained on.
-Json supplied(const FeaturesRequest& request, Model& model, FeatureSupplier& supplier,
-              const ModelInfo& info, const Json& card) {
+FeaturesResult supplied(const FeaturesRequest& request, Model& model, FeatureSupplier& supplier,
+                        const ModelInfo& info, const Json& card) {
   const TrainView& before = model.data();
   const Dataset data = load_dataset(request.dataset);
   bool same = train_sha256(before) == train_sha256(data.view()) && before.n_items == data.n_items;
@@ -116,8 +117,8 @@ Json supplied(const FeaturesRequest& request, Model& model, FeatureSupplier& sup
 }
 
 /// The items of the dataset through a model that was trained before, on these items or others.
-Json encode_with(const FeaturesRequest& request, Model& model, const std::string& name,
-                 const Json& settings) {
+FeaturesResult encode_with(const FeaturesRequest& request, Model& model, const std::string& name,
+                           const Json& settings) {
   const ModelInfo& info = find_model(name);
   resolve_settings(info, request.settings);  // refuses unknown names and bad values
   const Json card = card_of(request, info, settings);
@@ -169,7 +170,28 @@ void throw_if_stopped(const FeaturesRequest& request) {
 
 }  // namespace
 
-Json make_features(const FeaturesRequest& request) {
+std::vector<MadeFeature> FeaturesResult::features() const {
+  std::vector<MadeFeature> out;
+  for (const auto& [modality, entry] : entries.items()) {
+    const Json source = json_get<Json>(entry, "source", modality);
+    const auto count = [&, &modality = modality](const char* key) {
+      return source.contains(key) ? std::optional(json_get<int64_t>(source, key, modality))
+                                  : std::nullopt;
+    };
+    out.push_back({modality, json_get<int64_t>(entry, "rows", modality),
+                   json_get<int64_t>(entry, "width", modality), count("missing"), count("failed"),
+                   entry.contains("valid_for") && !entry["valid_for"].is_null()});
+  }
+  return out;
+}
+
+Json FeaturesResult::json() const {
+  Json out = {{"folder", folder.string()}, {"features", entries}};
+  if (!files.empty()) out["files"] = files;
+  return out;
+}
+
+FeaturesResult make_features(const FeaturesRequest& request) {
   if (request.encoder.empty()) {
     throw usage_error(
         "no encoder given: wanted tfidf, exec:COMMAND, a model that makes features, or a run of "
@@ -177,8 +199,9 @@ Json make_features(const FeaturesRequest& request) {
   }
   const auto dtype = feature_dtype(request.dtype);  // before the work
   if (is_content_encoder(request.encoder)) {
-    return encode_content(request.dataset, request.encoder, request.settings, dtype, request.log,
-                          request.stop_requested);
+    const Json made = encode_content(request.dataset, request.encoder, request.settings, dtype,
+                                     request.log, request.stop_requested);
+    return {request.dataset, made["features"], {}};
   }
   const fs::path path = request.encoder;
   if (is_run_folder(path)) {

@@ -2,7 +2,9 @@
 
 #include <filesystem>
 #include <functional>
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "tessera/model/registry.h"
 
@@ -24,10 +26,27 @@ struct FeaturesRequest {
   };
 };
 
-/// Makes features from the features of a dataset folder and puts them into it: {"folder",
-/// "features": entries of features.json by modality, "files": what else a model wrote there}. Rows
-/// made with the help of interactions are bound to the split (`valid_for`): a model says so in its
-/// card by "uses_interactions", and what is made from bound features is bound.
-Json make_features(const FeaturesRequest& request);
+/// A modality that was made.
+struct MadeFeature {
+  std::string modality;
+  int64_t rows = 0, width = 0;
+  std::optional<int64_t> missing, failed;  ///< items without a row; none where it is not known
+  bool bound = false;                      ///< good for this split only
+};
+
+struct FeaturesResult {
+  std::filesystem::path folder;
+  Json entries;                    ///< of features.json, by modality
+  std::vector<std::string> files;  ///< what else a model wrote there
+
+  std::vector<MadeFeature> features() const;
+  /// {"folder", "features", "files"}.
+  Json json() const;
+};
+
+/// Makes features from the features of a dataset folder and puts them into it. Rows made with the
+/// help of interactions are bound to the split (`valid_for`): a model says so in its card by
+/// "uses_interactions", and what is made from bound features is bound.
+FeaturesResult make_features(const FeaturesRequest& request);
 
 }  // namespace tessera
