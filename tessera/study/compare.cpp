@@ -206,12 +206,12 @@ std::string choose_test_metric(const std::string& typed, const std::string& sele
   if (names.empty()) {
     throw usage_error(
         "none of the metrics is a mean over users, so nothing can be tested: add one "
-        "such as recall@20 to --metrics");
+        "such as recall@20 to `metrics`");
   }
   const std::string wanted = typed.empty() ? selecting : canonical_metric(typed);
   if (std::find(names.begin(), names.end(), wanted) != names.end()) return wanted;
   if (typed.empty()) return names.front();
-  throw usage_error("--test-metric '{}' is not measured for each user{}: there are {}",
+  throw usage_error("`test_metric` '{}' is not measured for each user{}: there are {}",
                     printable(typed), did_you_mean(wanted, names), fmt::join(names, ", "));
 }
 
@@ -367,7 +367,7 @@ CompareRequest resumed(const CompareRequest& request) {
   if (!request.rows.empty() || !request.datasets.empty() || !request.runs.empty() ||
       !request.settings.empty()) {
     throw usage_error(
-        "--resume {} takes models, datasets and settings from the study: leave them "
+        "`resume` {} takes models, datasets and settings from the study: leave them "
         "out",
         request.resume.string());
   }
@@ -733,7 +733,7 @@ void check_options(const CompareRequest& request) {
 void check_against(const CompareRequest& request, const std::vector<std::string>& labels) {
   if (request.against.empty() || request.against == "all") return;
   if (std::find(labels.begin(), labels.end(), request.against) != labels.end()) return;
-  throw usage_error("--against '{}' is no row{}: rows are {}", printable(request.against),
+  throw usage_error("`against` '{}' is no row{}: rows are {}", printable(request.against),
                     did_you_mean(request.against, labels), fmt::join(labels, ", "));
 }
 
@@ -764,7 +764,7 @@ std::vector<Compared> gather_runs(const CompareRequest& request, std::string& pr
     }
     if (!is_run_folder(folder)) throw data_error("{} is no run folder", folder.string());
     if (!run_finished(folder)) {
-      throw data_error("{} has not ended: go on with it, tessera train --resume {}",
+      throw data_error("{} has not ended: go on with it, tessera train `resume` {}",
                        folder.string(), folder.string());
     }
     Member member{folder, read_results(folder)};
@@ -953,7 +953,7 @@ CompareResult compare(const CompareRequest& typed) {
         return row.bare && find_model(row.model).ablations;
       })) {
     throw usage_error(
-        "--ablations: none of the rows is a bare model with an ablation set; "
+        "`ablations`: none of the rows is a bare model with an ablation set; "
         "'tessera models NAME' shows a model's");
   }
   const Protocol& shared = find_protocol(shared_train(request.settings).protocol);

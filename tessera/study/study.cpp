@@ -118,7 +118,7 @@ Study claim_study(const fs::path& folder, const Study& study) {
     const Json files_there = take_files(there), files_here = take_files(here);
     if (const auto other = difference(there, here); !other.empty()) {
       throw usage_error(
-          "{} holds another study: {}; choose another folder, or go on with it: --resume {}",
+          "{} holds another study: {}; choose another folder, or go on with it: `resume` {}",
           folder.string(), other, folder.string());
     }
     if (const auto other = difference(files_there, files_here); !other.empty()) {
@@ -150,7 +150,7 @@ Study read_study(const fs::path& folder, const std::string& kind) {
     throw data_error("{} is no study folder", folder.string());
   Study found = study_in(folder);
   if (found.kind != kind) {
-    throw usage_error("{} holds a study made by '{}': go on with tessera {} --resume {}",
+    throw usage_error("{} holds a study made by '{}': go on with tessera {} `resume` {}",
                       folder.string(), printable(found.kind), printable(found.kind),
                       folder.string());
   }

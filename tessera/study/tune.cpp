@@ -127,7 +127,7 @@ Plan plan_of(const TuneRequest& request, const std::vector<std::pair<std::string
   for (const auto& typed : request.search) {
     const size_t equals = typed.find('=');
     if (equals == std::string::npos || equals == 0) {
-      throw usage_error("--search wants name=values such as n_layers=1,2, got '{}'",
+      throw usage_error("`search` wants name=values such as n_layers=1,2, got '{}'",
                         printable(typed));
     }
     add(setting_name(typed.substr(0, equals)), parse_value(typed.substr(equals + 1)));
@@ -149,7 +149,7 @@ Plan plan_of(const TuneRequest& request, const std::vector<std::pair<std::string
     }
   }
   if (out.space.empty()) {
-    throw usage_error("nothing to search: add --search name=values, or search: to a -c file");
+    throw usage_error("nothing to search: add `search` name=values, or search: to a -c file");
   }
   for (const auto& one : out.space) {
     static const std::vector<std::string> kNever = {"seed", "protocol",   "metrics",     "topk",
@@ -171,7 +171,7 @@ Json space_json(const std::vector<Dimension>& space) {
 TuneRequest resumed(const TuneRequest& request) {
   if (!request.model.empty() || !request.dataset.empty() || !request.settings.empty() ||
       !request.search.empty() || !request.sampler.empty() || request.trials > 0) {
-    throw usage_error("--resume {} takes model, dataset and search from the study: leave them out",
+    throw usage_error("`resume` {} takes model, dataset and search from the study: leave them out",
                       request.resume.string());
   }
   const Json identity = read_study(request.resume, "tune").identity;
@@ -326,12 +326,12 @@ std::vector<Trial> make_trials(const std::vector<Dimension>& space, const std::s
   if (sampler == "grid") {
     for (const auto& one : space) {
       if (one.kind != Dimension::Kind::list) {
-        throw usage_error("a grid needs lists, {} is {}: use --sampler random", one.name,
+        throw usage_error("a grid needs lists, {} is {}: use `sampler` random", one.name,
                           dimension_text(one));
       }
     }
     if (points == 0 || points > kMostTrials) {
-      throw usage_error("this grid has more than {} points: use --sampler random --trials N",
+      throw usage_error("this grid has more than {} points: use `sampler` random `trials` N",
                         kMostTrials);
     }
     for (int64_t point = 0; point < points; ++point) {
@@ -384,13 +384,13 @@ TuneResult tune(const TuneRequest& typed) {
                       did_you_mean(request.sampler, kSamplers), fmt::join(kSamplers, ", "));
   }
   if (request.trials < 0 || request.trials > kMostTrials) {
-    throw usage_error("--trials must be from 1 to {}, got {}", kMostTrials, request.trials);
+    throw usage_error("`trials` must be from 1 to {}, got {}", kMostTrials, request.trials);
   }
   const auto trials = make_trials(plan.space, sampler, request.trials > 0 ? request.trials : 20,
                                   static_cast<uint64_t>(request.trial_seed));
   if (sampler == "grid" && request.trials > 0 &&
       request.trials != static_cast<int64_t>(trials.size())) {
-    throw usage_error("the grid has {} points, --trials {}: leave it out, or use --sampler random",
+    throw usage_error("the grid has {} points, `trials` {}: leave it out, or use `sampler` random",
                       trials.size(), request.trials);
   }
   Settings implied = implied_settings(request.model);
@@ -414,7 +414,7 @@ TuneResult tune(const TuneRequest& typed) {
     view.fold = train.fold;
     const Dataset data = load_dataset(request.dataset, view);
     if (!has_rows(data, Split::valid)) {
-      throw data_error("'{}' has no validation rows to choose by: import it with another --split",
+      throw data_error("'{}' has no validation rows to choose by: import it with another `split`",
                        data.name);
     }
     card = DataCard::read(data.about);
