@@ -18,6 +18,7 @@
 #include <set>
 
 #include "cli/config.h"
+#include "tessera/base/field_error.h"
 #include "tessera/base/files.h"
 #include "tessera/base/resumable.h"
 #include "tessera/base/stop.h"
@@ -383,6 +384,8 @@ std::string with_flags(std::string text) {
       {std::regex("choose another folder"), "choose another -o"},
       {std::regex("^no model given: name one that is registered$"),
        "no model given: add -m NAME, see 'tessera models'"},
+      {std::regex("^no dataset given: name a folder that import made$"),
+       "no dataset given: add -d FOLDER (made by 'tessera import')"},
       {std::regex("^(no model '.*)$"), "$1; see 'tessera models'"},
       {std::regex("(is a run of .*), got model (.*: leave it out)$"), "$1, got -m $2"},
       {std::regex(R"(choose epochs \(all of them run,)"), "give --epochs N (all N run,"}};
@@ -442,6 +445,13 @@ int run_program(int argc, char** argv) {
   return static_cast<int>(Exit::done);
 }
 
+/// "--test-metric 'x' is ..": a field of a request as the flag that it was typed by.
+std::string with_flag(const FieldError& e) {
+  std::string flag = e.field() == "dataset" ? "-d DATASET" : "--" + e.field();
+  std::replace(flag.begin(), flag.end(), '_', '-');
+  return flag + (e.what()[0] == '\'' ? " " : ": ") + e.what();
+}
+
 }  // namespace
 
 int main_program(int argc, char** argv) {
@@ -458,6 +468,8 @@ int main_program(int argc, char** argv) {
   int code = 0;
   try {
     code = run_program(argc, argv);
+  } catch (const FieldError& e) {
+    code = fail(e.code(), with_flag(e));
   } catch (const InputError& e) {
     code = fail(e.code(), with_flags(e.what()));
   } catch (const ResumableError& e) {

@@ -61,10 +61,10 @@ void add_tune(CLI::App& app, Common& common) {
       add_verb(app, common, "tune",
                "search settings on valid; then the winner's seeds look at test once each", true,
                [&common, flags, trials] { run_tune(common, *flags, (*trials)->count() > 0); });
-  verb->add_option(
-          "--search", flags->search,
-          "name=1,2 or uniform(a,b), loguniform(a,b), int(a,b) (repeatable); or search: in "
-          "a -c file, or MMRec's hyper_parameters:")
+  verb->add_option("--search", flags->search,
+                   "name=1,2 or uniform(a,b), loguniform(a,b), int(a,b) (repeatable; default the "
+                   "model's own); or search: in "
+                   "a -c file, or MMRec's hyper_parameters:")
       ->allow_extra_args(false);
   *trials = verb->add_option("--trials", flags->trials, "of a random search, 20");
   verb->add_option("--sampler", flags->sampler,

@@ -7,6 +7,7 @@
 #include <set>
 
 #include "tessera/base/error.h"
+#include "tessera/base/field_error.h"
 #include "tessera/base/files.h"
 #include "tessera/base/text.h"
 #include "tessera/base/version.h"
@@ -150,7 +151,7 @@ void check_settings(const std::vector<CompareRow>& rows, const Settings& shared,
       const auto name = setting_name(setting.name);
       if (std::find(shared_only().begin(), shared_only().end(), name) != shared_only().end()) {
         throw usage_error(
-            "row '{}': {} is the same for all rows of a table; give --{} for the whole comparison",
+            "row '{}': {} is the same for all rows of a table; give {} for the whole comparison",
             printable(row.label), name, name);
       }
     }
@@ -204,15 +205,15 @@ std::string choose_test_metric(const std::string& typed, const std::string& sele
     if (metric.per_user()) names.push_back(metric.name());
   }
   if (names.empty()) {
-    throw usage_error(
-        "none of the metrics is a mean over users, so nothing can be tested: add one "
-        "such as recall@20 to `metrics`");
+    throw FieldError("metrics", usage_error("none is a mean over users, so nothing can be tested: "
+                                            "add one such as recall@20"));
   }
   const std::string wanted = typed.empty() ? selecting : canonical_metric(typed);
   if (std::find(names.begin(), names.end(), wanted) != names.end()) return wanted;
   if (typed.empty()) return names.front();
-  throw usage_error("`test_metric` '{}' is not measured for each user{}: there are {}",
-                    printable(typed), did_you_mean(wanted, names), fmt::join(names, ", "));
+  throw FieldError("test_metric", usage_error("'{}' is not measured for each user{}: there are {}",
+                                              printable(typed), did_you_mean(wanted, names),
+                                              fmt::join(names, ", ")));
 }
 
 /// What a row of lists is measured by: as a run, all K written out.
@@ -366,10 +367,8 @@ Json identity_of(const CompareRequest& request, const std::vector<DatasetPlan>& 
 CompareRequest resumed(const CompareRequest& request) {
   if (!request.rows.empty() || !request.datasets.empty() || !request.runs.empty() ||
       !request.settings.empty()) {
-    throw usage_error(
-        "`resume` {} takes models, datasets and settings from the study: leave them "
-        "out",
-        request.resume.string());
+    throw usage_error("{} has models, datasets and settings of its own: leave them out",
+                      request.resume.string());
   }
   const Json identity = read_study(request.resume, "compare").identity;
   const std::string what = (request.resume / "study.json").string();
@@ -733,8 +732,9 @@ void check_options(const CompareRequest& request) {
 void check_against(const CompareRequest& request, const std::vector<std::string>& labels) {
   if (request.against.empty() || request.against == "all") return;
   if (std::find(labels.begin(), labels.end(), request.against) != labels.end()) return;
-  throw usage_error("`against` '{}' is no row{}: rows are {}", printable(request.against),
-                    did_you_mean(request.against, labels), fmt::join(labels, ", "));
+  throw FieldError("against",
+                   usage_error("'{}' is no row{}: rows are {}", printable(request.against),
+                               did_you_mean(request.against, labels), fmt::join(labels, ", ")));
 }
 
 // ---------------------------------------------------------------- runs that are there already
@@ -764,8 +764,7 @@ std::vector<Compared> gather_runs(const CompareRequest& request, std::string& pr
     }
     if (!is_run_folder(folder)) throw data_error("{} is no run folder", folder.string());
     if (!run_finished(folder)) {
-      throw data_error("{} has not ended: go on with it, tessera train `resume` {}",
-                       folder.string(), folder.string());
+      throw data_error("{} has not ended: resume it first", folder.string());
     }
     Member member{folder, read_results(folder)};
     const RunResult& result = member.result;
@@ -878,7 +877,8 @@ void plan_metrics(Compared& one, const CompareRequest& request) {
 
 CompareResult compare_runs(const CompareRequest& request) {
   if (!request.rows.empty() || !request.datasets.empty()) {
-    throw usage_error("compare takes run folders, or -m and -d to make them, not both");
+    throw usage_error(
+        "compare takes run folders, or rows and datasets to make them from, not both");
   }
   static const std::vector<std::string> known = {"metrics", "topk"};
   for (const auto& setting : request.settings) {
@@ -916,7 +916,7 @@ std::vector<CompareRow> parse_rows(const std::string& text) {
   std::vector<CompareRow> out;
   for (const auto& part : cut(text, ",\n")) out.push_back(parse_row(part));
   if (out.empty()) {
-    throw usage_error("no rows given: add -m NAME,.. or label=recs:FILE, or give run folders");
+    throw usage_error("no rows given: wanted models, label=recs:FILE, or run folders");
   }
   check_labels(out);
   return out;
@@ -946,15 +946,15 @@ CompareResult compare(const CompareRequest& typed) {
   CompareRequest request = typed.resume.empty() ? typed : resumed(typed);
   const Log& log = request.around.log;
   if (request.datasets.empty()) {
-    throw usage_error("no dataset given: add -d FOLDER (made by 'tessera import')");
+    throw usage_error("no dataset given: name a folder that import made");
   }
   const auto rows = parse_rows(request.rows);
   if (request.ablations && std::none_of(rows.begin(), rows.end(), [](const CompareRow& row) {
         return row.bare && find_model(row.model).ablations;
       })) {
-    throw usage_error(
-        "`ablations`: none of the rows is a bare model with an ablation set; "
-        "'tessera models NAME' shows a model's");
+    throw FieldError("ablations",
+                     usage_error("none of the rows is a bare model with an ablation set; "
+                                 "'tessera models NAME' shows a model's"));
   }
   const Protocol& shared = find_protocol(shared_train(request.settings).protocol);
   refuse_in_tables(shared, "compare");

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdlib>
 #include <fstream>
 #include <numeric>
@@ -467,7 +468,7 @@ void claim(const fs::path& folder, const Json& identity) {
 }
 
 /// A run's results, made now unless they are there.
-Json run_model(const DemoRequest& request, const std::string& model) {
+RunResult run_model(const DemoRequest& request, const std::string& model) {
   RunRequest run_request;
   run_request.model = model;
   run_request.dataset = request.folder / "dataset";
@@ -478,7 +479,7 @@ Json run_model(const DemoRequest& request, const std::string& model) {
   run_request.stop_requested = request.stop_requested;
   run_request.progress = request.progress;
   const fs::path folder = request.folder / "runs" / model;
-  if (run_finished(folder)) return read_results(folder).json();
+  if (run_finished(folder)) return read_results(folder);
   if (folder_exists(folder / "checkpoints" / "last")) {
     run_request.resume = folder;
     run_request.settings.clear();
@@ -486,64 +487,63 @@ Json run_model(const DemoRequest& request, const std::string& model) {
     run_request.output = folder;
   }
   reset_peak_memory();
-  return run(run_request).result.json();
+  return run(run_request).result;
 }
 
-Json table_row(const Json& results) {
-  const auto number = [](const Json& from, std::initializer_list<const char*> keys) {
-    const Json* at = &from;
-    for (const char* key : keys) {
-      if (!at->is_object() || !at->contains(key)) return Json();
-      at = &(*at)[key];
-    }
-    return *at;
+DemoRow table_row(const RunResult& result) {
+  const auto known = [](double value) {
+    return std::isnan(value) ? std::nullopt : std::optional(value);
   };
-  Json epoch_s = number(results, {"time_s", "epoch_median"});
-  if (epoch_s.is_null()) epoch_s = number(results, {"time_s", "train"});  // closed form: one pass
-  return {{"model", results["model"]},
-          {"recall@20", number(results, {"test", "recall@20"})},
-          {"ndcg@20", number(results, {"test", "ndcg@20"})},
-          {"cold_recall@20", number(results, {"slices", "cold", "metrics", "recall@20"})},
-          {"epoch_s", epoch_s},
-          {"peak_rss_mb", number(results, {"peak_rss_mb"})},
-          {"valid_recall@20", number(results, {"valid", "recall@20"})}};
+  DemoRow out;
+  out.model = result.model;
+  out.recall = known(result.value("test", "recall@20"));
+  out.ndcg = known(result.value("test", "ndcg@20"));
+  if (const Slice* cold = result.slice("cold")) {
+    out.cold_recall = known(value_of(cold->metrics, "recall@20"));
+  }
+  out.epoch_s = result.time_s.epoch_median;
+  if (!out.epoch_s) out.epoch_s = result.time_s.train;  // closed form: one pass
+  out.peak_rss_mb = result.peak_rss_mb;
+  out.valid_recall = known(result.value("valid", "recall@20"));
+  return out;
 }
 
 /// The first three users with a dozen purchases in train, what they last bought, what to offer.
-Json recommend_some(const DemoRequest& request, const std::string& model) {
+std::vector<DemoUser> recommend_some(const DemoRequest& request, const std::string& model) {
   const Recommender recommender(
       load_bundle(request.folder / "runs" / model / "model", request.log));
   const auto version = recommender.version();
   const Dataset& data = *version->data;
-  Json users = Json::array();
+  std::vector<DemoUser> users;
   for (int64_t user = 0; user < data.n_users && users.size() < 3; ++user) {
     const auto bought = data.train.of(user);
     if (bought.size() < 12) continue;
-    Json one = {{"user", std::string(data.user_ids[user])},
-                {"bought", Json::array()},
-                {"items", Json::array()}};
+    DemoUser one;
+    one.id = data.user_ids[user];
     for (const int32_t item : bought.last(3)) {
-      one["bought"].push_back(data.item_columns.title(item));
+      one.bought.emplace_back(data.item_columns.title(item));
     }
     Ask ask;
-    ask.users = {std::string(data.user_ids[user])};
+    ask.users = {one.id};
     ask.n = 5;
     const std::vector<Answer> answers = recommender.recommend(ask);
     for (const auto& [item, score] : answers.at(0).items) {
-      one["items"].push_back({{"id", std::string(version->catalogue->id(item))},
-                              {"title", std::string(version->catalogue->title(item))},
-                              {"score", score}});
+      one.items.push_back({std::string(version->catalogue->id(item)),
+                           std::string(version->catalogue->title(item)), score});
     }
     users.push_back(std::move(one));
   }
-  return {{"model", model}, {"users", users}};
+  return users;
 }
 
-std::string cell(const Json& value, const char* format, int width) {
-  return fmt::format(
-      "{:>{}}",
-      value.is_number() ? fmt::format(fmt::runtime(format), value.get<double>()) : std::string("-"),
-      width);
+template <typename T>
+Json or_null(const std::optional<T>& value) {
+  return value ? Json(*value) : Json();
+}
+
+template <typename T>
+std::string cell(const std::optional<T>& value, const char* format, int width) {
+  return fmt::format("{:>{}}", value ? fmt::format(fmt::runtime(format), *value) : "-", width);
 }
 
 }  // namespace
@@ -590,7 +590,7 @@ void make_shop(const fs::path& folder, uint64_t seed) {
   });
 }
 
-Json demo(const DemoRequest& request) {
+DemoResult demo(const DemoRequest& request) {
   Json settings = Json::object();
   for (const auto& setting : demo_settings(request.seed)) settings[setting.name] = setting.value;
   claim(request.folder, {{"format", 1}, {"seed", request.seed}, {"settings", settings}});
@@ -611,62 +611,66 @@ Json demo(const DemoRequest& request) {
     options.seed = request.seed;
     import_dataset(options, request.log);
   }
-  Json result = {{"folder", request.folder.string()}, {"seed", request.seed}};
-  result["table"] = Json::array();
-  std::string best;
+  DemoResult result;
+  result.folder = request.folder;
+  result.seed = request.seed;
   double best_score = -1;
   for (const char* model : kModels) {
-    const Json row = table_row(run_model(request, model));
+    result.table.push_back(table_row(run_model(request, model)));
     // As always, valid chooses and test only tells.
-    const double score =
-        row["valid_recall@20"].is_number() ? row["valid_recall@20"].get<double>() : 0.0;
+    const double score = result.table.back().valid_recall.value_or(0);
     if (score > best_score) {
       best_score = score;
-      best = model;
+      result.best = model;
     }
-    result["table"].push_back(row);
   }
-  result["recommendations"] = recommend_some(request, best);
+  result.users = recommend_some(request, result.best);
   return result;
 }
 
-std::string demo_text(const Json& result, const std::string& program) {
+Json DemoResult::json() const {
+  Json rows = Json::array(), people = Json::array();
+  for (const auto& row : table) {
+    rows.push_back({{"model", row.model},
+                    {"recall@20", or_null(row.recall)},
+                    {"ndcg@20", or_null(row.ndcg)},
+                    {"cold_recall@20", or_null(row.cold_recall)},
+                    {"epoch_s", or_null(row.epoch_s)},
+                    {"peak_rss_mb", or_null(row.peak_rss_mb)},
+                    {"valid_recall@20", or_null(row.valid_recall)}});
+  }
+  for (const auto& user : users) {
+    Json items = Json::array();
+    for (const auto& item : user.items) {
+      items.push_back({{"id", item.id}, {"title", item.title}, {"score", item.score}});
+    }
+    people.push_back({{"user", user.id}, {"bought", user.bought}, {"items", items}});
+  }
+  return {{"folder", folder.string()},
+          {"seed", seed},
+          {"table", rows},
+          {"recommendations", {{"model", best}, {"users", people}}}};
+}
+
+std::string demo_text(const DemoResult& result) {
   std::string out = fmt::format(
       "A made-up shop: {} products, {} people, {} purchases; trained on the first 80 %, tested on "
       "the "
       "last 10 %.\nCold: products that nobody bought before the test began. Protocol strict, seed "
       "{}.\n\n",
-      kItems, kUsers, kEvents, result["seed"].dump());
+      kItems, kUsers, kEvents, result.seed);
   out += fmt::format("{:<12}{:>11}{:>11}{:>16}{:>11}{:>13}\n", "model", "recall@20", "ndcg@20",
                      "cold recall@20", "s/epoch", "peak memory");
-  for (const Json& row : result["table"]) {
-    out += fmt::format("{:<12}", row["model"].get<std::string>());
-    out += cell(row["recall@20"], "{:.4f}", 11) + cell(row["ndcg@20"], "{:.4f}", 11) +
-           cell(row["cold_recall@20"], "{:.4f}", 16) + cell(row["epoch_s"], "{:.2f}", 11) +
-           cell(row["peak_rss_mb"], "{:.0f} MB", 13) + "\n";
+  for (const auto& row : result.table) {
+    out += fmt::format("{:<12}", row.model) + cell(row.recall, "{:.4f}", 11) +
+           cell(row.ndcg, "{:.4f}", 11) + cell(row.cold_recall, "{:.4f}", 16) +
+           cell(row.epoch_s, "{:.2f}", 11) + cell(row.peak_rss_mb, "{} MB", 13) + "\n";
   }
-  const Json& recommendations = result["recommendations"];
-  const auto model = recommendations["model"].get<std::string>();
-  out += fmt::format("\n{} did best on valid. It offers\n", model);
-  for (const Json& one : recommendations["users"]) {
-    std::vector<std::string> bought;
-    for (const Json& title : one["bought"]) bought.push_back(title.get<std::string>());
-    out += fmt::format("\n{}, who last bought {}:\n", one["user"].get<std::string>(),
-                       fmt::join(bought, "; "));
-    for (const Json& item : one["items"]) {
-      out += fmt::format("  {}  {}\n", item["id"].get<std::string>(),
-                         item["title"].get<std::string>());
-    }
+  out += fmt::format("\n{} did best on valid. It offers\n", result.best);
+  for (const auto& user : result.users) {
+    out += fmt::format("\n{}, who last bought {}:\n", user.id, fmt::join(user.bought, "; "));
+    for (const auto& item : user.items) out += fmt::format("  {}  {}\n", item.id, item.title);
   }
-  const auto folder = result["folder"].get<std::string>();
-  out += fmt::format(
-      "\nTo go on:\n"
-      "  {0} inspect {1}/source/events.tsv\n"
-      "  {0} recommend {1}/runs/{2}/model --users u0003 -n 10\n"
-      "  {0} similar {1}/runs/VBPR/model p0001 --by image\n"
-      "  {0} train -m VBPR -d {1}/dataset --modalities text\n"
-      "  {0} inspect YOUR_FILE; {0} import YOUR_FILE -o YOUR_DATASET",
-      program, folder, model);
   return out;
 }
 

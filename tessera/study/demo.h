@@ -3,7 +3,9 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "tessera/base/json.h"
 #include "tessera/base/log.h"
@@ -29,13 +31,41 @@ struct DemoRequest {
   };
 };
 
-/// The whole way on made-up data: shop, import, six models, comparison, recommendations. What the
-/// folder already holds is not done again; a run that was interrupted goes on. Returns
-/// {"folder","seed","counts","table":[..],"recommendations":{"model","users":[..]}}. Exit 2 for a
-/// folder that holds something else.
-Json demo(const DemoRequest& request);
+/// A model's numbers on the shop; none where it has no such number.
+struct DemoRow {
+  std::string model;
+  std::optional<double> recall, ndcg, cold_recall;  ///< at 20, on test
+  std::optional<double> epoch_s;                    ///< median; of a closed form its whole training
+  std::optional<int64_t> peak_rss_mb;
+  std::optional<double> valid_recall;
+};
+struct DemoItem {
+  std::string id, title;
+  double score = 0;
+};
+/// Somebody of the shop: titles last bought, and what is offered.
+struct DemoUser {
+  std::string id;
+  std::vector<std::string> bought;
+  std::vector<DemoItem> items;
+};
+struct DemoResult {
+  std::filesystem::path folder;
+  uint64_t seed = 0;
+  std::vector<DemoRow> table;
+  std::string best;  ///< the model that did best on valid; it makes the offers
+  std::vector<DemoUser> users;
 
-/// What demo() returned, for people: the table, the recommendations and what to type next.
-std::string demo_text(const Json& result, const std::string& program);
+  /// {"folder","seed","table":[..],"recommendations":{"model","users":[..]}}.
+  Json json() const;
+};
+
+/// The whole way on made-up data: shop, import, six models, comparison, recommendations. What the
+/// folder already holds is not done again; a run that was interrupted goes on. Exit 2 for a folder
+/// that holds something else.
+DemoResult demo(const DemoRequest& request);
+
+/// For people: the table and the recommendations.
+std::string demo_text(const DemoResult& result);
 
 }  // namespace tessera

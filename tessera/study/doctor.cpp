@@ -120,7 +120,7 @@ std::vector<Finding> examine_machine() {
           disk(),
           {"parquet", "yes"},
           {"encoders", "tfidf, exec:COMMAND, pamd, r2mr; none for pictures or sound", true,
-           "bring feature files: import --feature image=FILE"},
+           "bring feature files and import them with the events"},
           port()};
 }
 

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "tessera/base/error.h"
+#include "tessera/base/field_error.h"
 #include "tessera/base/files.h"
 #include "tessera/folder/load.h"
 #include "tessera/model/bundle.h"
@@ -79,12 +80,12 @@ Subject open_lists(const EvaluateRequest& request) {
 
 Subject open_run_folder(const EvaluateRequest& request) {
   if (!request.dataset.empty()) {
-    throw usage_error("a run is evaluated on the dataset it was trained on, got {}: leave it out",
-                      request.dataset.string());
+    throw FieldError("dataset", usage_error("a run is evaluated on the dataset it was trained on: "
+                                            "leave it out"));
   }
   for (const Setting& setting : request.settings) {
     if (setting.name == "modalities" || setting.name == "fold") {
-      throw usage_error("a run keeps its own {}: leave the flag out", setting.name);
+      throw FieldError(setting.name, usage_error("a run keeps its own: leave it out"));
     }
   }
   OpenRun run = open_run(request.target, request.log);
@@ -102,7 +103,8 @@ Subject open_run_folder(const EvaluateRequest& request) {
 
 Subject open_bundle_folder(const EvaluateRequest& request) {
   if (request.dataset.empty()) {
-    throw usage_error("a bundle holds no held-out rows: add -d DATASET, the one it was trained on");
+    throw FieldError("dataset", usage_error("a bundle holds no held-out rows: wanted the dataset "
+                                            "that it was trained on"));
   }
   Subject out;
   const std::string what = (request.target / "model.json").string();

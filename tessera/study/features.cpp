@@ -103,7 +103,7 @@ Json supplied(const FeaturesRequest& request, Model& model, FeatureSupplier& sup
     throw data_error(
         "{} was trained on other items or train rows than those of {}, and {} makes features of "
         "its "
-        "own items only; use `encoder` {}",
+        "own items only; use the encoder {}",
         request.encoder, request.dataset.string(), info.name, squeezed(info.name));
   }
   const auto own = info.fields();
@@ -155,7 +155,7 @@ Json encode_with(const FeaturesRequest& request, Model& model, const std::string
     }
     throw data_error(
         "{} has learned from other train rows than those of {}, so its '{}' may know what is held "
-        "out there; train it with `freeze_pretrained` true, or use `encoder` {}",
+        "out there; train it with freeze_pretrained = true, or use the encoder {}",
         request.encoder, request.dataset.string(), rows.modality, squeezed(name));
   }
   return put(request, packed(made, data.view(), card), info.name, model);
@@ -171,7 +171,9 @@ void throw_if_stopped(const FeaturesRequest& request) {
 
 Json make_features(const FeaturesRequest& request) {
   if (request.encoder.empty()) {
-    throw usage_error("no encoder given: add `encoder` NAME, see 'tessera features --help'");
+    throw usage_error(
+        "no encoder given: wanted tfidf, exec:COMMAND, a model that makes features, or a run of "
+        "one");
   }
   const auto dtype = feature_dtype(request.dtype);  // before the work
   if (is_content_encoder(request.encoder)) {

@@ -117,9 +117,8 @@ Study claim_study(const fs::path& folder, const Study& study) {
     Json there = found.identity, here = study.identity;
     const Json files_there = take_files(there), files_here = take_files(here);
     if (const auto other = difference(there, here); !other.empty()) {
-      throw usage_error(
-          "{} holds another study: {}; choose another folder, or go on with it: `resume` {}",
-          folder.string(), other, folder.string());
+      throw usage_error("{} holds another study: {}; choose another folder, or resume it as it is",
+                        folder.string(), other);
     }
     if (const auto other = difference(files_there, files_here); !other.empty()) {
       throw data_error("what {} was begun with has changed: {}; choose another folder",
@@ -150,9 +149,8 @@ Study read_study(const fs::path& folder, const std::string& kind) {
     throw data_error("{} is no study folder", folder.string());
   Study found = study_in(folder);
   if (found.kind != kind) {
-    throw usage_error("{} holds a study made by '{}': go on with tessera {} `resume` {}",
-                      folder.string(), printable(found.kind), printable(found.kind),
-                      folder.string());
+    throw usage_error("{} holds a study made by '{}', not by '{}'", folder.string(),
+                      printable(found.kind), kind);
   }
   return found;
 }

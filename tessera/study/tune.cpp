@@ -7,6 +7,7 @@
 #include <set>
 
 #include "tessera/base/error.h"
+#include "tessera/base/field_error.h"
 #include "tessera/base/files.h"
 #include "tessera/base/text.h"
 #include "tessera/base/version.h"
@@ -85,9 +86,9 @@ struct Plan {
   std::vector<Dimension> space;
 };
 
-/// MMRec's `hyper_parameters` and `search.`, out of the settings; `own` is what is searched where
-/// nothing was named: the model's grid, settings and their values.
-Plan plan_of(const TuneRequest& request, const std::vector<std::pair<std::string, Json>>& own) {
+/// MMRec's `hyper_parameters` and `search.`, out of the settings; where nothing is named, the
+/// model's own grid less the settings that were given.
+Plan plan_of(const TuneRequest& request, const SearchSpace& own) {
   Plan out;
   const Log& log = request.around.log;
   std::vector<std::string> named;
@@ -127,8 +128,8 @@ Plan plan_of(const TuneRequest& request, const std::vector<std::pair<std::string
   for (const auto& typed : request.search) {
     const size_t equals = typed.find('=');
     if (equals == std::string::npos || equals == 0) {
-      throw usage_error("`search` wants name=values such as n_layers=1,2, got '{}'",
-                        printable(typed));
+      throw FieldError("search", usage_error("wanted name=values such as n_layers=1,2, got '{}'",
+                                             printable(typed)));
     }
     add(setting_name(typed.substr(0, equals)), parse_value(typed.substr(equals + 1)));
   }
@@ -149,7 +150,7 @@ Plan plan_of(const TuneRequest& request, const std::vector<std::pair<std::string
     }
   }
   if (out.space.empty()) {
-    throw usage_error("nothing to search: add `search` name=values, or search: to a -c file");
+    throw usage_error("nothing to search: name settings and their values, name=1,2");
   }
   for (const auto& one : out.space) {
     static const std::vector<std::string> kNever = {"seed", "protocol",   "metrics",     "topk",
@@ -171,7 +172,7 @@ Json space_json(const std::vector<Dimension>& space) {
 TuneRequest resumed(const TuneRequest& request) {
   if (!request.model.empty() || !request.dataset.empty() || !request.settings.empty() ||
       !request.search.empty() || !request.sampler.empty() || request.trials > 0) {
-    throw usage_error("`resume` {} takes model, dataset and search from the study: leave them out",
+    throw usage_error("{} has a model, a dataset and a search of its own: leave them out",
                       request.resume.string());
   }
   const Json identity = read_study(request.resume, "tune").identity;
@@ -326,13 +327,12 @@ std::vector<Trial> make_trials(const std::vector<Dimension>& space, const std::s
   if (sampler == "grid") {
     for (const auto& one : space) {
       if (one.kind != Dimension::Kind::list) {
-        throw usage_error("a grid needs lists, {} is {}: use `sampler` random", one.name,
+        throw usage_error("a grid needs lists, {} is {}: use the random sampler", one.name,
                           dimension_text(one));
       }
     }
     if (points == 0 || points > kMostTrials) {
-      throw usage_error("this grid has more than {} points: use `sampler` random `trials` N",
-                        kMostTrials);
+      throw usage_error("this grid has more than {} points: use the random sampler", kMostTrials);
     }
     for (int64_t point = 0; point < points; ++point) {
       Trial trial;
@@ -367,12 +367,12 @@ std::vector<Trial> make_trials(const std::vector<Dimension>& space, const std::s
 TuneResult tune(const TuneRequest& typed) {
   TuneRequest request = typed.resume.empty() ? typed : resumed(typed);
   const Log& log = request.around.log;
-  if (request.model.empty()) throw usage_error("no model given: add -m NAME, see 'tessera models'");
+  if (request.model.empty()) throw usage_error("no model given: name one that is registered");
   if (request.dataset.empty()) {
-    throw usage_error("no dataset given: add -d FOLDER (made by 'tessera import')");
+    throw usage_error("no dataset given: name a folder that import made");
   }
   const ModelInfo& info = find_model(request.model);
-  const Plan plan = plan_of(request, find_model(request.model).search);
+  const Plan plan = plan_of(request, info.search);
   std::string sampler;
   for (const auto& name : kSamplers) {
     if (squeezed(name) == squeezed(request.sampler)) sampler = name;
@@ -384,14 +384,17 @@ TuneResult tune(const TuneRequest& typed) {
                       did_you_mean(request.sampler, kSamplers), fmt::join(kSamplers, ", "));
   }
   if (request.trials < 0 || request.trials > kMostTrials) {
-    throw usage_error("`trials` must be from 1 to {}, got {}", kMostTrials, request.trials);
+    throw FieldError("trials",
+                     usage_error("must be from 1 to {}, got {}", kMostTrials, request.trials));
   }
   const auto trials = make_trials(plan.space, sampler, request.trials > 0 ? request.trials : 20,
                                   static_cast<uint64_t>(request.trial_seed));
   if (sampler == "grid" && request.trials > 0 &&
       request.trials != static_cast<int64_t>(trials.size())) {
-    throw usage_error("the grid has {} points, `trials` {}: leave it out, or use `sampler` random",
-                      trials.size(), request.trials);
+    throw FieldError("trials",
+                     usage_error("the grid has {} points, got {}: leave it out, or use the "
+                                 "random sampler",
+                                 trials.size(), request.trials));
   }
   Settings implied = implied_settings(request.model);
   implied.insert(implied.end(), plan.fixed.begin(), plan.fixed.end());
@@ -414,7 +417,7 @@ TuneResult tune(const TuneRequest& typed) {
     view.fold = train.fold;
     const Dataset data = load_dataset(request.dataset, view);
     if (!has_rows(data, Split::valid)) {
-      throw data_error("'{}' has no validation rows to choose by: import it with another `split`",
+      throw data_error("'{}' has no validation rows to choose by: import it with another split",
                        data.name);
     }
     card = DataCard::read(data.about);

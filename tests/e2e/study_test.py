@@ -530,9 +530,18 @@ class Tune(Studies):
         result = json.loads(done.stdout)
         self.assertEqual((result["sampler"], len(result["trials"])), ("grid", 4))
 
+    def test_where_nothing_is_named_the_models_own_grid_is_searched(self):
+        done = self.succeeds("tune", "-m", "LightGCN", "-d", "data", "--reg_weight", "0.01", "--trials", "1",
+                             "--sampler", "random", "--seeds", "0", "--epochs", "1", *self.SMALL, "-o", "own",
+                             "--json")
+        result = json.loads(done.stdout)
+        self.assertIn("n_layers", result["search"])
+        self.assertNotIn("reg_weight", result["search"])  # it was given
+        self.assertIn("reg_weight", result["settings"])
+
     def test_refusals(self):
         tune = ("tune", "-d", "data", "-m", "LightGCN", "-o", "study")
-        self.fails(2, r"nothing to search", *tune)
+        self.fails(2, r"nothing to search", "tune", "-d", "data", "-m", "Popularity", "-o", "study")
         self.fails(2, r"name=values", *tune, "--search", "n_layers")
         self.fails(2, r"no setting 'n_layer'.*'n_layers'", *tune, "--search", "n_layer=1,2")
         self.fails(2, r"n_layers must be between", *tune, "--search", "n_layers=1,99")
