@@ -2,6 +2,8 @@
 
 #include <stdexcept>
 
+#include "tessera/base/error.h"
+
 namespace tessera {
 
 void TrainSettings::describe(Fields& f) {
