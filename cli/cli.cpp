@@ -1,6 +1,7 @@
 #include "cli/cli.h"
 
 #include <fmt/format.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -18,6 +19,7 @@
 #include "cli/config.h"
 #include "tessera/base/files.h"
 #include "tessera/base/resumable.h"
+#include "tessera/base/stop.h"
 #include "tessera/base/version.h"
 #include "tessera/ops/process.h"
 #include "tessera/study/run.h"
@@ -201,27 +203,41 @@ struct PipeClosed {};
 
 }  // namespace
 
+void check_output(const Common& common, const Log& log) {
+  if (common.output.empty()) return;
+  check_writable(common.output);
+  warn_of_leftovers(common.output, log);
+}
+
+void print_place(const std::string& path) {
+  struct stat out = {}, named = {};
+  const bool is_stdout = fstat(STDOUT_FILENO, &out) == 0 && stat(path.c_str(), &named) == 0 &&
+                         out.st_dev == named.st_dev && out.st_ino == named.st_ino;
+  if (!is_stdout) print(path);
+}
+
 void print_or_write(const Common& common, const std::function<void(const Sink&)>& make) {
-  const auto stop = [] {
-    if (interrupted()) throw RunError(Exit::interrupted_without_checkpoint, "interrupted");
-  };
+  const auto stop = [] { end_if_stopped(interrupted, "interrupted"); };
   if (common.output.empty()) {
     make([&](std::string_view text) {
       stop();
       if (std::fwrite(text.data(), 1, text.size(), stdout) == text.size()) return;
+      if (errno == EINTR) stop();  // a reader that does not read
       if (errno == EPIPE) throw PipeClosed{};
       throw RunError(Exit::failed, fmt::format("cannot write the result: {}", strerror(errno)));
     });
     return;
   }
-  check_writable(common.output);
-  write_file_with(common.output, [&](std::ostream& out) {
-    make([&](std::string_view text) {
-      stop();
-      out.write(text.data(), static_cast<std::streamsize>(text.size()));
-    });
-  });
-  print(common.output);
+  write_file_with(
+      common.output,
+      [&](std::ostream& out) {
+        make([&](std::string_view text) {
+          stop();
+          out.write(text.data(), static_cast<std::streamsize>(text.size()));
+        });
+      },
+      interrupted);
+  print_place(common.output);
 }
 
 TrainSettings check_bundle_flags(const Common& common, const std::string& verb) {
@@ -338,6 +354,19 @@ std::string reworded(std::string text) {
   return text;
 }
 
+/// What the library says in the names of settings, with the flags that are typed for them here.
+std::string with_flags(std::string text) {
+  static const std::vector<std::pair<std::regex, std::string>> words = {
+      {std::regex("choose another folder"), "choose another -o"},
+      {std::regex("^no model given: name one that is registered$"),
+       "no model given: add -m NAME, see 'tessera models'"},
+      {std::regex("^(no model '.*)$"), "$1; see 'tessera models'"},
+      {std::regex("(is a run of .*), got model (.*: leave it out)$"), "$1, got -m $2"},
+      {std::regex(R"(choose epochs \(all of them run,)"), "give --epochs N (all N run,"}};
+  for (const auto& [pattern, ours] : words) text = std::regex_replace(text, pattern, ours);
+  return text;
+}
+
 int run_program(int argc, char** argv) {
   CLI::App app("Tessera: recommendations from pictures, words, sounds and clicks.", "tessera");
   app.set_version_flag("--version", std::string("tessera ") + kVersion);
@@ -402,10 +431,13 @@ int main_program(int argc, char** argv) {
   try {
     code = run_program(argc, argv);
   } catch (const InputError& e) {
-    code = fail(e.code(), e.what());
+    code = fail(e.code(), with_flags(e.what()));
   } catch (const ResumableError& e) {
-    code = fail(e.code(), fmt::format("{}; go on with: tessera {} --resume {}", e.what(), argv[1],
-                                      e.folder()));
+    // Other verbs that train leave a run.
+    const std::string verb = argv[1];
+    code = fail(e.code(),
+                fmt::format("{}; go on with: tessera {} --resume {}", e.what(),
+                            verb == "compare" || verb == "tune" ? verb : "train", e.folder()));
   } catch (const RunError& e) {
     code = fail(e.code(), e.what());
   } catch (const PipeClosed&) {
@@ -416,7 +448,8 @@ int main_program(int argc, char** argv) {
     code = fail(Exit::failed, "unexpected: " + text.substr(0, text.find('\n')));
   }
   // A reader that went away (head) is no failure, a full disk is.
-  if (std::fflush(stdout) != 0 && g_print_error == 0) g_print_error = errno;
+  const bool stopped = code == static_cast<int>(Exit::interrupted_without_checkpoint);
+  if (!stopped && std::fflush(stdout) != 0 && g_print_error == 0) g_print_error = errno;
   if (g_print_error != 0 && g_print_error != EPIPE && code == 0) {
     code = fail(Exit::failed,
                 fmt::format("cannot write the result: {}", std::strerror(g_print_error)));

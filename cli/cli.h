@@ -50,6 +50,13 @@ Log make_log(const Common& common);
 void print(const std::string& text);
 void print_json(const Json& value);
 
+/// Before work whose result goes to -o: exit 2 where nothing can be written there, a warning of
+/// what others left.
+void check_output(const Common& common, const Log& log);
+
+/// Where a result was written, unless that is stdout itself.
+void print_place(const std::string& path);
+
 /// A result of any length, as it is made: to the file -o, whose path is then printed, or else to
 /// stdout.
 using Sink = std::function<void(std::string_view)>;

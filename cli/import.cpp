@@ -90,6 +90,7 @@ void run_import(Flags& flags, const Common& common) {
     options.paths.assign(common.datasets.begin(), common.datasets.end());
   }
   options.output = common.output;
+  options.reading.stop_requested = interrupted;
   options.positive = all_of(flags.positive);
   options.read = all_of(flags.read);
   options.reading.text = all_of(flags.text);

@@ -18,6 +18,7 @@ void add_inspect(CLI::App& app, Common& common) {
         if (flags->read.rows < 0) {
           throw usage_error("--rows must be at least 0, got {}", flags->read.rows);
         }
+        flags->read.stop_requested = interrupted;
         Json report = inspect(flags->path, flags->read);
         // Counted here rather than in inspect(): import counts what it keeps.
         const std::string use = report.value("use", "");

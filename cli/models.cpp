@@ -28,6 +28,7 @@ std::string shown(const ModelDescription& model) {
       model.settings.empty() ? "no settings of its own\n" : aligned(settings_table(model.settings));
   out += "\ntraining\n" + aligned(settings_table(model.training));
   if (!model.ablations.empty()) out += "\n" + aligned(ablations_table(model.ablations));
+  if (!model.search.empty()) out += "\n" + aligned(search_table(model.search));
   return out;
 }
 

@@ -62,6 +62,7 @@ void recommend(const Common& common, const Flags& flags) {
   if (!flags.exclude.empty()) ask.exclude = read_ids(flags.exclude, true);
   if (!flags.only.empty()) ask.only = read_ids(flags.only);
   ask.filter_seen = !flags.no_filter_seen;
+  check_output(common, log);
   const Recommender recommender(load_bundle(flags.bundle, log, {.answers = true}), log);
   ask.n = list_length(flags.n, recommender.version()->catalogue->size());
   const auto version = recommender.version();
@@ -90,7 +91,6 @@ void recommend(const Common& common, const Flags& flags) {
       }
       ++n_lists;
       progress.advance(1);
-      if (text.size() < (1U << 20)) return;
       sink(text);
       text.clear();
     });

@@ -19,7 +19,7 @@ void add_report(CLI::App& app, Common& common) {
                  if (common.json) {
                    print_json({{"file", place.string()}});
                  } else {
-                   print(place.string());
+                   print_place(place.string());
                  }
                });
   verb->add_option(

@@ -61,6 +61,7 @@ void similar(const Common& common, const Flags& flags) {
   ask.by = flags.by;
   if (!flags.exclude.empty()) ask.exclude = read_ids(flags.exclude, true);
   if (!flags.only.empty()) ask.only = read_ids(flags.only);
+  check_output(common, log);
   const std::string modality = squeezed(ask.by) == "cf" ? "" : canonical_modality(ask.by);
   const Recommender recommender(
       load_bundle(flags.bundle, log, {.answers = true, .compare_by = {modality}}), log);
@@ -89,7 +90,6 @@ void similar(const Common& common, const Flags& flags) {
       }
       ++n_lists;
       progress.advance(1);
-      if (text.size() < (1U << 20)) return;
       sink(text);
       text.clear();
     });

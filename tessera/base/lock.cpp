@@ -2,28 +2,22 @@
 
 #include <fcntl.h>
 #include <sys/file.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <array>
 #include <cerrno>
 #include <cstring>
 #include <string>
+#include <tuple>
 #include <utility>
 
 #include "tessera/base/error.h"
+#include "tessera/base/temporary.h"
 
 namespace tessera {
 namespace {
 
 namespace fs = std::filesystem;
-
-/// False once a holder that ended has removed the file that `fd` is.
-bool is_still(const fs::path& file, int fd) {
-  struct stat named = {}, held = {};
-  return stat(file.c_str(), &named) == 0 && fstat(fd, &held) == 0 && named.st_dev == held.st_dev &&
-         named.st_ino == held.st_ino;
-}
 
 /// "process 12 on host x", as its holder wrote it.
 std::string holder_of(int fd) {

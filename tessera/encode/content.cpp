@@ -144,15 +144,15 @@ std::map<std::string, std::vector<float>> cached_rows(const fs::path& folder,
 }
 
 NewFeature tfidf_feature(const ContentSettings& settings, const Contents& contents,
-                         const std::string& key) {
+                         const std::string& key, const std::function<bool()>& stop_requested) {
   std::vector<std::string> texts;
   NewFeature out;
   for (const auto& item : contents.items) {
     texts.push_back(item.text);
     out.ids.add(item.id);
   }
-  out.rows =
-      tfidf_rows(texts, settings.tfidf, Random(static_cast<uint64_t>(settings.seed), "tfidf"));
+  out.rows = tfidf_rows(texts, settings.tfidf,
+                        Random(static_cast<uint64_t>(settings.seed), "tfidf"), stop_requested);
   if (out.rows.size(1) == 0) {
     throw data_error("tfidf: no term occurs in {} texts or more; try --min_count 1",
                      settings.tfidf.min_count);
@@ -288,7 +288,7 @@ Json encode_content(const fs::path& folder, const std::string& encoder, const Se
         return {{"folder", folder.string()}, {"features", {{settings.modality, entry}}}};
       }
     }
-    feature = tfidf_feature(settings, contents, key);
+    feature = tfidf_feature(settings, contents, key, stop_requested);
   } else {
     feature = exec_feature(folder, command, settings, contents, dtype, log, stop_requested);
   }

@@ -1,17 +1,10 @@
 #include "tessera/encode/exec.h"
 
-#include <fcntl.h>
-#include <poll.h>
-#include <signal.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <cmath>
-#include <cstring>
 #include <unordered_map>
 
+#include "tessera/base/command.h"
 #include "tessera/base/error.h"
 #include "tessera/data/feature.h"
 #include "tessera/data/npy.h"
@@ -20,94 +13,6 @@ namespace tessera {
 namespace {
 
 constexpr size_t kOutputStart = size_t{16} << 20, kOutputOfOne = size_t{256} << 10;
-
-/// A child whose stdin and stdout are ours; ended when this ends.
-class Child {
- public:
-  explicit Child(const std::string& command) {
-    int in[2], out[2];
-    if (pipe2(in, O_CLOEXEC) != 0 || pipe2(out, O_CLOEXEC) != 0) fail();
-    pid_ = fork();
-    if (pid_ < 0) fail();
-    if (pid_ == 0) {
-      setpgid(0, 0);
-      dup2(in[0], 0);
-      dup2(out[1], 1);
-      signal(SIGPIPE, SIG_DFL);
-      execl("/bin/sh", "sh", "-c", command.c_str(), static_cast<char*>(nullptr));
-      _exit(127);
-    }
-    close(in[0]);
-    close(out[1]);
-    to_ = in[1];
-    from_ = out[0];
-    fcntl(to_, F_SETFL, O_NONBLOCK);
-  }
-  ~Child() {
-    close_input();
-    close(from_);
-    if (pid_ > 0) {
-      kill(-pid_, SIGTERM);
-      waitpid(pid_, nullptr, 0);
-    }
-  }
-  Child(const Child&) = delete;
-  Child& operator=(const Child&) = delete;
-
-  /// Writes `input` while reading, so that neither side waits for ever; false when asked to stop.
-  bool talk(const std::string& input, size_t limit, std::string& output,
-            const std::function<bool()>& stop_requested) {
-    size_t sent = 0;
-    if (input.empty()) close_input();
-    char buffer[1 << 16];
-    while (true) {
-      if (stop_requested()) return false;
-      pollfd wait[2] = {{from_, POLLIN, 0}, {to_, POLLOUT, 0}};
-      const int ready = poll(wait, to_ >= 0 ? 2 : 1, 200);
-      if (ready < 0 && errno != EINTR) fail();
-      if (ready <= 0) continue;
-      if (to_ >= 0 && wait[1].revents != 0) {
-        const ssize_t n = write(to_, input.data() + sent, input.size() - sent);
-        if (n > 0) sent += static_cast<size_t>(n);
-        // A command that reads no further may still answer what it has read.
-        if (sent == input.size() || (n < 0 && errno != EAGAIN && errno != EINTR)) close_input();
-      }
-      if (wait[0].revents != 0) {
-        const ssize_t n = read(from_, buffer, sizeof(buffer));
-        if (n > 0) output.append(buffer, static_cast<size_t>(n));
-        if (output.size() > limit) {
-          throw data_error(
-              "the encoder's command wrote more than {} MiB: that is no answer to what it was "
-              "asked",
-              limit >> 20);
-        }
-        if (n == 0) return true;
-        if (n < 0 && errno != EINTR) fail();
-      }
-    }
-  }
-
-  /// Its exit code, or 128 + the signal that ended it.
-  int end() {
-    int status = 0;
-    while (waitpid(pid_, &status, 0) < 0 && errno == EINTR) {
-    }
-    pid_ = -1;
-    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-  }
-
- private:
-  void close_input() {
-    if (to_ >= 0) close(to_);
-    to_ = -1;
-  }
-  [[noreturn]] static void fail() {
-    throw RunError(Exit::failed,
-                   fmt::format("cannot run the encoder's command: {}", std::strerror(errno)));
-  }
-  pid_t pid_ = -1;
-  int to_ = -1, from_ = -1;
-};
 
 constexpr const char* kNotFinite = "vectors with entries that are no finite numbers";
 
@@ -198,15 +103,15 @@ ExecAnswers run_exec(const std::string& command, const std::vector<Json>& reques
   for (const auto& request : requests) {
     input += request.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
   }
-  Child child(command);
   const size_t limit = kOutputStart + kOutputOfOne * requests.size();
-  if (!child.talk(input, limit, output, stop_requested)) {
+  const auto code =
+      run_command(command, input, limit, output, "the encoder's command", stop_requested);
+  if (!code) {
     throw RunError(Exit::interrupted_without_checkpoint,
                    "interrupted: no feature was written, call again to start over");
   }
-  const int code = child.end();
-  if (code != 0) {
-    throw data_error("the encoder's command ended with exit code {}: {}", code,
+  if (*code != 0) {
+    throw data_error("the encoder's command ended with exit code {}: {}", *code,
                      printable(command, 200));
   }
   ExecAnswers answers;

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <unordered_map>
 
+#include "tessera/base/stop.h"
 #include "tessera/ops/fill.h"
 #include "tessera/ops/parallel.h"
 
@@ -145,8 +146,9 @@ torch::Tensor orthonormal(const torch::Tensor& x) {
 }  // namespace
 
 torch::Tensor tfidf_rows(const std::vector<std::string>& texts, const TfidfOptions& options,
-                         const Random& random) {
+                         const Random& random, const std::function<bool()>& stop_requested) {
   const torch::NoGradGuard no_grad;
+  end_if_stopped(stop_requested);
   const Sparse x = weighted_terms(texts, options), xt = transposed(x);
   const int64_t rank = std::min(x.n_rows(), x.n_columns);
   const int64_t width = std::min(options.width, rank);
@@ -154,6 +156,7 @@ torch::Tensor tfidf_rows(const std::vector<std::string>& texts, const TfidfOptio
   const int64_t columns = std::min(width + kSpare, rank);
   auto basis = orthonormal(times(x, normal(x.n_columns, columns, 0, 1, random)));
   for (int64_t i = 0; i < kIterations; ++i) {
+    end_if_stopped(stop_requested);
     basis = orthonormal(times(x, orthonormal(times(xt, basis))));
   }
   // The exact solution within the subspace: X^T Q = B^T, B B^T = V S^2 V^T, rows = Q V S.

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -20,8 +21,9 @@ struct TfidfOptions {
 /// rows of length 1, then the coordinates on the first `width` right singular directions by
 /// subspace iteration (largest entry of a direction positive). Bytes above 127 count as letters,
 /// A-Z as a-z. float32 [texts, min(width, texts, terms)]; a text without a term is a zero row.
+/// Ends as interrupted once `stop_requested` says so.
 /// The same for any number of threads up to rounding of the dense products.
 torch::Tensor tfidf_rows(const std::vector<std::string>& texts, const TfidfOptions& options,
-                         const Random& random);
+                         const Random& random, const std::function<bool()>& stop_requested = {});
 
 }  // namespace tessera

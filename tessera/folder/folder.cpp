@@ -219,42 +219,47 @@ FolderRows read_folder_interactions(std::istream& in, const std::string& name, V
 }
 
 void write_interactions(const fs::path& path, const EventTable& table,
-                        const std::vector<uint8_t>& fold) {
-  write_file_with(path, [&](std::ostream& out) {
-    std::string block = "user_id\titem_id";
-    if (!table.rating.empty()) block += "\trating";
-    if (!table.time.empty()) block += table.time_unit == "position" ? "\tposition" : "\ttimestamp";
-    if (!table.event.empty()) block += "\tevent";
-    block += "\tsplit";
-    if (!fold.empty()) block += "\tfold";
-    block += '\n';
-    std::array<char, 32> digits;
-    const auto put = [&](auto value) {
-      const auto end = std::to_chars(digits.data(), digits.data() + digits.size(), value).ptr;
-      block += '\t';
-      block.append(digits.data(), end);
-    };
-    for (int64_t row = 0; row < table.n_rows(); ++row) {
-      block += table.users[table.user[row]];
-      block += '\t';
-      block += table.items[table.item[row]];
-      if (!table.rating.empty()) put(table.rating[row]);
-      if (!table.time.empty()) put(table.time[row]);
-      if (!table.event.empty()) {
-        block += '\t';
-        block += table.event_types[table.event[row]];
-      }
-      block += '\t';
-      block += split_name(table.split[row]);
-      if (!fold.empty()) put(static_cast<int>(fold[row]));
-      block += '\n';
-      if (block.size() > kBlock) {
+                        const std::vector<uint8_t>& fold,
+                        const std::function<bool()>& stop_requested) {
+  write_file_with(
+      path,
+      [&](std::ostream& out) {
+        std::string block = "user_id\titem_id";
+        if (!table.rating.empty()) block += "\trating";
+        if (!table.time.empty())
+          block += table.time_unit == "position" ? "\tposition" : "\ttimestamp";
+        if (!table.event.empty()) block += "\tevent";
+        block += "\tsplit";
+        if (!fold.empty()) block += "\tfold";
+        block += '\n';
+        std::array<char, 32> digits;
+        const auto put = [&](auto value) {
+          const auto end = std::to_chars(digits.data(), digits.data() + digits.size(), value).ptr;
+          block += '\t';
+          block.append(digits.data(), end);
+        };
+        for (int64_t row = 0; row < table.n_rows(); ++row) {
+          block += table.users[table.user[row]];
+          block += '\t';
+          block += table.items[table.item[row]];
+          if (!table.rating.empty()) put(table.rating[row]);
+          if (!table.time.empty()) put(table.time[row]);
+          if (!table.event.empty()) {
+            block += '\t';
+            block += table.event_types[table.event[row]];
+          }
+          block += '\t';
+          block += split_name(table.split[row]);
+          if (!fold.empty()) put(static_cast<int>(fold[row]));
+          block += '\n';
+          if (block.size() > kBlock) {
+            out.write(block.data(), static_cast<std::streamsize>(block.size()));
+            block.clear();
+          }
+        }
         out.write(block.data(), static_cast<std::streamsize>(block.size()));
-        block.clear();
-      }
-    }
-    out.write(block.data(), static_cast<std::streamsize>(block.size()));
-  });
+      },
+      stop_requested);
 }
 
 ItemColumns read_item_columns(std::istream& in, const std::string& name, const Vocabulary& items) {
@@ -319,7 +324,7 @@ Json parse_dataset_json(std::string_view text, const std::string& what) {
 
 bool is_dataset_folder(const fs::path& path) {
   std::error_code error;
-  return fs::is_directory(path, error) && fs::is_regular_file(path / "dataset.json", error);
+  return folder_exists(path) && fs::is_regular_file(path / "dataset.json", error);
 }
 
 void read_media(const fs::path& folder, const std::function<bool(const MediaRow&)>& visit) {
@@ -349,7 +354,7 @@ std::map<std::string, std::string> media_files(const fs::path& folder, std::stri
 
 Json read_dataset_json(const fs::path& folder, bool check_hashes) {
   std::error_code error;
-  if (!fs::exists(folder, error)) {
+  if (!folder_exists(folder) && !fs::exists(folder, error)) {
     throw data_error("no dataset folder {}; make one with 'tessera import FILES -o {}'",
                      folder.string(), folder.string());
   }

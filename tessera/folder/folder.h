@@ -50,7 +50,8 @@ Vocabulary read_id_map(std::istream& in, const std::string& name);
 FolderRows read_folder_interactions(std::istream& in, const std::string& name, Vocabulary users,
                                     Vocabulary items, bool ratings_and_events);
 void write_interactions(const std::filesystem::path& path, const EventTable& table,
-                        const std::vector<uint8_t>& fold);
+                        const std::vector<uint8_t>& fold,
+                        const std::function<bool()>& stop_requested = {});
 
 /// items.tsv, its rows put in the order of `items`.
 ItemColumns read_item_columns(std::istream& in, const std::string& name, const Vocabulary& items);

@@ -328,7 +328,8 @@ void walk_rows(const FeatureSource& source, const Opened& opened, const RowSink&
 /// counts matches into `report` and returns the entry of features.json.
 Json write_feature(const fs::path& folder, const std::string& modality, const std::string& what,
                    const FeatureInfo& info, torch::ScalarType dtype, const Vocabulary& item_ids,
-                   Json& report, const std::function<void(const RowSink&)>& walk) {
+                   Json& report, const std::function<void(const RowSink&)>& walk,
+                   const std::function<bool()>& stop_requested) {
   const auto id_of = [&](int64_t row) {
     return info.has_ids ? std::string(info.ids[row]) : std::to_string(row);
   };
@@ -344,25 +345,29 @@ Json write_feature(const fs::path& folder, const std::string& modality, const st
   const std::string file = modality + "_feat.npy";
   const std::string ids_file = modality + "_feat.ids";
   Sha256 hash;
-  write_file_with(folder / file, [&](std::ostream& out) {
-    const auto put = [&](std::string_view bytes) {
-      out.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
-      hash.add(bytes);
-    };
-    put(npy_head(dtype, {info.n_rows, info.width}));
-    int64_t row = 0;
-    walk([&](const float* values, std::string_view bytes) {
-      const float* end = values + info.width;
-      const float* bad = std::find_if(values, end, [](float v) { return !std::isfinite(v); });
-      if (bad != end) {
-        throw data_error("{}: row {}, column {} (from 0; id '{}') is {}, wanted a finite number",
-                         what, row, bad - values, printable(id_of(row)),
-                         std::isnan(*bad) ? "NaN" : "infinite as float32");
-      }
-      put(bytes);
-      ++row;
-    });
-  });
+  write_file_with(
+      folder / file,
+      [&](std::ostream& out) {
+        const auto put = [&](std::string_view bytes) {
+          out.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+          hash.add(bytes);
+        };
+        put(npy_head(dtype, {info.n_rows, info.width}));
+        int64_t row = 0;
+        walk([&](const float* values, std::string_view bytes) {
+          const float* end = values + info.width;
+          const float* bad = std::find_if(values, end, [](float v) { return !std::isfinite(v); });
+          if (bad != end) {
+            throw data_error(
+                "{}: row {}, column {} (from 0; id '{}') is {}, wanted a finite number", what, row,
+                bad - values, printable(id_of(row)),
+                std::isnan(*bad) ? "NaN" : "infinite as float32");
+          }
+          put(bytes);
+          ++row;
+        });
+      },
+      stop_requested);
   Json entry = {{"file", file},
                 {"ids", nullptr},
                 {"rows", info.n_rows},
@@ -584,7 +589,7 @@ FeatureSource parse_feature_argument(const std::string& text) {
 FeatureInfo describe_feature(const FeatureSource& source) { return open_source(source).info; }
 
 Json import_feature(const FeatureSource& source, const fs::path& folder, const Vocabulary& item_ids,
-                    bool dense, Json& report) {
+                    bool dense, Json& report, const std::function<bool()>& stop_requested) {
   Opened opened = open_source(source);
   FeatureInfo& info = opened.info;
   const std::string what = source.path.string();
@@ -600,8 +605,9 @@ Json import_feature(const FeatureSource& source, const fs::path& folder, const V
     info.source = {{"kind", kind_name(source.kind)}, {"file", source.path.filename().string()}};
   }
   const auto dtype = opened.array.dtype() == torch::kHalf ? torch::kHalf : torch::kFloat;
-  Json entry = write_feature(folder, source.modality, what, info, dtype, item_ids, report,
-                             [&](const RowSink& sink) { walk_rows(source, opened, sink); });
+  Json entry = write_feature(
+      folder, source.modality, what, info, dtype, item_ids, report,
+      [&](const RowSink& sink) { walk_rows(source, opened, sink); }, stop_requested);
   report["ids"] = !info.has_ids              ? "row r is item id r"
                   : !source.ids_path.empty() ? source.ids_path.string()
                                              : "in the file";
@@ -634,7 +640,7 @@ Json import_rows(const std::string& modality, const torch::Tensor& rows, const V
       sink(values.data(), {bytes + static_cast<size_t>(row) * row_bytes, row_bytes});
     }
   };
-  return write_feature(folder, modality, what, info, dtype, item_ids, report, walk);
+  return write_feature(folder, modality, what, info, dtype, item_ids, report, walk, {});
 }
 
 Json read_manifest(const fs::path& folder) {

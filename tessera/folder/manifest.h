@@ -57,7 +57,8 @@ FeatureInfo describe_feature(const FeatureSource& source);
 /// or infinity, naming row, column and id, and for a source without ids unless `dense`. Under
 /// `dense` the caller refuses item ids at or above the rows.
 Json import_feature(const FeatureSource& source, const std::filesystem::path& folder,
-                    const Vocabulary& item_ids, bool dense, Json& report);
+                    const Vocabulary& item_ids, bool dense, Json& report,
+                    const std::function<bool()>& stop_requested = {});
 
 /// The same for rows [n, width] in memory, stored as float16 where they are that, else as float32,
 /// row r named row_ids[r]; `about` is the entry's "source" (of vectors found in item tables) and

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "tessera/base/error.h"
+#include "tessera/base/stop.h"
 #include "tessera/data/rows.h"
 
 namespace tessera {
@@ -63,7 +64,8 @@ FilterStep filter_repeats(EventTable& table, bool keep_repeats) {
 }
 
 /// One user's or item's distinct partners are counted once and lowered as partners leave.
-FilterStep filter_core(EventTable& table, int64_t k_user, int64_t k_item) {
+FilterStep filter_core(EventTable& table, int64_t k_user, int64_t k_item,
+                       const std::function<bool()>& stop_requested) {
   FilterStep step{.name = "core", .value = {k_user, k_item}, .before = count_table(table)};
   const int64_t n_users = table.users.size(), n_items = table.items.size();
   std::vector<uint8_t> user_stays(n_users, 1), item_stays(n_items, 1);
@@ -92,6 +94,7 @@ FilterStep filter_core(EventTable& table, int64_t k_user, int64_t k_item) {
       for (const int32_t i : out) stays[i] = 0;
     };
     for (;;) {
+      end_if_stopped(stop_requested);
       collect(user_degree, k_user, user_stays, users_out);
       collect(item_degree, k_item, item_stays, items_out);
       if (users_out.empty() && items_out.empty()) break;
@@ -141,9 +144,12 @@ void keep_rows(EventTable& table, const std::vector<uint8_t>& keep) {
 std::vector<FilterStep> apply_filters(EventTable& table, const FilterOptions& options) {
   std::vector<FilterStep> steps;
   if (options.min_rating) steps.push_back(filter_rating(table, *options.min_rating));
+  end_if_stopped(options.stop_requested);
   steps.push_back(filter_repeats(table, options.keep_repeats));
+  end_if_stopped(options.stop_requested);
   if (options.core_users > 1 || options.core_items > 1) {
-    steps.push_back(filter_core(table, options.core_users, options.core_items));
+    steps.push_back(
+        filter_core(table, options.core_users, options.core_items, options.stop_requested));
   }
   return steps;
 }

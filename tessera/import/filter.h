@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -29,6 +30,7 @@ struct FilterOptions {
   bool keep_repeats = false;
   /// Users and items with fewer distinct partners leave, until stable.
   int64_t core_users = 0, core_items = 0;
+  std::function<bool()> stop_requested = {};  ///< asked between steps; then exit 130
 };
 
 /// The filters of specs/protocol.md section 2, in its order. Rows of the table are removed, ids

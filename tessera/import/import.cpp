@@ -13,6 +13,7 @@
 
 #include "tessera/base/error.h"
 #include "tessera/base/files.h"
+#include "tessera/base/stop.h"
 #include "tessera/base/text.h"
 #include "tessera/data/rows.h"
 #include "tessera/folder/folder.h"
@@ -133,6 +134,8 @@ std::string dataset_name(const ImportOptions& options) {
 
 // ---------------------------------------------------------------- sources
 
+void look(const Work& work) { end_if_stopped(work.options.reading.stop_requested); }
+
 void add_source(Work& work, const fs::path& path) {
   std::error_code error;
   if (!fs::is_regular_file(path, error)) return;
@@ -141,7 +144,7 @@ void add_source(Work& work, const fs::path& path) {
   }
   work.sources.push_back({{"path", printable(path.string(), 4096)},
                           {"bytes", static_cast<int64_t>(fs::file_size(path))},
-                          {"sha256", sha256_of_file(path)}});
+                          {"sha256", sha256_of_file(path, work.options.reading.stop_requested)}});
 }
 
 FeatureSource feature_of_path(const fs::path& path) {
@@ -475,6 +478,7 @@ void filter_and_renumber(Work& work) {
   filters.min_rating = options.min_rating;
   filters.core_users = options.core_users;
   filters.core_items = options.core_items;
+  filters.stop_requested = options.reading.stop_requested;
   filters.keep_repeats =
       options.keep_repeats ||
       (table.keep_repeats &&
@@ -674,6 +678,7 @@ void write_items(Work& work, const fs::path& folder) {
     out << "item_id\tmodality\tpath\tsha256\n";
     for (const auto& each : items.media) {
       if (ids.find(items.ids[each.row]) < 0) continue;
+      look(work);
       std::error_code error;
       const fs::path path = fs::absolute(each.path, error).lexically_normal();
       if (!fs::is_regular_file(path, error) ||
@@ -695,7 +700,8 @@ Json write_features(Work& work, const fs::path& folder) {
   report = Json::object();
   for (const FeatureSource& source : work.features) {
     Json about;
-    manifest[source.modality] = import_feature(source, folder, work.table.items, work.dense, about);
+    manifest[source.modality] = import_feature(source, folder, work.table.items, work.dense, about,
+                                               work.options.reading.stop_requested);
     report[source.modality] = about;
   }
   for (const auto& vectors : work.items.vectors) {
@@ -831,11 +837,14 @@ Json write_dataset(Work& work, const fs::path& folder, const Json& counts) {
                            {"dataset_sha256", sha256_of_file(work.from / "dataset.json")}};
   }
   {
+    look(work);
     const RowsByUser by_user = rows_by_user(table.users.size(), table.user, {});
     about["train_sha256"] = rows_sha256(table, by_user, true);
+    look(work);
     about["split_sha256"] = rows_sha256(table, by_user, false);
   }
-  write_interactions(folder / "interactions.tsv", table, work.drawn.fold);
+  write_interactions(folder / "interactions.tsv", table, work.drawn.fold,
+                     work.options.reading.stop_requested);
   write_id_map(folder / "user_map.tsv", table.users);
   write_id_map(folder / "item_map.tsv", table.items);
   write_items(work, folder);
@@ -850,8 +859,9 @@ Json write_dataset(Work& work, const fs::path& folder, const Json& counts) {
   write_json(folder / "import_report.json", work.report);
   for (const char* file : {"interactions.tsv", "user_map.tsv", "item_map.tsv", "items.tsv",
                            "media.tsv", "features.json", "import_report.json"}) {
-    about["files"][file] = sha256_of_file(folder / file);
+    about["files"][file] = sha256_of_file(folder / file, work.options.reading.stop_requested);
   }
+  look(work);
   write_json(folder / "dataset.json", about);
   return about;
 }
@@ -873,15 +883,19 @@ Json import_dataset(const ImportOptions& options, const Log& log) {
   } else {
     read_sources(work);
   }
+  look(work);
   choose_split(work);
   filter_and_renumber(work);
+  look(work);
   work.drawn = assign_split(work.table, work.split);
+  look(work);
   const Json counts = count_rows(work.table);
   if (counts["n_train"] == 0) {
     throw data_error("split {} leaves no train rows: {} valid, {} test of {} interactions",
                      work.split.name(), counts["n_valid"].get<int64_t>(),
                      counts["n_test"].get<int64_t>(), counts["n_interactions"].get<int64_t>());
   }
+  warn_of_leftovers(options.output, log);
   Json about;
   write_folder(options.output,
                [&](const fs::path& folder) { about = write_dataset(work, folder, counts); });

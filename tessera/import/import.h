@@ -25,7 +25,7 @@ struct ImportOptions {
   std::vector<std::string> features;       ///< "image=FILE[,IDS]"
   bool no_features = false;                ///< take none that merely lie beside the interactions
   std::filesystem::path items;             ///< catalogue besides those among `paths`
-  ReadOptions reading;
+  ReadOptions reading;  ///< its `stop_requested` ends the whole import, with nothing written
 };
 
 /// Raw files to a dataset folder (conventions section 2), or a dataset folder to another split of

@@ -156,9 +156,13 @@ std::string model_card(Model& model, const ModelInfo& info, const RunSettings& s
 
 fs::path bundle_root(const fs::path& folder) {
   std::error_code ignored;
+  if (!folder_exists(folder) && !fs::exists(folder, ignored))
+    throw data_error("no folder {}", folder.string());
   if (fs::is_regular_file(folder / "model.json", ignored)) return folder;
-  if (fs::is_regular_file(folder / "model" / "model.json", ignored)) return folder / "model";
-  if (!fs::exists(folder, ignored)) throw data_error("no folder {}", folder.string());
+  if (folder_exists(folder / "model") &&
+      fs::is_regular_file(folder / "model" / "model.json", ignored)) {
+    return folder / "model";
+  }
   throw data_error(
       "{} is no bundle and no run with one: it has neither model.json nor "
       "model/model.json; 'tessera train' writes one",

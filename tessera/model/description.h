@@ -16,8 +16,9 @@ struct ModelDescription {
   std::vector<Fields::Row> training;  ///< the training's, with the model's own defaults of them
   std::vector<std::pair<std::string, Json>> own_defaults;  ///< of training settings
   std::vector<Ablation> ablations;                         ///< for data with pictures and words
+  SearchSpace search;
 
-  /// `settings`: with these, the training's and the ablation set.
+  /// `settings`: with these, the training's, the ablation set and what is searched.
   Json json(bool settings) const;
 };
 ModelDescription describe(const ModelInfo& info);
@@ -27,6 +28,8 @@ using TextTable = std::vector<std::vector<std::string>>;
 TextTable models_table(const std::vector<ModelDescription>& models);
 TextTable settings_table(const std::vector<Fields::Row>& rows);
 TextTable ablations_table(const std::vector<Ablation>& ablations);
+/// Values as `search:` in a settings file writes them.
+TextTable search_table(const SearchSpace& search);
 
 /// docs/models.md as it must be.
 std::string models_page();

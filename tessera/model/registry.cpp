@@ -35,7 +35,7 @@ const ModelInfo& find_model(const std::string& name) {
       if (squeezed(alias) == wanted) return info;
     }
   }
-  throw usage_error("no model '{}'{}; see 'tessera models'", printable(name),
+  throw usage_error("no model '{}'{}", printable(name),
                     did_you_mean(name, names));
 }
 

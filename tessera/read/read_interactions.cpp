@@ -144,7 +144,7 @@ void read_sequences(const Detected& file, Split split, EventBuilder& builder, Ev
   into.keep_repeats = true;
   std::vector<std::string> cells;
   std::vector<int32_t> items;
-  for_each_line(file, [&](std::string_view line, int64_t number) {
+  for_each_line(file, bad, [&](std::string_view line, int64_t number) {
     split_cells(line, " ", cells);
     if (cells.empty()) return;
     const auto byte = [&](size_t cell) {
@@ -179,6 +179,7 @@ void read_json_split(const Detected& file, Split split, EventBuilder& builder, B
   std::string field, reason;
   read_json_interactions(
       file, [&](std::string_view user, std::string_view item, int64_t line, int64_t column) {
+        bad.look();
         if (!builder.add({.user = user, .item = item}, field, reason)) {
           bad.add(file.path.string(), line, column, reason);
         }
@@ -208,7 +209,7 @@ void read_gorse_feedback(const Detected& file, EventBuilder& builder, BadLines& 
                  .event = file.column("event") >= 0},
                 Split::none, expected_rows(file, '\n'));
   std::string user, item, value, time, event, field, reason;
-  for_each_line(file, [&](std::string_view line, int64_t number) {
+  for_each_line(file, bad, [&](std::string_view line, int64_t number) {
     if (line.find_first_not_of(" \t") == std::string_view::npos) return;
     int64_t column = 1;
     const auto object = parse_json_line(line, column, reason);
@@ -404,7 +405,7 @@ void read_json_interactions(
 
 void read_interactions(const std::vector<Detected>& files, const ReadOptions& options,
                        EventTable& into, Json& report) {
-  BadLines bad(options.max_bad_lines);
+  BadLines bad(options);
   EventBuilder builder(into);
   Benchmark benchmark;
   std::vector<std::string> notes;

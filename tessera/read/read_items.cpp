@@ -184,7 +184,7 @@ bool numeric_list(const Json& value, std::vector<float>& numbers) {
 /// Runs `use` on each object of JSON lines; it returns why the line is bad, or an empty string.
 void for_each_object(const Detected& file, BadLines& bad,
                      const std::function<std::string(const Json&)>& use) {
-  for_each_line(file, [&](std::string_view line, int64_t number) {
+  for_each_line(file, bad, [&](std::string_view line, int64_t number) {
     if (line.find_first_not_of(" \t") == std::string_view::npos) return;
     int64_t column = 1;
     std::string reason;
@@ -335,7 +335,7 @@ void read_items(const Detected& file, const ReadOptions& options, ItemTable& int
                      use_name(chosen.use));
   }
   check_names(chosen);
-  BadLines bad(options.max_bad_lines);
+  BadLines bad(options);
   ItemBuilder items(into);
   if (chosen.kind == "Gorse JSONL items") {
     read_gorse_items(chosen, items, bad);
@@ -362,7 +362,7 @@ void read_items(const Detected& file, const ReadOptions& options, ItemTable& int
 }
 
 int64_t count_users(const Detected& file, const ReadOptions& options, Json& report) {
-  BadLines bad(options.max_bad_lines);
+  BadLines bad(options);
   int64_t rows = 0;
   if (file.use != Use::users) {
     throw data_error("{} is {} ({}), wanted a table of users", file.path.string(), file.kind,

@@ -11,6 +11,7 @@
 #include <string_view>
 #include <vector>
 
+#include "tessera/base/stop.h"
 #include "tessera/read/readers.h"
 
 namespace tessera {
@@ -24,7 +25,12 @@ struct Problem {
 /// Bad lines of one call: the first beyond the tolerated number is thrown as exit 3.
 class BadLines {
  public:
-  explicit BadLines(int64_t allowed) : allowed_(allowed) {}
+  explicit BadLines(const ReadOptions& options)
+      : allowed_(options.max_bad_lines), stop_requested_(options.stop_requested) {}
+  /// At every row: ends the call where that is wanted.
+  void look() {
+    if (++looks_ % 1024 == 0) end_if_stopped(stop_requested_);
+  }
   /// `column` counts bytes from 1.
   void add(const std::string& file, int64_t line, int64_t column, const std::string& reason);
   int64_t count() const { return count_; }
@@ -33,7 +39,8 @@ class BadLines {
   const std::vector<std::string>& examples() const { return examples_; }
 
  private:
-  int64_t allowed_, count_ = 0;
+  int64_t allowed_, count_ = 0, looks_ = 0;
+  std::function<bool()> stop_requested_;
   std::vector<std::string> examples_;  // at most ten
 };
 
@@ -42,7 +49,7 @@ std::unique_ptr<std::istream> open_stream(const Detected& file);
 int64_t size_of(const Detected& file);
 
 /// Every line without its end ('\n' or "\r\n"), the UTF-8 mark at the start skipped.
-void for_each_line(const Detected& file,
+void for_each_line(const Detected& file, BadLines& bad,
                    const std::function<void(std::string_view line, int64_t number)>& use);
 
 /// Cells of a line; `delimiter` " " stands for a run of blanks. Quotes count for ',' and ';'.

@@ -153,6 +153,7 @@ void read_with_arrow(const Detected& file, BadLines& bad, const UseRow& use) {
       columns[c] = static_cast<const arrow::BinaryArray*>(batch->column(static_cast<int>(c)).get());
     }
     for (int64_t r = 0; r < batch->num_rows(); ++r) {
+      bad.look();
       line = skipped.next(line);
       int64_t ends = 0;
       for (int64_t c = 0; c < n_columns; ++c) cells[c] = columns[c]->GetView(r);
@@ -175,7 +176,7 @@ void read_split_lines(const Detected& file, BadLines& bad, const UseRow& use) {
   const int64_t first = file.first_line + (file.has_header ? 1 : 0);
   std::vector<std::string> storage;
   std::vector<std::string_view> cells;
-  for_each_line(file, [&](std::string_view line, int64_t number) {
+  for_each_line(file, bad, [&](std::string_view line, int64_t number) {
     if (number <= first) return;
     if (blank(line)) {
       ++bad.blank;
@@ -341,6 +342,8 @@ void with_parquet(const Detected& file, const Body& body) {
     body(**reader, check);
   } catch (const InputError&) {
     throw;
+  } catch (const RunError&) {
+    throw;
   } catch (const std::exception& e) {
     throw damaged(e.what());
   }
@@ -364,6 +367,7 @@ void read_parquet(const Detected& file, BadLines& bad, const UseRow& use) {
       }
       for (int64_t r = 0; r < batch->num_rows(); ++r) {
         ++row;
+        bad.look();
         for (size_t c = 0; c < n_columns; ++c) {
           if (!cell_text(*batch->column(static_cast<int>(c)), r, storage[c])) {
             throw data_error(
@@ -396,12 +400,13 @@ int64_t size_of(const Detected& file) {
   return error ? 0 : static_cast<int64_t>(size);
 }
 
-void for_each_line(const Detected& file,
+void for_each_line(const Detected& file, BadLines& bad,
                    const std::function<void(std::string_view line, int64_t number)>& use) {
   const auto in = open_stream(file);
   std::string line;
   int64_t number = 0;
   while (std::getline(*in, line)) {
+    bad.look();
     std::string_view view = line;
     if (++number == 1 && view.starts_with("\xef\xbb\xbf")) view.remove_prefix(3);
     if (view.ends_with('\r')) view.remove_suffix(1);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <string>
 #include <utility>
@@ -22,6 +23,8 @@ struct ReadOptions {
   std::string item_id_col;        ///< of the catalogue
   std::vector<std::string> text;  ///< text columns of the catalogue that must be there
   std::filesystem::path images;   ///< folder of <item id>.jpg, .jpeg or .png
+  /// Asked while rows are read; then exit 130. Empty: never.
+  std::function<bool()> stop_requested;
 };
 
 /// What a file or folder is good for.

@@ -394,7 +394,7 @@ RunResult measure_lists(const fs::path& folder, const std::string& file, const D
         found.seed != seed ||
         DataCard::read(read_json(folder / "data.json")).split_sha256 != plan.card.split_sha256) {
       throw data_error(
-          "{} holds the numbers of other lists than {}: remove it or choose another -o",
+          "{} holds the numbers of other lists than {}: remove it or choose another folder",
           folder.string(), file);
     }
     return found;

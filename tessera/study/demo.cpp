@@ -227,14 +227,6 @@ std::vector<Event> make_events(uint64_t seed, const std::vector<Product>& produc
   return events;
 }
 
-/// A file of a folder that write_folder makes durable as a whole.
-void put(const fs::path& path, std::string_view bytes) {
-  std::ofstream out(path, std::ios::binary);
-  out.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
-  out.flush();
-  if (!out) throw RunError(Exit::failed, fmt::format("cannot write {}", path.string()));
-}
-
 // --- Pictures -----------------------------------------------------------------------------------
 
 /// True where the shape of the category covers the pixel; x and y from -24 to 23.
@@ -399,8 +391,8 @@ class AttributeRows {
     const auto n_rows = static_cast<int64_t>(numbers_.size()) / width_;
     std::string bytes = npy_head(torch::kFloat, {n_rows, width_});
     bytes.append(reinterpret_cast<const char*>(numbers_.data()), numbers_.size() * sizeof(float));
-    put(folder / (modality + "_feat.npy"), bytes);
-    put(folder / (modality + "_feat.ids"), ids_);
+    write_file(folder / (modality + "_feat.npy"), bytes);
+    write_file(folder / (modality + "_feat.ids"), ids_);
   }
 
  private:
@@ -458,15 +450,15 @@ void claim(const fs::path& folder, const Json& identity) {
     const Json found = read_json(mark);
     if (found == identity) return;
     const bool has_seed = found.is_object() && found.contains("seed");
-    throw usage_error("{} holds another demonstration (seed {}, wanted {}): choose another -o",
+    throw usage_error("{} holds another demonstration (seed {}, wanted {}): choose another folder",
                       folder.string(), has_seed ? found["seed"].dump() : "unknown",
                       identity["seed"].dump());
   }
   if (fs::exists(folder, error) && !fs::is_directory(folder, error)) {
-    throw usage_error("{} is a file, wanted a folder: choose another -o", folder.string());
+    throw usage_error("{} is a file, wanted a folder: choose another folder", folder.string());
   }
   if (fs::exists(folder, error) && !fs::is_empty(folder, error)) {
-    throw usage_error("{} is not empty and holds no demonstration: choose another -o",
+    throw usage_error("{} is not empty and holds no demonstration: choose another folder",
                       folder.string());
   }
   fs::create_directories(folder, error);
@@ -487,7 +479,7 @@ Json run_model(const DemoRequest& request, const std::string& model) {
   run_request.progress = request.progress;
   const fs::path folder = request.folder / "runs" / model;
   if (run_finished(folder)) return read_results(folder).json();
-  if (fs::exists(folder / "checkpoints" / "last")) {
+  if (folder_exists(folder / "checkpoints" / "last")) {
     run_request.resume = folder;
     run_request.settings.clear();
   } else {
@@ -581,20 +573,20 @@ void make_shop(const fs::path& folder, uint64_t seed) {
                       {product.price_band, kPriceWords.size()}});
       if (!product.pictured) continue;
       const Product& shown = products[static_cast<size_t>(product.pictured_as)];
-      put(place / "images" / (item_id(item) + ".png"), picture(shown));
+      write_file(place / "images" / (item_id(item) + ".png"), picture(shown));
       image.add(item, {{shown.category, kCategories.size()},
                        {shown.colour, kColours.size()},
                        {shown.pattern, kPatterns.size()}});
     }
-    put(place / "items.jsonl", items);
+    write_file(place / "items.jsonl", items);
     image.write(place, "image");
     text.write(place, "text");
     std::string rows = "user_id\titem_id\ttimestamp\n";
     for (const Event& event : events) {
       rows += fmt::format("{}\t{}\t{}\n", user_id(event.user), item_id(event.item), event.time);
     }
-    put(place / "events.tsv", rows);
-    put(place / "README.txt", kReadme);
+    write_file(place / "events.tsv", rows);
+    write_file(place / "README.txt", kReadme);
   });
 }
 

@@ -297,7 +297,7 @@ Json user_cards(const fs::path& run, const Dataset& data) {
 /// from the last one; the weights are the best epoch's.
 Json model_views(const fs::path& run, OpenRun& open, const Log& log) {
   if (open.learned->offers().report == nullptr) return Json::array();
-  if (fs::exists(run / "checkpoints" / "last" / "state.json")) {
+  if (folder_exists(run / "checkpoints" / "last")) {
     const State::Saved last = read_checkpoint(run / "checkpoints" / "last");
     State state;
     open.learned->state(state);

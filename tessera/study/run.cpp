@@ -124,7 +124,7 @@ Plan plan_of(const RunRequest& request) {
     return {begun.model,         dataset,      request.resume,
             std::move(settings), look_at_test, std::move(begun)};
   }
-  if (request.model.empty()) throw usage_error("no model given: name one of those registered");
+  if (request.model.empty()) throw usage_error("no model given: name one that is registered");
   return {request.model,    request.dataset,      request.output,
           request.settings, request.look_at_test, std::nullopt};
 }
@@ -229,7 +229,7 @@ void write_head(const RunFolder& folder, const Checked& checked, const RunReques
   log_head(folder.log(), *checked.data, *checked.model);
   folder.log().info("Protocol: {}", protocol_words(train.protocol));
   // A run that goes on keeps its lines up to the checkpoint.
-  if (fs::exists(path / "metrics.jsonl") && fs::exists(path / "checkpoints" / "last")) return;
+  if (fs::exists(path / "metrics.jsonl") && folder_exists(path / "checkpoints" / "last")) return;
   const RunLine line{fs::absolute(path).filename().string(),
                      checked.info->name,
                      checked.data->name,

@@ -75,8 +75,9 @@ void check_child(const Child& child) {
   const RunConfig run = read_run_config(child.folder);
   const auto same = [&](const char* what, const std::string& found, const std::string& wanted) {
     if (found == wanted) return;
-    throw data_error("{} holds a run of {} {}, the study's has {}: remove it or choose another -o",
-                     child.folder.string(), what, printable(found, 200), printable(wanted, 200));
+    throw data_error(
+        "{} holds a run of {} {}, the study's has {}: remove it or choose another folder",
+        child.folder.string(), what, printable(found, 200), printable(wanted, 200));
   };
   same("model", run.model, find_model(child.model).name);
   same("dataset", run.dataset, fs::absolute(child.dataset).lexically_normal().string());
@@ -110,27 +111,27 @@ Study claim_study(const fs::path& folder, const Study& study) {
   if (fs::exists(folder / "study.json", error)) {
     const Study found = study_in(folder);
     if (found.kind != study.kind) {
-      throw usage_error("{} holds a study made by '{}', not by '{}': choose another -o",
+      throw usage_error("{} holds a study made by '{}', not by '{}': choose another folder",
                         folder.string(), printable(found.kind), study.kind);
     }
     Json there = found.identity, here = study.identity;
     const Json files_there = take_files(there), files_here = take_files(here);
     if (const auto other = difference(there, here); !other.empty()) {
       throw usage_error(
-          "{} holds another study: {}; choose another -o, or go on with it: --resume {}",
+          "{} holds another study: {}; choose another folder, or go on with it: --resume {}",
           folder.string(), other, folder.string());
     }
     if (const auto other = difference(files_there, files_here); !other.empty()) {
-      throw data_error("what {} was begun with has changed: {}; choose another -o", folder.string(),
-                       other);
+      throw data_error("what {} was begun with has changed: {}; choose another folder",
+                       folder.string(), other);
     }
     return found;
   }
   if (fs::exists(folder, error) && !fs::is_directory(folder, error)) {
-    throw usage_error("{} is a file, wanted a folder: choose another -o", folder.string());
+    throw usage_error("{} is a file, wanted a folder: choose another folder", folder.string());
   }
   if (fs::exists(folder, error) && !only_begun(folder)) {
-    throw usage_error("{} is not empty and holds no study: choose another -o", folder.string());
+    throw usage_error("{} is not empty and holds no study: choose another folder", folder.string());
   }
   fs::create_directories(folder, error);
   if (error) throw usage_error("cannot write {}: {}", folder.string(), error.message());
@@ -251,7 +252,7 @@ ChildResult run_child(const Child& child, const fs::path& study, const Surroundi
   request.log = around.log;
   request.stop_requested = around.stop_requested;
   request.progress = around.progress;
-  if (fs::exists(child.folder / "checkpoints" / "last" / "state.json")) {
+  if (folder_exists(child.folder / "checkpoints" / "last")) {
     request.resume = child.folder;
   } else {
     request.output = child.folder;
@@ -264,6 +265,10 @@ ChildResult run_child(const Child& child, const fs::path& study, const Surroundi
     if (e.code() == Exit::diverged) return {{}, e.what()};
     if (e.code() == Exit::interrupted || e.code() == Exit::interrupted_without_checkpoint) {
       throw ResumableError(Exit::interrupted, "interrupted", study.string());
+    }
+    // What can go on is the study, not its run.
+    if (dynamic_cast<const ResumableError*>(&e) != nullptr) {
+      throw ResumableError(e.code(), e.what(), study.string());
     }
     throw;
   }

@@ -141,7 +141,12 @@ Plan plan_of(const TuneRequest& request, const std::vector<std::pair<std::string
     }
   }
   if (out.space.empty()) {
-    for (const auto& [name, values] : own) add(name, values);
+    for (const auto& [name, values] : own) {
+      const bool chosen =
+          std::any_of(out.fixed.begin(), out.fixed.end(),
+                      [&, &one = name](const Setting& s) { return setting_name(s.name) == one; });
+      if (!chosen) add(name, values);
+    }
   }
   if (out.space.empty()) {
     throw usage_error("nothing to search: add --search name=values, or search: to a -c file");
@@ -367,7 +372,7 @@ TuneResult tune(const TuneRequest& typed) {
     throw usage_error("no dataset given: add -d FOLDER (made by 'tessera import')");
   }
   const ModelInfo& info = find_model(request.model);
-  const Plan plan = plan_of(request, {});
+  const Plan plan = plan_of(request, find_model(request.model).search);
   std::string sampler;
   for (const auto& name : kSamplers) {
     if (squeezed(name) == squeezed(request.sampler)) sampler = name;

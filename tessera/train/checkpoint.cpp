@@ -29,7 +29,7 @@ void write_checkpoint(const fs::path& folder, const State::Saved& saved,
 }
 
 State::Saved read_checkpoint(const fs::path& folder) {
-  if (!fs::is_directory(folder)) throw data_error("no checkpoint {}", folder.string());
+  if (!folder_exists(folder)) throw data_error("no checkpoint {}", folder.string());
   const Json state = read_json(folder / "state.json");
   if (!state.is_object() || !state.contains("format") || state["format"] != 1 ||
       !state.contains("values") || !state["values"].is_object()) {

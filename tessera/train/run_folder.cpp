@@ -53,9 +53,20 @@ void remove(const fs::path& folder, const std::string& name) {
   if (error) throw usage_error("cannot write {}: {}", folder.string(), error.message());
 }
 
-/// The names in a status.json that may be those of report files: files in this very folder.
-std::vector<std::string> report_files_of(const Json& status) {
+Json status_of(const fs::path& folder) {
+  return fs::exists(folder / kStatus) ? read_json(folder / kStatus) : Json::object();
+}
+
+/// The names in a run's status.json that may be those of report files: files in this very folder.
+/// A damaged one names none.
+std::vector<std::string> report_files_of(const fs::path& folder) {
   std::vector<std::string> out;
+  Json status;
+  try {
+    status = status_of(folder);
+  } catch (const InputError&) {
+    return out;
+  }
   if (!status.is_object() || !status.contains("report_files")) return out;
   for (const Json& name : status["report_files"]) {
     if (!name.is_string()) continue;
@@ -65,10 +76,6 @@ std::vector<std::string> report_files_of(const Json& status) {
     }
   }
   return out;
-}
-
-Json status_of(const fs::path& folder) {
-  return fs::exists(folder / kStatus) ? read_json(folder / kStatus) : Json::object();
 }
 
 int64_t test_looks_of(const fs::path& folder) {
@@ -174,9 +181,9 @@ RunFolder::RunFolder(const fs::path& path, const Log& log) : path_(path), lock_(
 RunFolder RunFolder::begin(const fs::path& path, const RunConfig& config, const Log& log) {
   check_place(path);
   RunFolder out(path, log);
-  const Json before = is_run_folder(path) ? status_of(path) : Json();
+  const auto report_files = report_files_of(path);
   for (const char* name : kEnd) remove(path, name);
-  for (const auto& name : report_files_of(before)) remove(path, name);
+  for (const auto& name : report_files) remove(path, name);
   for (const char* name : kWay) remove(path, name);
   write_json(path / kConfig, config.json());
   out.running(-1);
@@ -185,7 +192,7 @@ RunFolder RunFolder::begin(const fs::path& path, const RunConfig& config, const 
 
 RunFolder RunFolder::resume(const fs::path& path, const RunConfig& config, const Log& log) {
   RunFolder out(path, log);
-  const auto report_files = report_files_of(status_of(path));
+  const auto report_files = report_files_of(path);
   out.status_ = {-1, test_looks_of(path), report_files};
   out.write_status("running", Exit::done);
   for (const char* name : kEnd) remove(path, name);

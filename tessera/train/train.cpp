@@ -112,10 +112,10 @@ class Training {
     options_.metrics.push_back(metric_);
     watch_.log = [this](const Json& line) { append_line("metrics.jsonl", line); };
     watch_.progress = config.progress;
-    watch_.stop_requested = config.stop_requested;
+    watch_.stop_requested = [this] { return stopping_asked_ = config_.stop_requested(); };
     watch_.checkpoint = [this] {
       hook_checkpoint_ = true;
-      if (affordable() || seconds_since(written_) >= kHookSeconds || config_.stop_requested()) {
+      if (affordable() || seconds_since(written_) >= kHookSeconds || stopping_asked_) {
         write_last();
       }
     };
@@ -225,7 +225,7 @@ class Training {
 
   void resume() {
     const fs::path last = checkpoints() / "last";
-    if (!fs::exists(last / "state.json")) {
+    if (!folder_exists(last) || !fs::exists(last / "state.json")) {
       config_.log.info("no checkpoint yet: starting again from epoch 0");
       cut("metrics.jsonl", 1);  // what the run is, written before the training
       cut("test_curve.jsonl", 0);
@@ -642,6 +642,7 @@ class Training {
   double train_s_ = 0, eval_s_ = 0, spent_before_ = 0;   // the last: by runs that this one resumes
   double checkpoint_s_ = 0, last_s_ = 0, latest_s_ = 0;  // on all, on `last`, on the latest of them
   Json epoch_done_;  ///< sums of the epoch's steps while end_epoch has not ended, else null
+  bool stopping_asked_ = false;  ///< by a hook, which was told to stop
   bool has_valid_ = false, has_checkpoint_ = false, timed_out_ = false, hook_checkpoint_ = false;
   const Clock::time_point started_ = Clock::now();
   Clock::time_point written_ = started_;  ///< of `last`

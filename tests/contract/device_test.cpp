@@ -25,21 +25,21 @@ std::vector<std::string> names() {
 INSTANTIATE_TEST_SUITE_P(Registry, EveryDevice, testing::ValuesIn(names()),
                          [](const auto& info) { return squeezed(info.param); });
 
-struct Run {
+struct DeviceRun {
   std::vector<double> losses;  ///< of the epochs
   TrainResult result;
   double time_s = 0;
 };
 
 /// At least 50 steps: in batches of everything, or what the model takes for an epoch.
-Run run_on(const ModelInfo& info, const Dataset& data, const std::string& device, int64_t seed) {
+DeviceRun run_on(const ModelInfo& info, const Dataset& data, const std::string& device, int64_t seed) {
   const Settings settings = {{"device", device, "test"}, {"seed", seed, "test"},
                              {"epochs", 50, "test"},     {"train_batch_size", 4096, "test"},
                              {"eval_step", 50, "test"},  {"stopping_step", 50, "test"}};
   const fs::path folder = scratch("device_" + squeezed(info.name));
   const auto start = std::chrono::steady_clock::now();
   Trained trained(info, data, settings, folder);
-  Run out;
+  DeviceRun out;
   out.time_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   out.result = trained.result;
   std::ifstream in(folder / "metrics.jsonl");
@@ -55,13 +55,13 @@ Run run_on(const ModelInfo& info, const Dataset& data, const std::string& device
 
 TEST_P(EveryDevice, ReferenceTrainsAlike) {
   const Dataset data = small_data(2);
-  const Run cpu = run_on(info(), data, "cpu", 1), reference = run_on(info(), data, "reference", 1);
+  const DeviceRun cpu = run_on(info(), data, "cpu", 1), reference = run_on(info(), data, "reference", 1);
   ASSERT_EQ(cpu.losses.size(), reference.losses.size());
   for (size_t i = 0; i < cpu.losses.size(); ++i) {
     EXPECT_NEAR(reference.losses[i], cpu.losses[i], 1e-4 * std::abs(cpu.losses[i]))
         << "epoch " << i;
   }
-  const auto recall = [](const Run& run) { return run.result.test->value("recall@20"); };
+  const auto recall = [](const DeviceRun& run) { return run.result.test->value("recall@20"); };
   double least = recall(cpu), most = recall(cpu);
   for (const int64_t seed : {2, 3}) {
     const double other = recall(run_on(info(), data, "cpu", seed));

@@ -214,20 +214,6 @@ TEST(Files, FolderIsExchangedWhole) {
   fs::remove_all(place);
 }
 
-TEST(Files, LeftoversOfKilledWritersGo) {
-  const fs::path folder = fs::path(testing::TempDir()) / "tessera_leftovers";
-  fs::remove_all(folder);
-  fs::create_directories(folder / ".set.999999999.tmp");    // no such process
-  fs::create_directories(folder / ".other.999999999.tmp");  // of another folder
-  fs::create_directories(folder / ".set.1.tmp");            // its writer lives
-  write_folder(folder / "set", [](const fs::path& to) { write_file(to / "a", "1"); });
-  EXPECT_FALSE(fs::exists(folder / ".set.999999999.tmp"));
-  EXPECT_TRUE(fs::exists(folder / ".other.999999999.tmp"));
-  EXPECT_TRUE(fs::exists(folder / ".set.1.tmp"));
-  EXPECT_TRUE(fs::exists(folder / "set" / "a"));
-  fs::remove_all(folder);
-}
-
 TEST(Errors, NearestName) {
   EXPECT_EQ(nearest("lightgnc", {"LightGCN", "BPR"}), "LightGCN");
   EXPECT_EQ(nearest("zzzzzz", {"LightGCN", "BPR"}), "");
