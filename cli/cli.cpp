@@ -15,6 +15,7 @@
 #include <memory>
 #include <mutex>
 #include <regex>
+#include <set>
 
 #include "cli/config.h"
 #include "tessera/base/field_error.h"
@@ -167,6 +168,28 @@ Settings gather_settings(const Common& common) {
   return out;
 }
 
+namespace {
+
+/// The flags of all verbs, as they are typed.
+std::set<std::string> g_flags;
+
+/// Library words for an option, `min_rating`, as the flag that is typed for it.
+std::string options_as_flags(const std::string& text) {
+  static const std::regex option("`([a-z][a-z0-9_]*)`");
+  std::string out;
+  auto from = text.cbegin();
+  for (std::sregex_iterator at(text.begin(), text.end(), option), end; at != end; ++at) {
+    std::string dashed = "--" + (*at)[1].str();
+    std::replace(dashed.begin(), dashed.end(), '_', '-');
+    out.append(from, (*at)[0].first);
+    out += g_flags.contains(dashed) ? dashed : "--" + (*at)[1].str();
+    from = (*at)[0].second;
+  }
+  return out.append(from, text.cend());
+}
+
+}  // namespace
+
 Log make_log(const Common& common) {
   auto file = std::make_shared<std::ofstream>();
   if (!common.log_file.empty()) {
@@ -177,8 +200,8 @@ Log make_log(const Common& common) {
   auto mutex = std::make_shared<std::mutex>();
   return Log([file, lowest, mutex](Level level, const std::string& message) {
     static constexpr const char* kNames[] = {"DEBUG", "INFO", "WARN", "ERROR"};
-    const std::string line =
-        fmt::format("{} {} {}\n", now_rfc3339(), kNames[static_cast<int>(level)], message);
+    const std::string line = fmt::format(
+        "{} {} {}\n", now_rfc3339(), kNames[static_cast<int>(level)], options_as_flags(message));
     const std::lock_guard lock(*mutex);
     if (level >= lowest) std::fputs(line.c_str(), stderr);
     if (file->is_open()) *file << line << std::flush;
@@ -367,7 +390,7 @@ std::string with_flags(std::string text) {
       {std::regex("(is a run of .*), got model (.*: leave it out)$"), "$1, got -m $2"},
       {std::regex(R"(choose epochs \(all of them run,)"), "give --epochs N (all N run,"}};
   for (const auto& [pattern, ours] : words) text = std::regex_replace(text, pattern, ours);
-  return text;
+  return options_as_flags(text);
 }
 
 int run_program(int argc, char** argv) {
@@ -392,7 +415,12 @@ int run_program(int argc, char** argv) {
   add_doctor(app, common);
   add_demo(app, common);
   std::vector<std::string> verbs;
-  for (const auto* verb : app.get_subcommands({})) verbs.push_back(verb->get_name());
+  for (const auto* verb : app.get_subcommands({})) {
+    verbs.push_back(verb->get_name());
+    for (const auto* option : verb->get_options()) {
+      for (const auto& name : option->get_lnames()) g_flags.insert("--" + name);
+    }
+  }
   auto args = with_dashes(argc, argv);
   if (args.empty()) {
     print(app.help());

@@ -70,7 +70,7 @@ Contents texts_of(const fs::path& folder, const Vocabulary& ids, std::vector<std
     if (wanted.empty()) {
       throw data_error(
           "{} has no texts: bring them with 'tessera import .. --items FILE', or name columns with "
-          "--text a,b{}",
+          "`text` a,b{}",
           folder.string(),
           columns.names.empty() ? ""
                                 : fmt::format("; there are {}", fmt::join(columns.names, ", ")));
@@ -154,7 +154,7 @@ NewFeature tfidf_feature(const ContentSettings& settings, const Contents& conten
   out.rows = tfidf_rows(texts, settings.tfidf,
                         Random(static_cast<uint64_t>(settings.seed), "tfidf"), stop_requested);
   if (out.rows.size(1) == 0) {
-    throw data_error("tfidf: no term occurs in {} texts or more; try --min_count 1",
+    throw data_error("tfidf: no term occurs in {} texts or more; try `min_count` 1",
                      settings.tfidf.min_count);
   }
   out.encoder = {{"name", "tfidf"},
@@ -218,7 +218,7 @@ NewFeature exec_feature(const fs::path& folder, const std::string& command,
     if (row->second.size() != width) {
       throw data_error(
           "the command's vectors have different widths: {} and {} (item '{}'); if it has changed, "
-          "add --cache false",
+          "add `cache` false",
           width, row->second.size(), printable(item.id));
     }
     all.insert(all.end(), row->second.begin(), row->second.end());
@@ -252,7 +252,7 @@ Json encode_content(const fs::path& folder, const std::string& encoder, const Se
   const bool tfidf = encoder.rfind("exec:", 0) != 0;
   const std::string command = tfidf ? "" : encoder.substr(5);
   if (!tfidf && command.find_first_not_of(' ') == std::string::npos) {
-    throw usage_error("--encoder exec: wanted a command, like 'exec:python3 vectors.py'");
+    throw usage_error("`encoder` exec: wanted a command, like 'exec:python3 vectors.py'");
   }
   ContentSettings settings;
   Fields fields(tfidf ? "tfidf" : "exec");

@@ -35,7 +35,7 @@ void refuse_foreign(const Json& manifest, const std::string& modality) {
   if (!manifest.contains(modality) || ours(manifest[modality])) return;
   throw usage_error(
       "the dataset has a feature '{}' that was brought in from outside; choose another name with "
-      "--modality NAME",
+      "`modality` NAME",
       modality);
 }
 
@@ -48,7 +48,7 @@ void refuse_foreign_feature(const fs::path& folder, const std::string& modality)
 torch::ScalarType feature_dtype(const std::string& name) {
   if (name == "float32") return torch::kFloat;
   if (name == "float16") return torch::kHalf;
-  throw usage_error("--dtype {}: wanted float16 or float32{}", printable(name),
+  throw usage_error("`dtype` {}: wanted float16 or float32{}", printable(name),
                     did_you_mean(name, {"float16", "float32"}));
 }
 
@@ -63,7 +63,7 @@ Json put_features(const fs::path& folder, const std::vector<NewFeature>& feature
     refuse_foreign(manifest, feature.modality);
     const double largest = feature.rows.numel() > 0 ? feature.rows.abs().max().item<double>() : 0;
     if (dtype == torch::kHalf && largest > kLargestHalf) {
-      throw data_error("'{}' has the number {:.6g}, and float16 ends at {}; use --dtype float32",
+      throw data_error("'{}' has the number {:.6g}, and float16 ends at {}; use `dtype` float32",
                        feature.modality, largest, kLargestHalf);
     }
   }

@@ -108,7 +108,7 @@ Plan::Plan(const Dataset& data, const Protocol& protocol, Split split)
   if (protocol.every_position && data.valid.n_rows() > 0) {
     throw usage_error(
         "protocol '{}' is a fixed run without a valid set, '{}' has {} valid rows: import with "
-        "--split temporal-user --rounding floor",
+        "`split` temporal-user `rounding` floor",
         protocol.name, data.name, data.valid.n_rows());
   }
   const std::vector<bool> trained = [&] {
@@ -124,8 +124,8 @@ Plan::Plan(const Dataset& data, const Protocol& protocol, Split split)
     if (row.empty()) continue;
     if (protocol.one_target && row.size() > 1) {
       throw usage_error(
-          "protocol '{}' needs one {} row a user, user '{}' has {}: import with --split "
-          "leave-one-out, or choose --protocol strict",
+          "protocol '{}' needs one {} row a user, user '{}' has {}: import with `split` "
+          "leave-one-out, or choose `protocol` strict",
           protocol.name, split_name(split), printable(data.user_ids[user]), row.size());
     }
     const std::span<const int32_t> train = row_of(data.train_distinct, user);

@@ -110,7 +110,7 @@ std::string protocol_words(const std::string& name) {
 void refuse_in_tables(const Protocol& protocol, const std::string& verb) {
   if (!protocol.every_position) return;
   throw usage_error(
-      "{} takes no protocol '{}': it checks a released log through --test-curve, its numbers stand "
+      "{} takes no protocol '{}': it checks a released log through `test_curve`, its numbers stand "
       "in no table; use it with 'tessera train'",
       verb, protocol.name);
 }

@@ -26,7 +26,7 @@ void apply_fold(FolderRows& rows, Json& about, const std::string& name, int64_t 
   }
   const auto n_folds = split["folds"].get<int64_t>();
   if (fold < 0 || fold >= n_folds) {
-    throw usage_error("dataset {} is split into {} folds: choose one with --fold 0 to {}{}", name,
+    throw usage_error("dataset {} is split into {} folds: choose one with `fold` 0 to {}{}", name,
                       n_folds, n_folds - 1, fold < 0 ? "" : fmt::format(", not {}", fold));
   }
   for (size_t row = 0; row < rows.fold.size(); ++row) {
@@ -80,7 +80,7 @@ void check_bound(const fs::path& folder, const std::string& name, const Json& en
   }
   throw data_error(
       "feature '{}' was made from other train rows than those of this split; make it "
-      "again with 'tessera features {} --encoder {}', or leave it out with --modalities",
+      "again with 'tessera features {} --encoder {}', or leave it out with `modalities`",
       name, folder.string(), encoder);
 }
 

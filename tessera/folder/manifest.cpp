@@ -540,7 +540,7 @@ std::vector<FeatureSource> find_features(const fs::path& folder) {
       if (!added) {
         const auto [first, second] =
             std::minmax({before->second.path.string(), at->path().string()});
-        throw data_error("two files for {}: {} and {}; name one with --feature {}=FILE", modality,
+        throw data_error("two files for {}: {} and {}; name one with `feature` {}=FILE", modality,
                          first, second, modality);
       }
     }
@@ -554,7 +554,7 @@ std::vector<FeatureSource> find_features(const fs::path& folder) {
 FeatureSource parse_feature_argument(const std::string& text) {
   const size_t equals = text.find('=');
   if (equals == std::string::npos || equals + 1 == text.size()) {
-    throw usage_error("--feature '{}': wanted MODALITY=FILE[,IDS], like image=image_feat.npy",
+    throw usage_error("`feature` '{}': wanted MODALITY=FILE[,IDS], like image=image_feat.npy",
                       printable(text));
   }
   FeatureSource out;
@@ -568,19 +568,19 @@ FeatureSource parse_feature_argument(const std::string& text) {
     out.ids_path = text.substr(comma + 1);
     out.path = text.substr(equals + 1, comma - equals - 1);
     if (out.ids_path.empty() || out.path.empty()) {
-      throw usage_error("--feature '{}': wanted MODALITY=FILE[,IDS]", printable(text));
+      throw usage_error("`feature` '{}': wanted MODALITY=FILE[,IDS]", printable(text));
     }
   }
   for (const fs::path& path : {out.path, out.ids_path}) {
     if (!path.empty() && !fs::exists(path, error)) {
-      throw data_error("--feature {}: no file {}", out.modality, path.string());
+      throw data_error("`feature` {}: no file {}", out.modality, path.string());
     }
   }
   out.kind = kind_of(out.path);
   if (!with_ids) {
     out.ids_path = ids_beside(out.path, out.kind);
   } else if (out.kind != Kind::npy && out.kind != Kind::safetensors) {
-    throw usage_error("--feature {}: {} names its rows itself; leave ',{}' away", out.modality,
+    throw usage_error("`feature` {}: {} names its rows itself; leave ',{}' away", out.modality,
                       out.path.string(), out.ids_path.string());
   }
   return out;
@@ -596,7 +596,7 @@ Json import_feature(const FeatureSource& source, const fs::path& folder, const V
   if (!info.has_ids && !dense) {
     fs::path ids = source.path;
     throw data_error(
-        "{}: {} rows without ids; give {} with one id a line, or --ids dense if row r "
+        "{}: {} rows without ids; give {} with one id a line, or `ids` dense if row r "
         "is item id r",
         what, info.n_rows, ids.replace_extension(".ids").string());
   }

@@ -26,7 +26,7 @@ void keep_values(std::vector<T>& values, const std::vector<uint8_t>& keep) {
 FilterStep filter_rating(EventTable& table, double threshold) {
   FilterStep step{.name = "min_rating", .value = threshold, .before = count_table(table)};
   if (table.rating.empty()) {
-    throw usage_error("--min-rating {}: the interactions have no ratings", threshold);
+    throw usage_error("`min_rating` {}: the interactions have no ratings", threshold);
   }
   std::vector<uint8_t> keep(table.n_rows());
   for (int64_t row = 0; row < table.n_rows(); ++row) {

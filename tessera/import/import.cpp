@@ -92,7 +92,7 @@ int64_t dense_index(std::string_view id, const char* what) {
   const int64_t value = row_number(id);
   if (value >= 0) return value;
   throw data_error(
-      "--ids dense: {} id '{}' is no row number (0, 1, 2, ..); choose --ids sparse, "
+      "`ids` dense: {} id '{}' is no row number (0, 1, 2, ..); choose `ids` sparse, "
       "and give features their .ids",
       what, printable(id));
 }
@@ -153,7 +153,7 @@ FeatureSource feature_of_path(const fs::path& path) {
   for (FeatureSource& source : find_features(folder)) {
     if (source.path.filename() == clean.filename()) return std::move(source);
   }
-  throw usage_error("{}: which modality is it? give it as --feature NAME={}", path.string(),
+  throw usage_error("{}: which modality is it? give it as `feature` NAME={}", path.string(),
                     path.string());
 }
 
@@ -204,8 +204,8 @@ void apply_roles(Work& work, const EventRoles& config) {
   if (types.empty()) {
     if (!chosen) return;
     throw usage_error(
-        "--positive and --read choose among event types, and the interactions have "
-        "none; name their column with --event-col");
+        "`positive` and `read` choose among event types, and the interactions have "
+        "none; name their column with `event_col`");
   }
   std::vector<int64_t> counts(types.size(), 0);
   for (const uint8_t event : table.event) ++counts[event];
@@ -233,7 +233,7 @@ void apply_roles(Work& work, const EventRoles& config) {
   }
   if (positive.empty()) {
     throw usage_error(
-        "which event types train? choose with --positive (and --read for those that "
+        "which event types train? choose with `positive` (and `read` for those that "
         "only count as seen): there are {}",
         listing);
   }
@@ -332,7 +332,7 @@ void read_sources(Work& work) {
   }
   if (!has_items && (!options.reading.images.empty() || !options.reading.text.empty() ||
                      !options.reading.item_id_col.empty())) {
-    throw usage_error("--images, --text and --item-id speak of a catalogue: give it with --items");
+    throw usage_error("`images`, `text` and `item_id` speak of a catalogue: give it with `items`");
   }
   for (const FeatureSource& source : work.features) {
     add_source(work, source.path);
@@ -352,7 +352,7 @@ void read_sources(Work& work) {
   } else if (squeezed(options.ids) == "dense") {
     work.dense = work.dense_users = true;
   } else if (squeezed(options.ids) != "sparse") {
-    throw usage_error("--ids '{}'{}: wanted dense or sparse", printable(options.ids),
+    throw usage_error("`ids` '{}'{}: wanted dense or sparse", printable(options.ids),
                       did_you_mean(options.ids, {"dense", "sparse"}));
   }
 }
@@ -366,7 +366,7 @@ void read_dataset_folder(Work& work) {
   }
   if (!options.ids.empty() || !options.positive.empty() || !options.read.empty()) {
     throw usage_error(
-        "--ids, --positive and --read are settled in the dataset folder {}: import "
+        "`ids`, `positive` and `read` are settled in the dataset folder {}: import "
         "its source files again to change them",
         options.paths.front().string());
   }
@@ -426,7 +426,7 @@ Renumbered renumber(const Vocabulary& old, const std::vector<int8_t>& stays, con
     int64_t n = n_rows;
     for (const std::string_view id : ids) n = std::max(n, dense_index(id, what) + 1);
     if (n > n_rows && too_sparse(n, static_cast<int64_t>(ids.size()))) {
-      throw data_error("--ids dense: {} ids reach {} with only {} in use; choose --ids sparse",
+      throw data_error("`ids` dense: {} ids reach {} with only {} in use; choose `ids` sparse",
                        what, n - 1, ids.size());
     }
     for (int64_t i = 0; i < n; ++i) {
@@ -488,9 +488,9 @@ void filter_and_renumber(Work& work) {
     if (read.interactions == 0)
       throw data_error("no interactions in the files: nothing to train on");
     std::vector<std::string> flags;
-    if (options.min_rating) flags.push_back(fmt::format("--min-rating {}", *options.min_rating));
+    if (options.min_rating) flags.push_back(fmt::format("`min_rating` {}", *options.min_rating));
     if (options.core_users > 1 || options.core_items > 1) {
-      flags.push_back(fmt::format("--core {},{}", options.core_users, options.core_items));
+      flags.push_back(fmt::format("`core` {},{}", options.core_users, options.core_items));
     }
     throw data_error(
         "the filters ({}) leave none of {} users, {} items, {} interactions; lower them",
@@ -572,12 +572,12 @@ void choose_split(Work& work) {
     return split != Split::none && split != Split::seen;
   });
   if (options.split.empty() && labelled && !options.rounding.empty()) {
-    throw usage_error("--rounding {} needs a --split: the files' own labels are taken without one",
+    throw usage_error("`rounding` {} needs a `split`: the files' own labels are taken without one",
                       printable(options.rounding));
   }
   if (options.split.empty() && labelled && !work.from.empty() &&
       work.from_about["split"].contains("folds")) {
-    throw usage_error("{} is split into folds: choose another split with --split",
+    throw usage_error("{} is split into folds: choose another split with `split`",
                       work.from.string());
   }
   work.split = parse_split(!options.split.empty() ? options.split
@@ -871,7 +871,7 @@ Json write_dataset(Work& work, const fs::path& folder, const Json& counts) {
 Json import_dataset(const ImportOptions& options, const Log& log) {
   if (options.paths.empty()) throw usage_error("import needs a file or folder to read");
   for (const int64_t core : {options.core_users, options.core_items}) {
-    if (core < 0) throw usage_error("--core must be at least 0, got {}", core);
+    if (core < 0) throw usage_error("`core` must be at least 0, got {}", core);
   }
   check_output(options);
   // A wrong name of a split is said before a large file is read.

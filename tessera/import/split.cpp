@@ -125,7 +125,7 @@ void need_order(const EventTable& table, const SplitSpec& spec) {
   if (!table.time.empty() || table.n_rows() == 0) return;
   throw data_error(
       "split {} needs the order of a user's rows: the interactions have neither times "
-      "nor positions; name the column with --time-col, or choose --split random",
+      "nor positions; name the column with `time_col`, or choose `split` random",
       spec.name());
 }
 
@@ -151,7 +151,7 @@ void split_global(EventTable& table, const SplitSpec& spec, Json& drawn) {
   if (table.time_unit != "s" && table.time_unit != "ms") {
     throw data_error(
         "split temporal-global needs times: the interactions have {}; choose "
-        "leave-one-out or temporal-user, or name the column with --time-col",
+        "leave-one-out or temporal-user, or name the column with `time_col`",
         table.time_unit == "position" ? "an order only" : "none");
   }
   double first = 0, second = 0;
@@ -200,7 +200,7 @@ void check_given(const EventTable& table) {
   if (table.split.empty() || (without == table.n_rows() && without > 0)) {
     throw data_error(
         "split given: the interactions have no split labels; name the column with "
-        "--split-col, or choose another split");
+        "`split_col`, or choose another split");
   }
   if (without > 0) {
     throw data_error(
@@ -288,14 +288,14 @@ SplitSpec parse_split(std::string_view text, std::string_view rounding, uint64_t
   if (rounding.empty()) return spec;
   spec.rounding = find_name(kRoundings, rounding, "rounding");
   if (!uses_sizes(spec.kind)) {
-    throw usage_error("--rounding {} belongs to the splits random and temporal-user, not to {}",
+    throw usage_error("`rounding` {} belongs to the splits random and temporal-user, not to {}",
                       printable(rounding), spec.name());
   }
   if (spec.rounding == Rounding::floor && !has_ratios) spec.ratios = {.8, 0, .2};
   if (has_ratios && (spec.rounding == Rounding::mmrec || spec.rounding == Rounding::lattice) &&
       (std::abs(spec.ratios[0] - .8) > 1e-9 || std::abs(spec.ratios[1] - .1) > 1e-9)) {
     throw usage_error(
-        "--rounding {} is 8:1:1 by its own rule: leave the ratios out, or choose "
+        "`rounding` {} is 8:1:1 by its own rule: leave the ratios out, or choose "
         "recbole or floor",
         printable(rounding));
   }

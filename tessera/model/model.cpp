@@ -31,7 +31,8 @@ void TrainSettings::describe(Fields& f) {
   f.list("permute", permute, "modalities shuffled among the items that have one; all: every one");
   f.add("fold", fold, "test fold of a k-fold split; -1: none", at_least(-1));
   f.add("checkpoint", checkpoint,
-        "epochs between checkpoints; 0: every epoch while they take less than 5 % of the time", at_least(0));
+        "epochs between checkpoints; 0: every epoch while they take less than 5 % of the time",
+        at_least(0));
   f.add("threads", threads, "0: all cores", between(0, 4096));
   f.add("device", device, "cpu, or reference: plain tensor operations, to check the kernels by");
   f.add("test_curve", test_curve, "ranks test every epoch into test_curve.jsonl, a diagnostic");

@@ -35,8 +35,7 @@ const ModelInfo& find_model(const std::string& name) {
       if (squeezed(alias) == wanted) return info;
     }
   }
-  throw usage_error("no model '{}'{}", printable(name),
-                    did_you_mean(name, names));
+  throw usage_error("no model '{}'{}", printable(name), did_you_mean(name, names));
 }
 
 Settings implied_settings(const std::string& name) {

@@ -65,7 +65,7 @@ class Fdsa : public SequenceModel {
     if (fields_.empty()) {
       throw data_error(
           "FDSA needs item features or a column 'categories' and '{}' has neither; add some with "
-          "'tessera import --feature NAME=FILE' or --items FILE",
+          "'tessera import --feature NAME=FILE' or `items` FILE",
           data_.name);
     }
     mix_hidden_ = Linear("mix.hidden", d, d, maker(), random_);

@@ -341,11 +341,6 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter {
       state.add(m.name + ".original", m.original, Role::frozen);
       m.pca.state(state, m.name + ".pca");
     }
-    if (config_.item_graph) {
-      state.add("similar.offsets", alike_.offsets, Role::scoring);
-      state.add("similar.items", alike_.items, Role::scoring);
-      state.add("similar.weights", alike_.weights, Role::scoring);
-    }
     state.add("scores", scores_, Role::scoring);
     state.add("null_scores", null_scores_, Role::scoring);
     state.add("eta", eta_, Role::scoring);

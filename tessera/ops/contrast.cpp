@@ -55,7 +55,7 @@ double term(T* z, int64_t n, int64_t positive, int64_t excluded, const T* often,
   return -(eps > 0 ? std::log(p + eps) : log_p);
 }
 
-/// `counts` [n] of the anchors' type, undefined where each row stands once.
+/// `counts` [n] of the anchors' type, empty where each row stands once.
 class InfoNce : public torch::autograd::Function<InfoNce> {
  public:
   static torch::Tensor forward(AutogradContext* context, const torch::Tensor& anchors,
@@ -63,8 +63,9 @@ class InfoNce : public torch::autograd::Function<InfoNce> {
                                const torch::Tensor& excluded, double tau, double eps,
                                const torch::Tensor& counts) {
     const int64_t n = anchors.size(0);
-    const double total = counts.defined() ? counts.sum().item<double>() : static_cast<double>(n);
-    const torch::Tensor often = counts.defined() ? counts.log() : torch::Tensor();
+    const bool counted = counts.numel() > 0;
+    const double total = counted ? counts.sum().item<double>() : static_cast<double>(n);
+    const torch::Tensor often = counts.log();
     const int64_t block = std::max<int64_t>(1, kBlockEntries / std::max<int64_t>(1, keys.size(0)));
     const auto d_anchors = torch::empty_like(anchors), d_keys = torch::zeros_like(keys);
     const double weight = 1 / (tau * total);
@@ -79,8 +80,8 @@ class InfoNce : public torch::autograd::Function<InfoNce> {
       by_type(p, [&](auto type) {
         using T = decltype(type);
         T* z = p.mutable_data_ptr<T>();
-        const T* times = counts.defined() ? counts.const_data_ptr<T>() : nullptr;
-        const T* log_times = counts.defined() ? often.const_data_ptr<T>() : nullptr;
+        const T* times = counted ? counts.const_data_ptr<T>() : nullptr;
+        const T* log_times = counted ? often.const_data_ptr<T>() : nullptr;
         parallel_for(0, size, 16, [&](int64_t first, int64_t last) {
           for (int64_t r = first; r < last; ++r) {
             const int64_t row = begin + r;
@@ -119,7 +120,7 @@ torch::Tensor info_nce(const torch::Tensor& anchors, const torch::Tensor& keys,
   }
   return InfoNce::apply(anchors.contiguous(), keys.contiguous(), positive,
                         excluded.defined() ? excluded : torch::full_like(positive, -1), tau, eps,
-                        torch::Tensor());
+                        torch::empty({0}, anchors.options().requires_grad(false)));
 }
 
 torch::Tensor info_nce_composed(const torch::Tensor& anchors, const torch::Tensor& keys,

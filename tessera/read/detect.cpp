@@ -63,7 +63,7 @@ std::string delimiter_of(const std::string& typed) {
   const auto byte = static_cast<unsigned char>(typed.front());
   if (typed.size() == 1 && byte > 0x20 && byte < 0x7f && typed != "\"") return typed;
   throw usage_error(
-      "--delimiter '{}': wanted one character, '::' or one of tab, comma, semicolon, "
+      "`delimiter` '{}': wanted one character, '::' or one of tab, comma, semicolon, "
       "pipe, space{}",
       printable(typed), did_you_mean(typed, {"tab", "comma", "semicolon", "pipe", "space"}));
 }
@@ -237,10 +237,10 @@ void find_columns(Detected& found, const ReadOptions& options) {
   std::map<std::string, int> column;
   std::vector<int> taken;
   for (const auto& [meaning, typed] : column_flags(options)) {
-    const int c = chosen_column(found, *typed, fmt::format("--{}-col", meaning));
+    const int c = chosen_column(found, *typed, fmt::format("`{}_col`", meaning));
     if (c < 0) continue;
     if (std::find(taken.begin(), taken.end(), c) != taken.end()) {
-      throw usage_error("--{}-col '{}': that column has another meaning already", meaning,
+      throw usage_error("`{}_col` '{}': that column has another meaning already", meaning,
                         printable(*typed));
     }
     column[meaning] = c;
@@ -311,7 +311,7 @@ void find_use(Detected& found, const ReadOptions& options) {
     found.use = Use::interactions;
   } else if (!options.item_id_col.empty()) {
     found.use = Use::items;
-    found.columns = {{"item", chosen_column(found, options.item_id_col, "--item-id")}};
+    found.columns = {{"item", chosen_column(found, options.item_id_col, "`item_id`")}};
   } else if (item) {
     found.use = Use::items;
   } else if (user) {
@@ -567,7 +567,7 @@ void detect_json_lines(Detected& found, const std::vector<Json>& lines,
     }
   }
   if (!users && !options.item_id_col.empty()) {
-    found.columns.emplace_back("item", chosen_column(found, options.item_id_col, "--item-id"));
+    found.columns.emplace_back("item", chosen_column(found, options.item_id_col, "`item_id`"));
   }
   if (!users && found.columns.empty()) {
     const auto id = std::find(found.names.begin(), found.names.end(), "id");
@@ -674,7 +674,7 @@ void detect_text(Detected& found, const Sample& sample, const ReadOptions& optio
     const Widths widths = widths_of(sample.lines, delimiter);
     if (widths.usual < 2) {
       throw data_error(
-          "{}: only one column found with the delimiter {}; leave --delimiter out or "
+          "{}: only one column found with the delimiter {}; leave `delimiter` out or "
           "say another",
           found.path.string(), delimiter_word(delimiter));
     }
@@ -718,7 +718,7 @@ void detect_text(Detected& found, const Sample& sample, const ReadOptions& optio
   if (lines == 0) throw data_error("{}: empty file: only blank lines", found.path.string());
   throw data_error(
       "{}: only one column found (tried tab, comma, semicolon, pipe, space and '::'); say "
-      "--delimiter CHARACTER",
+      "`delimiter` CHARACTER",
       found.path.string());
 }
 
@@ -776,7 +776,7 @@ Detected detect_content(Detected found, const ReadOptions& options) {
                      found.kind == "Gorse JSONL feedback";
   for (const auto& [meaning, typed] : column_flags(options)) {
     if (!fixed || typed->empty()) continue;
-    throw usage_error("--{}-col '{}': {} is {}, whose columns are fixed; leave the flag out",
+    throw usage_error("`{}_col` '{}': {} is {}, whose columns are fixed; leave the flag out",
                       meaning, printable(*typed), name, found.kind);
   }
   return found;

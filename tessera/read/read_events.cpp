@@ -46,7 +46,7 @@ void BadLines::add(const std::string& file, int64_t line, int64_t column,
   const std::string message = fmt::format("{}:{}:{}: {}", file, line, column, reason);
   if (++count_ > allowed_) {
     if (allowed_ == 0) throw data_error("{}", message);
-    throw data_error("{} (after {} bad lines tolerated by --max-bad-lines)", message, allowed_);
+    throw data_error("{} (after {} bad lines tolerated by `max_bad_lines`)", message, allowed_);
   }
   if (examples_.size() < 10) examples_.push_back(message);
 }

@@ -324,7 +324,7 @@ bool is_json_lines(const Detected& file) {
 void read_items(const Detected& file, const ReadOptions& options, ItemTable& into, Json& report) {
   Detected chosen = file;
   if (!options.item_id_col.empty() && file.kind != "Gorse JSONL items") {
-    chosen.columns = {{"item", chosen_column(file, options.item_id_col, "--item-id")}};
+    chosen.columns = {{"item", chosen_column(file, options.item_id_col, "`item_id`")}};
   }
   const std::string name = chosen.path.string();
   if (chosen.use == Use::refused) {
@@ -351,7 +351,7 @@ void read_items(const Detected& file, const ReadOptions& options, ItemTable& int
   }
   for (const auto& text : options.text) {
     if (items.has_column(text)) continue;
-    throw usage_error("--text '{}': {} has no such column{}; its columns are {}", printable(text),
+    throw usage_error("`text` '{}': {} has no such column{}; its columns are {}", printable(text),
                       name, did_you_mean(text, into.columns),
                       printable(fmt::format("{}", fmt::join(into.columns, ", ")), 400));
   }

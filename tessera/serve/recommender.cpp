@@ -108,7 +108,7 @@ void check_can_compare(const Version& version, const AskSimilar& ask, const Feat
   if (!feature && !by_vectors && !version.scorer->abilities().takes_histories) {
     throw usage_error("{} has neither item vectors nor item similarities{}", version.model,
                       features.empty() ? ", and the bundle has no features to compare by"
-                                       : fmt::format("; use --by {}", features.front().name));
+                                       : fmt::format("; use `by` {}", features.front().name));
   }
   if (ask.all_items) return;
   for (const int64_t item : items) {
@@ -127,7 +127,7 @@ void check_can_compare(const Version& version, const AskSimilar& ask, const Feat
       throw usage_error(
           "item '{}' has no collaborative vector (no train row){}",
           printable(version.catalogue->id(item)),
-          features.empty() ? "" : fmt::format("; use --by {}", features.front().name));
+          features.empty() ? "" : fmt::format("; use `by` {}", features.front().name));
     }
   }
 }

@@ -37,7 +37,6 @@ struct RunOutcome {
 /// anything is replaced; a failure leaves status.json with its exit code.
 RunOutcome run(const RunRequest& request);
 
-
 /// Builds the model of a run and drops it: what run() would refuse is refused, nothing is written.
 void check_run(const RunRequest& request);
 

@@ -48,8 +48,8 @@ struct TrainResult {
 /// loss part), failed (1, disk).
 TrainResult train_model(Model& model, const Dataset& data, const TrainConfig& config);
 
-/// Refuses (exit 2) what the evaluations of a training would refuse later: metrics, cutoffs, a split
-/// that the protocol cannot take.
+/// Refuses (exit 2) what the evaluations of a training would refuse later: metrics, cutoffs, a
+/// split that the protocol cannot take.
 void check_evaluations(const Dataset& data, const TrainSettings& settings,
                        const Protocol& protocol);
 /// The same, and a training without validation rows whose number of epochs nobody chose.

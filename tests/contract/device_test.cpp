@@ -32,7 +32,8 @@ struct DeviceRun {
 };
 
 /// At least 50 steps: in batches of everything, or what the model takes for an epoch.
-DeviceRun run_on(const ModelInfo& info, const Dataset& data, const std::string& device, int64_t seed) {
+DeviceRun run_on(const ModelInfo& info, const Dataset& data, const std::string& device,
+                 int64_t seed) {
   const Settings settings = {{"device", device, "test"}, {"seed", seed, "test"},
                              {"epochs", 50, "test"},     {"train_batch_size", 4096, "test"},
                              {"eval_step", 50, "test"},  {"stopping_step", 50, "test"}};
@@ -55,7 +56,8 @@ DeviceRun run_on(const ModelInfo& info, const Dataset& data, const std::string& 
 
 TEST_P(EveryDevice, ReferenceTrainsAlike) {
   const Dataset data = small_data(2);
-  const DeviceRun cpu = run_on(info(), data, "cpu", 1), reference = run_on(info(), data, "reference", 1);
+  const DeviceRun cpu = run_on(info(), data, "cpu", 1),
+                  reference = run_on(info(), data, "reference", 1);
   ASSERT_EQ(cpu.losses.size(), reference.losses.size());
   for (size_t i = 0; i < cpu.losses.size(); ++i) {
     EXPECT_NEAR(reference.losses[i], cpu.losses[i], 1e-4 * std::abs(cpu.losses[i]))

@@ -127,7 +127,7 @@ TEST(Dataset, BoundFeaturesOfAnotherSplitAreRefused) {
   EXPECT_EQ(shop.error({.modalities = {"pamd"}}),
             "3: feature 'pamd' was made from other train rows than those of this split; make it "
             "again with 'tessera features " +
-                (shop.at / "d").string() + " --encoder pamd', or leave it out with --modalities");
+                (shop.at / "d").string() + " --encoder pamd', or leave it out with `modalities`");
   Json manifest = read_json(shop.at / "d/features.json");
   manifest["pamd"]["valid_for"] = shop.about["train_sha256"];
   write_json(shop.at / "d/features.json", manifest);
@@ -167,9 +167,9 @@ TEST(Dataset, FoldsAreViews) {
   EXPECT_EQ(row(data.train, 0), (Items{}));
   EXPECT_EQ(row(data.seen, 0), (Items{2}));
   EXPECT_EQ(data.about["train_sha256"], sha256("a\ty\n"));
-  EXPECT_EQ(shop.error(), "2: dataset shop is split into 3 folds: choose one with --fold 0 to 2");
+  EXPECT_EQ(shop.error(), "2: dataset shop is split into 3 folds: choose one with `fold` 0 to 2");
   EXPECT_EQ(shop.error({.fold = 3}),
-            "2: dataset shop is split into 3 folds: choose one with --fold 0 to 2, not 3");
+            "2: dataset shop is split into 3 folds: choose one with `fold` 0 to 2, not 3");
   Shop plain;
   EXPECT_EQ(plain.error({.fold = 0}).substr(0, 10), "2: fold 0:");
 }

@@ -388,7 +388,7 @@ TEST(Evaluate, EveryPositionRefusesValidRows) {
       ADD_FAILURE() << "taken";
     } catch (const InputError& error) {
       EXPECT_EQ(error.code(), Exit::usage);
-      EXPECT_NE(std::string(error.what()).find("temporal-user --rounding floor"), std::string::npos)
+      EXPECT_NE(std::string(error.what()).find("temporal-user `rounding` floor"), std::string::npos)
           << error.what();
     }
   }

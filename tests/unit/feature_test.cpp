@@ -247,5 +247,16 @@ TEST(RealFeatures, MapAsDescribed) {  // shapes and norms: the README of the dat
   }
 }
 
+TEST(Vocabulary, LooksForNearIdsAmongTenThousand) {
+  Vocabulary ids;
+  for (int i = 0; i < 30'000; ++i) ids.add(fmt::format("item{:05}", i));
+  ids.add("apple");
+  EXPECT_EQ(ids.near("item00012").size(), 10'000U);
+  const auto near = ids.near("aple");
+  EXPECT_EQ(near, std::vector<std::string>({"apple"}));
+  EXPECT_TRUE(ids.near("").empty());
+  EXPECT_TRUE(ids.near("a very long id that nothing is like").empty());
+}
+
 }  // namespace
 }  // namespace tessera

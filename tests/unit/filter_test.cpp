@@ -47,7 +47,7 @@ TEST(Filter, RefusesAThresholdWithoutRatings) {
     FAIL() << "no error";
   } catch (const InputError& e) {
     EXPECT_EQ(e.code(), Exit::usage);
-    EXPECT_STREQ(e.what(), "--min-rating 4: the interactions have no ratings");
+    EXPECT_STREQ(e.what(), "`min_rating` 4: the interactions have no ratings");
   }
 }
 

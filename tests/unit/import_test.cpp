@@ -163,7 +163,7 @@ TEST(Import, RowsOfAFeatureWithoutIdsAreItems) {
   at.file("raw/events.tsv", "user_id\titem_id\nu\t0\nu\tcap\n");
   EXPECT_EQ(
       error_of([&] { import_dataset(options, Log()); }),
-      "3: --ids dense: item id 'cap' is no row number (0, 1, 2, ..); choose --ids sparse, and "
+      "3: `ids` dense: item id 'cap' is no row number (0, 1, 2, ..); choose `ids` sparse, and "
       "give features their .ids");
   options.no_features = true;
   EXPECT_EQ(import_dataset(options, Log())["counts"]["n_items"], 2);
@@ -190,7 +190,7 @@ TEST(Import, DenseIdsFarApartAreRefused) {
       options_for(at, {at.file("a.tsv", "user_id\titem_id\n1\t2000000000\n2\t7\n")});
   options.ids = "dense";
   EXPECT_EQ(error_of([&] { import_dataset(options, Log()); }),
-            "3: --ids dense: item ids reach 2000000000 with only 2 in use; choose --ids sparse");
+            "3: `ids` dense: item ids reach 2000000000 with only 2 in use; choose `ids` sparse");
 }
 
 constexpr const char* kEvents =
@@ -203,7 +203,7 @@ TEST(Import, SeveralEventTypesNeedAChoice) {
   ImportOptions options = options_for(at, {at.file("events.tsv", kEvents)});
   EXPECT_EQ(
       error_of([&] { import_dataset(options, Log()); }),
-      "2: which event types train? choose with --positive (and --read for those that only "
+      "2: which event types train? choose with `positive` (and `read` for those that only "
       "count as seen): there are view (3 rows), click (2 rows), buy (1 rows), hover (1 rows)");
   options.positive = {"clik"};
   EXPECT_EQ(error_of([&] { import_dataset(options, Log()); }),
@@ -327,7 +327,7 @@ TEST(Import, BadInputIsOneLine) {
   };
   EXPECT_EQ(
       error([](auto& o) { o.core_users = o.core_items = 5; }),
-      "3: the filters (--core 5,5) leave none of 3 users, 3 items, 6 interactions; lower them");
+      "3: the filters (`core` 5,5) leave none of 3 users, 3 items, 6 interactions; lower them");
   EXPECT_EQ(error([](auto& o) { o.split = "temporal-globl"; }),
             "2: no split 'temporal-globl' (did you mean 'temporal-global'?): there are given, "
             "random, leave-one-out, temporal-user, temporal-global, cold-item, cold-user, k-fold");

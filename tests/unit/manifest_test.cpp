@@ -109,7 +109,7 @@ TEST(FeatureArgument, NamesModalityFileAndIds) {
     EXPECT_TRUE(error_of([&] { parse_feature_argument(bad); }).starts_with("2: ")) << bad;
   }
   EXPECT_TRUE(is_data_error(error_of([&] { parse_feature_argument("image=/no/such.npy"); }),
-                            "--feature image: no file /no/such.npy"));
+                            "`feature` image: no file /no/such.npy"));
   EXPECT_TRUE(is_data_error(
       error_of([&] { parse_feature_argument("image=" + (folder / "names.txt").string()); }),
       "no feature file; wanted .npy"));

@@ -202,7 +202,7 @@ TEST(Delimited, LineNumbersOfBadValuesCountSkippedLines) {
       [&] { read_text("x.tsv", "user\titem\trating\nu\ta\t1\n\nu\tb\nu\tc\tbad\n", options); });
   EXPECT_EQ(message,
             "x.tsv:5:5: rating 'bad' is not a number; write one like 4 or 3.5 (after 1 bad lines "
-            "tolerated by --max-bad-lines)");
+            "tolerated by `max_bad_lines`)");
   EXPECT_EQ(code, 3);
 }
 

@@ -123,7 +123,7 @@ TEST(Recommender, ModelsWithNeitherFallBackToPopularity) {
   const auto answers = from.recommend({.users = {"ann", "cat"}, .n = 1});
   EXPECT_EQ(answers[0].via, Via::user);
   EXPECT_EQ(answers[1].via, Via::popular);
-  EXPECT_NE(usage_of([&] { from.similar("apple", 1); }).find("use --by image"), std::string::npos);
+  EXPECT_NE(usage_of([&] { from.similar("apple", 1); }).find("use `by` image"), std::string::npos);
 }
 
 TEST(Recommender, NamesTheNearestUserAndItem) {

@@ -171,11 +171,11 @@ TEST(Split, OrderAndTimesAreAskedFor) {
   EXPECT_EQ(
       error_of([&] { assign_split(none, parse_split("leave-one-out")); }),
       "3: split leave-one-out needs the order of a user's rows: the interactions have neither "
-      "times nor positions; name the column with --time-col, or choose --split random");
+      "times nor positions; name the column with `time_col`, or choose `split` random");
   EXPECT_EQ(error_of([&] { assign_split(none, parse_split("temporal-user")); }).substr(0, 2), "3:");
   EXPECT_EQ(error_of([&] { assign_split(order, parse_split("temporal-global")); }),
             "3: split temporal-global needs times: the interactions have an order only; choose "
-            "leave-one-out or temporal-user, or name the column with --time-col");
+            "leave-one-out or temporal-user, or name the column with `time_col`");
   EXPECT_EQ(error_of([&] { assign_split(none, parse_split("given")); }).substr(0, 2), "3:");
   assign_split(order, parse_split("leave-one-out"));
   EXPECT_EQ(counts(order), (Sizes{1, 1, 1}));
