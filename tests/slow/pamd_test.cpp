@@ -8,6 +8,7 @@
 #include <fstream>
 #include <map>
 
+#include "tessera/model/offers.h"
 #include "tessera/model/registry.h"
 #include "tests/contract/training.h"
 #include "tests/unit/real_data.h"
@@ -57,7 +58,7 @@ TEST(PamdMovieLens, HeldOutPartners) {
     Json last;
     Watch watch;
     watch.log = [&](const Json& line) { last = line; };
-    auto& supplier = dynamic_cast<FeatureSupplier&>(*model);
+    FeatureSupplier& supplier = *model->offers().features;
     supplier.fit(watch);
     const torch::NoGradGuard no_grad;
     const Json overlap = supplier.export_features(Json::object())[0].card["overlap"];
