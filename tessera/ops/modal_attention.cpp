@@ -148,9 +148,10 @@ torch::Tensor modal_attention_composed(const std::vector<torch::Tensor>& e,
                                        const torch::Tensor& query, const torch::Tensor& key,
                                        int64_t n_heads) {
   const int64_t n = e[0].size(0), width = e[0].size(1) / n_heads;
+  const auto n_modalities = static_cast<int64_t>(e.size());
   const auto x = torch::stack(e, 1);  // [n, M, d]
   const auto heads = [&](const torch::Tensor& t) {
-    return t.view({n, -1, n_heads, width}).transpose(1, 2);  // [n, n_heads, M, width]
+    return t.view({n, n_modalities, n_heads, width}).transpose(1, 2);  // [n, n_heads, M, width]
   };
   const auto scores = heads(x.matmul(query)).matmul(heads(x.matmul(key)).transpose(2, 3));
   const auto w = torch::softmax(scores / std::sqrt(static_cast<double>(width)), 3);
