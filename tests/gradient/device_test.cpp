@@ -57,9 +57,13 @@ torch::Tensor& put(torch::Tensor& x, const c10::List<std::optional<torch::Tensor
                    const torch::Tensor&, bool, bool) {
   return x;
 }
-torch::Tensor& like(const torch::Tensor& x, torch::Tensor& out) { return out.resize_(x.sizes()); }
+torch::Tensor& like(const torch::Tensor& x, torch::Tensor& out) {
+  out.resize_(x.sizes());
+  return out;
+}
 torch::Tensor& broadcast(const torch::Tensor& a, const torch::Tensor& b, torch::Tensor& out) {
-  return out.resize_(at::infer_size(a.sizes(), b.sizes()));
+  out.resize_(at::infer_size(a.sizes(), b.sizes()));
+  return out;
 }
 std::tuple<torch::Tensor, torch::Tensor, torch::Tensor> layer_norm(
     const torch::Tensor& x, at::IntArrayRef, const std::optional<torch::Tensor>&,
