@@ -16,6 +16,7 @@ bool composed(const torch::Tensor& x) { return reference || !x.is_cpu(); }
 
 torch::Tensor rows_of_slots(const torch::Tensor& offsets, int64_t n) {
   // A row begins where an offset says so; n itself takes what begins behind the last slot.
+  if (offsets.size(0) <= 2) return torch::zeros({n}, offsets.options());
   const auto inner = offsets.slice(0, 1, offsets.size(0) - 1);
   return torch::zeros({n + 1}, offsets.options())
       .index_add(0, inner, torch::ones_like(inner))
