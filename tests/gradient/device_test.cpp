@@ -410,7 +410,7 @@ TEST_P(Device, KernelEqualsComposedInValueAndGradient) {
 TEST_P(Device, NothingIsReadBack) {
   const torch::NoGradGuard no_grad;
   const auto [n, d] = GetParam();
-  if (n == 0) GTEST_SKIP() << "libtorch's own meta forms do not take empty sums";
+  if (n <= 1) GTEST_SKIP() << "libtorch's own meta forms do not take empty sums";
   const auto away = [](const torch::Tensor& x) { return x.defined() ? x.to(torch::kMeta) : x; };
   for (const Case& of : cases(n, d)) {
     const Tensors here = of.op(of.inputs, [](const torch::Tensor& x) { return x; });
