@@ -9,6 +9,7 @@
 #include "tessera/base/error.h"
 #include "tessera/model/bundle.h"
 #include "tessera/model/offers.h"
+#include "tessera/ops/unit_rows.h"
 #include "tessera/serve/recommender.h"
 #include "tests/contract/training.h"
 
@@ -165,7 +166,9 @@ TEST_P(NewItemsOf, AColdItemsFeaturesScoreAsItDoes) {
   } else if (name == "PAMD") {
     cases = {{}, {{"missing", "mask", "test"}}, {{"tokens", "whole", "test"}}};
   } else if (name == "R2MR") {
-    cases = {{{"preset", "tiny", "test"}}};
+    cases = {{{"preset", "tiny", "test"}},
+             {{"preset", "tiny", "test"}, {"reviewer", "bpr", "test"}},
+             {{"preset", "tiny", "test"}, {"reviewer", "random", "test"}}};
   } else {
     GTEST_SKIP() << "a cold item of the training has what a new one has not";
   }
@@ -231,6 +234,23 @@ TEST(NewItems, FreedomsStepIsThatOfAGraphWithOneItemMore) {
   const auto found = after->item_vectors();
   EXPECT_TRUE(torch::allclose(found[4], (ids[0] + ids[1]) / 3, 1e-5, 1e-6));
   EXPECT_EQ(found[5].abs().sum().item<float>(), 0);
+}
+
+/// The step over alike items of R2MR counts the new item itself: near copies, near vectors.
+TEST(NewItems, R2mrsItemGraphTakesThem) {
+  const Dataset data = small_data(2);
+  Trained trained(
+      find_model("R2MR"), data,
+      {{"epochs", 2, "test"}, {"preset", "tiny", "test"}, {"item_graph", true, "test"}});
+  const auto from = cold_items(data);
+  const auto n = static_cast<int64_t>(from.size());
+  const auto after =
+      trained.model->offers().items->with_items(*trained.model->freeze(), copies(data, from), n);
+  const auto unit = unit_rows(after->item_vectors());
+  const auto alike =
+      (unit.narrow(0, data.n_items, n) * unit.index_select(0, torch::tensor(from, torch::kInt64)))
+          .sum(1);
+  EXPECT_GT(alike.min().item<float>(), 0.7) << alike;
 }
 
 TEST_P(NewItemsOf, ABundleTakesThemOrSaysThatItCannot) {
