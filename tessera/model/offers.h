@@ -45,6 +45,15 @@ class RowEncoder {
   virtual std::vector<NamedRows> encode(const std::vector<Feature>& features, int64_t n_items) = 0;
 };
 
+/// Which of n items have a modality, bool [n]: none where `given` lacks it.
+inline torch::Tensor present_in(const std::vector<Feature>& given, const std::string& modality,
+                                int64_t n) {
+  for (const Feature& feature : given) {
+    if (feature.name == modality) return feature.present();
+  }
+  return torch::zeros({n}, torch::kBool);
+}
+
 /// A trained model that can rank items that came after its training, by their features.
 class ItemEncoder {
  public:

@@ -1,4 +1,3 @@
-#include "tessera/folder/manifest.h"
 #include "tessera/model/common_settings.h"
 #include "tessera/model/graph_kit.h"
 #include "tessera/model/registry.h"
@@ -8,13 +7,10 @@
 namespace tessera {
 namespace {
 
-/// Of the published code, where pictures and words are all (baselines section 11).
-const std::map<std::string, double> kUsualWeights = {{"image", 0.1}, {"text", 0.9}};
-
 /// FREEDOM (Zhou & Shen, MM 2023): LightGCN on a user-item graph that loses most edges of popular
 /// nodes anew every epoch, plus one step over a frozen graph of items that look or read alike. The
 /// published code has no known deviation, so both variants are one.
-class Freedom : public GraphModel {
+class Freedom : public AlikeModel {
  public:
   struct Config {
     std::string variant = "paper", missing = "zero";
@@ -44,34 +40,23 @@ class Freedom : public GraphModel {
   };
 
   Freedom(const Config& config, const Context& context)
-      : GraphModel(context), config_(config), tables_(*this, random_, config.embedding_size) {
+      : AlikeModel(context, config.n_negatives),
+        config_(config),
+        tables_(*this, random_, config.embedding_size),
+        alike_(alike_items("similar", data_.features,
+                           feature_weights(data_, config.modality_weights, "FREEDOM"), config.k,
+                           /*weighted=*/false)) {
     require_features(data_, "FREEDOM");
-    std::vector<std::string> names;
+    if (config.reg_weight == 0) return;
     for (const auto& feature : data_.features) {
       const auto& name = feature.name;
-      names.push_back(shown_modality(feature));
-      if (config.reg_weight == 0) continue;
       modalities_.push_back({{*this, feature, config.missing, config.freeze_features,
                               TrainedRows::lazy, Role::training},
                              {name + ".projection", config.embedding_size, feature.width(),
                               maker(Role::training), random_, Start::uniform, name}});
     }
-    const auto weights = modality_weights(names, config.modality_weights, kUsualWeights, "FREEDOM");
-    similar_ = &item_graph("similar", [this, weights] {
-      std::vector<NeighbourGraph> graphs;
-      for (const auto& feature : data_.features) {
-        graphs.push_back(normalised(knn_graph(feature.all(), config_.k, /*weighted=*/false)));
-      }
-      return weighted_sum(graphs, weights);
-    });
   }
 
-  Abilities abilities() const override {
-    return {.uses_features = true, .score_reads_features = true, .ranks_cold_items = true};
-  }
-  BatchSpec batch_spec() const override {
-    return {.unit = BatchSpec::Unit::pair, .n_negatives = config_.n_negatives};
-  }
   void begin_epoch(int64_t epoch, const Watch&) override {
     thin_ = thinned(tables_.graph, config_.dropout, random_.stream("drop.edges"), epoch);
   }
@@ -90,6 +75,12 @@ class Freedom : public GraphModel {
     return out;
   }
 
+ protected:
+  /// One step over the alike, and no ID row and no users of its own.
+  torch::Tensor new_items(const RowsByFeature& rows) override {
+    return alike_.walk_new(rows, tables_.items);
+  }
+
  private:
   struct Modality {
     ModalityTable features;
@@ -98,13 +89,13 @@ class Freedom : public GraphModel {
 
   Vectors propagate_over(const BipartiteGraph& graph) const {
     const Vectors h = tables_.layer_mean(config_.n_layers, graph);
-    return {h.users, h.items + tessera::propagate(similar_->get(), tables_.items)};
+    return {h.users, h.items + alike_.walk(tables_.items)};
   }
 
   const Config config_;
   const GraphTables tables_;
   BipartiteGraph thin_ = tables_.graph;  // of this epoch
-  const StoredGraph* similar_ = nullptr;
+  const AlikeItems alike_;
   std::vector<Modality> modalities_;
 };
 

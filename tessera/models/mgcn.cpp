@@ -14,7 +14,7 @@ namespace {
 /// modality's item graph and to the users; what the modalities share and what is their own is added
 /// to a LightGCN of the IDs, and contrasted with it. variant = released divides the penalty by the
 /// full batch size even for the last, shorter batch.
-class Mgcn : public GraphModel {
+class Mgcn : public AlikeModel {
  public:
   struct Config {
     std::string variant = "paper", reg_batch = "rows", missing = "zero";
@@ -44,7 +44,9 @@ class Mgcn : public GraphModel {
   };
 
   Mgcn(const Config& config, const Context& context)
-      : GraphModel(context), config_(config), tables_(*this, random_, config.embedding_size) {
+      : AlikeModel(context, config.n_negatives),
+        config_(config),
+        tables_(*this, random_, config.embedding_size) {
     require_features(data_, "MGCN");
     const int64_t d = config.embedding_size;
     const auto layer = [&](const std::string& name, int64_t in) {
@@ -52,26 +54,14 @@ class Mgcn : public GraphModel {
     };
     for (const auto& feature : data_.features) {
       const auto& name = feature.name;
-      const auto alike = [&feature, k = config.k] {
-        return normalised(knn_graph(feature.all(), k));
-      };
       modalities_.push_back(
           {{*this, feature, config.missing, config.freeze_features, TrainedRows::whole},
-           item_graph(name + ".similar", alike),
+           alike_items(name + ".similar", {&feature, 1}, {1}, config.k, /*weighted=*/true),
            layer(name + ".projection", feature.width()),
            layer(name + ".gate", d),
            layer(name + ".own", d)});
     }
-    query_ = layer("query", d);
-    query_out_ = &parameter("query.out.weight",
-                            linear_default_weight(1, d, random_.stream("init.query.out.weight")));
-  }
-
-  Abilities abilities() const override {
-    return {.uses_features = true, .score_reads_features = true, .ranks_cold_items = true};
-  }
-  BatchSpec batch_spec() const override {
-    return {.unit = BatchSpec::Unit::pair, .n_negatives = config_.n_negatives};
+    attention_ = Attention("query", d, maker(), random_);
   }
 
   Vectors propagate() override {
@@ -101,10 +91,18 @@ class Mgcn : public GraphModel {
     return out;
   }
 
+ protected:
+  /// They walk from their neighbours; content they have none.
+  torch::Tensor new_items(const RowsByFeature& rows) override {
+    std::vector<torch::Tensor> walked;
+    for (const auto& m : modalities_) walked.push_back(m.alike.walk_new(rows, gated(m)));
+    return side(walked, torch::zeros_like(walked[0]));
+  }
+
  private:
   struct Modality {
     ModalityTable features;
-    const StoredGraph& similar;
+    AlikeItems alike;
     Linear projection, gate, own;
   };
 
@@ -115,32 +113,35 @@ class Mgcn : public GraphModel {
   /// {content, side} of every user and item, or of those in the batch, users above items [n, d];
   /// `ids` are their LightGCN rows. All items walk, for the users and the neighbours.
   std::pair<torch::Tensor, torch::Tensor> parts(const Vectors& ids, const Batch* batch) const {
-    const auto content = torch::cat({ids.users, ids.items});
-    std::vector<torch::Tensor> walked, attention;  // e_m [n, d] and q(e_m) [n, 1]
+    std::vector<torch::Tensor> walked;  // e_m [n, d]
     for (const auto& m : modalities_) {
-      const auto gate = torch::sigmoid(m.gate(m.projection(m.features.all())));
-      const auto items = tessera::propagate(m.similar.get(), tables_.items * gate);
-      const auto users = to_users(tables_.graph, items);
+      const auto items = m.alike.walk(gated(m)), users = to_users(tables_.graph, items);
       walked.push_back(batch == nullptr ? torch::cat({users, items})
                                         : torch::cat({gather_rows(users, batch->distinct_users),
                                                       gather_rows(items, batch->distinct_items)}));
-      attention.push_back(query_(walked.back()).tanh().matmul(query_out_->t()));
     }
-    const auto share = torch::softmax(torch::cat(attention, 1), 1).unbind(1);
-    torch::Tensor common = walked[0] * share[0].unsqueeze(1);
-    for (size_t m = 1; m < walked.size(); ++m) common = common + walked[m] * share[m].unsqueeze(1);
+    const auto content = torch::cat({ids.users, ids.items});
+    return {content, side(walked, content)};
+  }
+
+  torch::Tensor gated(const Modality& m) const {
+    return tables_.items * torch::sigmoid(m.gate(m.projection(m.features.all())));
+  }
+
+  /// What the modalities share, by attention, and what is their own, as far as content lets it.
+  torch::Tensor side(const std::vector<torch::Tensor>& walked, const torch::Tensor& content) const {
+    const auto common = attention_(walked);
     torch::Tensor sum = common;
     for (size_t m = 0; m < walked.size(); ++m) {
       sum = sum + (walked[m] - common) * torch::sigmoid(modalities_[m].own(content));
     }
-    return {content, sum / static_cast<double>(walked.size() + 1)};
+    return sum / static_cast<double>(walked.size() + 1);
   }
 
   const Config config_;
   const GraphTables tables_;
   std::vector<Modality> modalities_;
-  Linear query_;
-  torch::Tensor* query_out_ = nullptr;
+  Attention attention_;
 };
 
 const RegisterModel<Mgcn> registered{"MGCN", "MGCN, Yu et al. 2023"};

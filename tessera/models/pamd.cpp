@@ -97,6 +97,7 @@ torch::Tensor cosine_table(const torch::Tensor& a, const torch::Tensor& b) {
 class Pamd : public Model,
              public FeatureSupplier,
              public RowEncoder,
+             public ItemEncoder,
              public Reporter,
              public ItemPretrainer,
              public EvalMask {
@@ -327,7 +328,12 @@ class Pamd : public Model,
   }
 
   Offers offers() override {
-    return {.features = this, .rows = this, .pretraining = this, .report = this, .mask = this};
+    return {.features = this,
+            .rows = this,
+            .items = this,
+            .pretraining = this,
+            .report = this,
+            .mask = this};
   }
 
   // --- features for others -----------------------------------------------------------------
@@ -352,6 +358,9 @@ class Pamd : public Model,
   std::vector<NamedRows> encode(const std::vector<Feature>& features, int64_t n_items) override {
     return parts_of(features, n_items, config_.freeze_pretrained ? "pretrained" : "finetuned");
   }
+  std::shared_ptr<const Scorer> with_items(const Scorer& scorer,
+                                           const std::vector<Feature>& features,
+                                           int64_t n) override;
 
  protected:
   void forget() override { all_tokens_ = torch::Tensor(); }
@@ -411,18 +420,25 @@ class Pamd : public Model,
 
   /// The rows of modality m, prepared, gaps filled. [n_items, D_m]
   torch::Tensor prepared(size_t m) {
-    const Feature& feature = data_.features[m];
-    const auto x = preparations_[m](feature.all());
-    const auto gone = present_[m].logical_not();
-    if (!gone.any().item<bool>()) return x.contiguous();
+    const auto x = preparations_[m](data_.features[m].all());
     const auto there = x.index_select(0, present_[m].nonzero().squeeze(1));
+    return without_gaps(m, x, present_[m], there, 0);
+  }
+
+  /// x [n, D_m] of items `first` on, those without modality m filled: `there` are the prepared rows
+  /// of the items of the training that have it.
+  torch::Tensor without_gaps(size_t m, const torch::Tensor& x, const torch::Tensor& present,
+                             const torch::Tensor& there, int64_t first) const {
+    if (present.all().item<bool>()) return x.contiguous();
     torch::Tensor fill = there.size(0) > 0 ? there.mean(0, true) : torch::zeros({1, x.size(1)});
     if (config_.missing == "rand") {  // the published code: a noise image, padding text
-      fill = feature.name == "text"
+      const int64_t last = first + x.size(0);
+      fill = names()[m] == "text"
                  ? torch::zeros({1, x.size(1)})
-                 : uniform(x.size(0), x.size(1), 0, 1, random_.stream("rand." + feature.name));
+                 : uniform(last, x.size(1), 0, 1, random_.stream("rand." + names()[m]))
+                       .narrow(0, first, x.size(0));
     }
-    return torch::where(gone.unsqueeze(1), fill, x).contiguous();
+    return torch::where(present.unsqueeze(1), x, fill).contiguous();
   }
 
   // --- tokens of attention -----------------------------------------------------------------
@@ -478,9 +494,16 @@ class Pamd : public Model,
 
   /// Tokens of items, [n, K, d]: c of every modality, then s.
   torch::Tensor tokens(const torch::Tensor& items) {
+    std::vector<torch::Tensor> x;
+    for (size_t m = 0; m < names().size(); ++m) x.push_back(rows_of(m, items));
+    return tokens_of(x);
+  }
+
+  /// The same of their rows, gaps filled.
+  torch::Tensor tokens_of(const std::vector<torch::Tensor>& x) const {
     std::vector<torch::Tensor> first, second;
-    for (size_t m = 0; m < names().size(); ++m) {
-      const Parts parts = net_.split(m, rows_of(m, items));
+    for (size_t m = 0; m < x.size(); ++m) {
+      const Parts parts = net_.split(m, x[m]);
       first.push_back(config_.tokens == "whole" ? parts.e : parts.c);
       second.push_back(parts.s);
     }
@@ -498,13 +521,21 @@ class Pamd : public Model,
 
   /// Which tokens of those items are in the softmax, bool [n, K]; undefined where all are.
   torch::Tensor open(const torch::Tensor& items, const torch::Tensor& tokens) const {
-    const bool masked = config_.missing == "mask" && has_gaps_;
-    if (!masked && tokens.all().item<bool>()) return {};
-    auto out = tokens.unsqueeze(0).expand({items.size(0), n_tokens()});
-    if (masked) {
+    if (config_.missing != "mask" || !has_gaps_) return open_of({}, items.size(0), tokens);
+    std::vector<torch::Tensor> present;
+    for (const auto& there : present_) present.push_back(there.index_select(0, items));
+    return open_of(present, items.size(0), tokens);
+  }
+
+  /// The same of n items with those modalities; `present` empty: all that attention sees.
+  torch::Tensor open_of(const std::vector<torch::Tensor>& present, int64_t n,
+                        const torch::Tensor& tokens) const {
+    if (present.empty() && tokens.all().item<bool>()) return {};
+    auto out = tokens.unsqueeze(0).expand({n, n_tokens()});
+    if (!present.empty()) {
       std::vector<torch::Tensor> there;
       for (int64_t k = 0; k < n_tokens(); ++k) {
-        there.push_back(present_[static_cast<size_t>(k % n_modalities())].index_select(0, items));
+        there.push_back(present[static_cast<size_t>(k % n_modalities())]);
       }
       out = out.logical_and(torch::stack(there, 1));
     }
@@ -855,6 +886,33 @@ std::vector<NamedRows> Pamd::parts_of(const std::vector<Feature>& features, int6
                  {"overlap", overlaps}};
   }
   return out;
+}
+
+// --- items that came after training ----------------------------------------------------------
+
+/// What attention sees of an item without train rows that has these features.
+std::shared_ptr<const Scorer> Pamd::with_items(const Scorer& scorer,
+                                               const std::vector<Feature>& features, int64_t n) {
+  const torch::NoGradGuard no_grad;
+  auto rows = rows_of_new_items(data_, features, n, "zero");
+  std::vector<torch::Tensor> present;
+  for (size_t m = 0; m < rows.size(); ++m) {
+    present.push_back(present_in(features, names()[m], n));
+    if (config_.missing == "decode" && !present[m].all().item<bool>()) {
+      throw usage_error(
+          "PAMD.missing = decode: decoders end with the pretraining, so a new item needs every "
+          "modality, and {} of {} lack '{}'",
+          n - present[m].sum().item<int64_t>(), n, names()[m]);
+    }
+    const auto there = pretraining_rows()[m].index_select(0, present_[m].nonzero().squeeze(1));
+    rows[m] = without_gaps(m, preparations_[m](rows[m]), present[m], there, scorer.n_items());
+  }
+  if (config_.missing != "mask") present.clear();
+  return dynamic_cast<const PartScorer&>(scorer).with_items(
+      {{},
+       torch::zeros({n, config_.embedding_size}),
+       tokens_of(rows),
+       open_of(present, n, ranked_)});
 }
 
 // --- what there is to tell (section 10) ------------------------------------------------------

@@ -9,7 +9,6 @@
 
 #include "tessera/base/error.h"
 #include "tessera/base/text.h"
-#include "tessera/folder/manifest.h"
 #include "tessera/model/graph_kit.h"
 #include "tessera/model/offers.h"
 #include "tessera/model/registry.h"
@@ -38,7 +37,7 @@ constexpr int64_t kSaveEvery = 50;   // rewriter epochs between checkpoints
 constexpr double kSaveSeconds = 30;  // at most between checkpoints
 constexpr double kClamp = 0.999;     // of tanh's inverse
 constexpr int64_t kPropagations = 2;
-const std::map<std::string, double> kItemGraphWeights = {{"image", 0.1}, {"text", 0.9}};
+constexpr int64_t kAlike = 5;  // neighbours of item_graph
 
 /// R2MR (Tang et al., KDD 2025, DOI 10.1145/3690624.3709250; formulas from a reading note, the
 /// figure and the code, see specs r2mr): a reviewer scores each modality of each item by what its
@@ -46,7 +45,7 @@ const std::map<std::string, double> kItemGraphWeights = {{"image", 0.1}, {"text"
 /// reviewer accepts or refuses, and the ranking fuses rows and users' tastes by the scores. The
 /// published reviewer learns through the ranking loss alone and does not recognise bad rows; the
 /// default, variant = calibrated, gives it a loss of its own and two cross-fitted halves.
-class R2mr : public GraphModel, public FeatureSupplier, public Reporter {
+class R2mr : public AlikeModel, public FeatureSupplier, public Reporter {
  public:
   struct Config {
     std::string variant = "calibrated", preset = "small";
@@ -218,7 +217,7 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter {
   };
 
   R2mr(const Config& config, const Context& context)
-      : GraphModel(context),
+      : AlikeModel(context, 1),
         config_(config),
         form_(form_of(config)),
         graph_(data_.train_distinct.offsets, data_.train_distinct.items, data_.n_items, 0),
@@ -304,7 +303,8 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter {
     score_after_ = torch::zeros({n, n_modalities});
     rounds_done_ = torch::zeros({1}, torch::kInt64);
     if (config.item_graph) {
-      similar_ = &item_graph("similar", [this] { return similar_items(); });
+      similar_ = alike_items("similar", data_.features, feature_weights(data_, {}, "R2MR"), kAlike,
+                             /*weighted=*/false);
     }
   }
 
@@ -314,12 +314,9 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter {
             // A table's row of an item without train rows was never trained.
             .ranks_cold_items = config_.floor > 0 && config_.item_id != "table"};
   }
-  BatchSpec batch_spec() const override {
-    return {.unit = BatchSpec::Unit::pair, .n_negatives = 1};
-  }
 
   std::vector<ParameterGroup> parameter_groups() override {
-    auto groups = GraphModel::parameter_groups();
+    auto groups = AlikeModel::parameter_groups();
     auto& tensors = groups[0].tensors;
     if ((round_of_ > 0).any().item<bool>()) {
       std::erase_if(tensors,
@@ -335,7 +332,7 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter {
   }
 
   void state(State& state) override {
-    GraphModel::state(state);
+    AlikeModel::state(state);
     for (auto& m : modalities_) {
       if (m.rows == &m.own_rows) state.add(m.name + ".rows", m.own_rows, Role::scoring);
       state.add(m.name + ".original", m.original, Role::frozen);
@@ -384,7 +381,7 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter {
   // --- schedule ------------------------------------------------------------------------------
   void prepare(const Watch& watch) override {
     const torch::NoGradGuard no_grad;
-    GraphModel::prepare(watch);
+    AlikeModel::prepare(watch);
     if (phase_ == kUnprepared) {
       for (int64_t m = 0; m < n_modalities(); ++m) at(m).rows->copy_(original_of(m));
       round_of_.zero_();
@@ -418,6 +415,28 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter {
 
   Vectors propagate() override { return forward(false, 0); }
 
+  /// Nobody reviews them, and they have no h: unit(e) by modality, as items without users.
+  torch::Tensor new_items(const RowsByFeature& rows) override {
+    if (item_ids_ != nullptr) {
+      throw usage_error("R2MR.item_id = table has no row of a new item; wanted neighbours");
+    }
+    if (config_.floor == 0) {
+      throw usage_error(
+          "R2MR.floor = 0 leaves a new item, which nobody reviews, without a row; "
+          "wanted above 0");
+    }
+    std::vector<torch::Tensor> parts;
+    for (int64_t m = 0; m < n_modalities(); ++m) {
+      const auto& given = rows.at(at(m).name);
+      const auto e = prepared(m, given.rows, given.present);
+      const auto s = torch::full({e.size(0)}, config_.reviewer == "random" ? 0.5 : 0.0);
+      parts.push_back(fused_unit_rows(s, e, torch::zeros_like(e), config_.floor));
+    }
+    const auto items = torch::cat(parts, 1);
+    if (!similar_) return items;
+    return items + similar_->walk_new(rows, fused(false, 0, nullptr).items, items);
+  }
+
   // --- data cleaning -------------------------------------------------------------------------
   /// Review and one rewriting round (none with rewrite_every or rewrite_max = 0), without a
   /// recommender.
@@ -439,7 +458,7 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter {
   /// `options` (export_space, export_weight, restore) win over the settings of the same names.
   std::vector<NamedRows> export_features(const Json& options) override;
 
-  Offers offers() override { return {.features = this, .report = this}; }
+  Offers offers() override { return {.features = this, .items = this, .report = this}; }
   std::optional<Quality> quality() override;
 
  private:
@@ -494,26 +513,20 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter {
     Modality& m = at(index);
     if (m.original.defined()) return m.original;
     const Feature& feature = data_.features[static_cast<size_t>(index)];
-    auto e = pca_of(index).transform(feature.all()).to(torch::kFloat32);
-    if (config_.squash == "tanh") e = e.tanh();
-    e = e * m.present.unsqueeze(1);
-    m.original = torch::zeros({data_.n_items, config_.embedding_size});
-    m.original.narrow(1, 0, e.size(1)).copy_(e);
+    m.original = prepared(index, feature.all(), m.present);
     return m.original;
+  }
+
+  /// Rows of modality `index` in the model's space, 0 where missing. [n, d]
+  torch::Tensor prepared(int64_t index, const torch::Tensor& rows, const torch::Tensor& present) {
+    const auto e = squashed(pca_of(index).transform(rows).to(torch::kFloat32));
+    auto out = torch::zeros({rows.size(0), config_.embedding_size});
+    out.narrow(1, 0, e.size(1)).copy_(e * present.unsqueeze(1));
+    return out;
   }
 
   /// Present, or filled by an accepted rewrite. bool [n_items]
   torch::Tensor exists(int64_t m) { return at(m).present.logical_or(round_of_.select(1, m) > 0); }
-
-  NeighbourGraph similar_items() const {
-    std::vector<NeighbourGraph> graphs;
-    std::vector<std::string> shown;
-    for (const auto& feature : data_.features) {
-      graphs.push_back(normalised(knn_graph(feature.all(), 5, /*weighted=*/false)));
-      shown.push_back(shown_modality(feature));
-    }
-    return weighted_sum(graphs, modality_weights(shown, {}, kItemGraphWeights, "R2MR"));
-  }
 
   // --- ranking -------------------------------------------------------------------------------
   torch::Tensor squashed(const torch::Tensor& x) const {
@@ -531,13 +544,23 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter {
 
   /// All rows, or those of a batch alone.
   Vectors forward(bool training, int64_t step, const Batch* batch = nullptr) {
+    Vectors all = fused(training, step, batch);
+    if (!similar_) return all;
+    all.items = all.items + similar_->walk(all.items);
+    if (batch == nullptr) return all;
+    return {gather_rows(all.users, batch->distinct_users),
+            gather_rows(all.items, batch->distinct_items)};
+  }
+
+  /// Before the step over alike items, which reads all rows.
+  Vectors fused(bool training, int64_t step, const Batch* batch) {
     const auto h = squashed(
         item_ids_ != nullptr
             ? *item_ids_
             : to_items(graph_, training ? dropped(users_, "drop.neighbours", step) : users_));
     torch::Tensor p;
     if (config_.reviewer == "bpr") p = live_tastes(training, step);
-    const bool rows_alone = batch != nullptr && similar_ == nullptr;
+    const bool rows_alone = batch != nullptr && !similar_;
     std::vector<torch::Tensor> items, users;
     for (int64_t m = 0; m < static_cast<int64_t>(modalities_.size()); ++m) {
       const Modality& of = modalities_[static_cast<size_t>(m)];
@@ -562,15 +585,7 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter {
       items.push_back(item);
     }
     const double n_layers = static_cast<double>(kPropagations + 1);
-    auto user = torch::cat(users, 1) * n_layers, item = torch::cat(items, 1) * n_layers;
-    if (similar_ != nullptr) {
-      item = item + tessera::propagate(similar_->get(), item);
-      if (batch != nullptr) {
-        user = gather_rows(user, batch->distinct_users);
-        item = gather_rows(item, batch->distinct_items);
-      }
-    }
-    return {user, item};
+    return {torch::cat(users, 1) * n_layers, torch::cat(items, 1) * n_layers};
   }
 
   torch::Tensor live_tastes(bool training, int64_t step) const {
@@ -956,11 +971,11 @@ class R2mr : public GraphModel, public FeatureSupplier, public Reporter {
   ReviewWeights tastes_;  // of reviewer = bpr
   std::optional<CrossReviewer> cross_;
   std::optional<Rewriter> rewriter_;
-  const StoredGraph* similar_ = nullptr;
-  torch::Tensor scores_;       // [n_items, M]
-  torch::Tensor null_scores_;  // [n_items, M, kNullDraws]
-  torch::Tensor eta_;          // float64 [M]
-  torch::Tensor consensus_;    // int64 [M], 0 or 1
+  std::optional<AlikeItems> similar_;  // of item_graph
+  torch::Tensor scores_;               // [n_items, M]
+  torch::Tensor null_scores_;          // [n_items, M, kNullDraws]
+  torch::Tensor eta_;                  // float64 [M]
+  torch::Tensor consensus_;            // int64 [M], 0 or 1
   // The record of a row's last rewriting, [n_items, M]; it goes wherever the rows go.
   torch::Tensor round_of_;                    // int64, 0: as given
   torch::Tensor source_;                      // int64, modality

@@ -84,7 +84,7 @@ torch::autograd::variable_list join_rows(const torch::Tensor& ids, const torch::
 /// f the concatenated frozen features. Items without a train row have g_i = 0 and are ranked by
 /// content. variant = released is MMRec's form: one 2d-wide user row, [item ID ; E f + c], no b and
 /// no w, norms of the wide rows as penalty.
-class Vbpr : public FactorModel {
+class Vbpr : public FactorModel, public ItemEncoder {
  public:
   struct Config {
     std::string variant = "paper";
@@ -184,6 +184,16 @@ class Vbpr : public FactorModel {
     return out;
   }
 
+  Offers offers() override { return {.items = this}; }
+  std::shared_ptr<const Scorer> with_items(const Scorer& scorer,
+                                           const std::vector<Feature>& features,
+                                           int64_t n) override {
+    const torch::NoGradGuard no_grad;
+    const auto f = side_by_side(rows_of_new_items(data_, features, n, config_.missing));
+    const auto ids = torch::zeros({n, config_.embedding_size});
+    return dynamic_cast<const VectorScorer&>(scorer).with_items(torch::cat({ids, content(f)}, 1));
+  }
+
  protected:
   Vectors vectors() override {
     const auto trained =
@@ -210,10 +220,19 @@ class Vbpr : public FactorModel {
     for (const auto& feature : data_.features) {
       auto rows = filled(data_, feature, config.missing);
       if (halves) rows = rows.to(torch::kHalf);  // as they were in the file
-      const bool first = config.variant == "released" && feature.name == "text";
-      parts.insert(first ? parts.begin() : parts.end(), rows);
+      parts.push_back(rows);
     }
-    return torch::cat(parts, 1);
+    return side_by_side(parts);
+  }
+
+  /// [n, sum of widths] of rows by modality.
+  torch::Tensor side_by_side(std::vector<torch::Tensor> rows) const {
+    for (size_t m = 1; m < rows.size(); ++m) {
+      if (config_.variant != "released" || data_.features[m].name != "text") continue;
+      std::rotate(rows.begin(), rows.begin() + static_cast<std::ptrdiff_t>(m),
+                  rows.begin() + static_cast<std::ptrdiff_t>(m) + 1);
+    }
+    return torch::cat(rows, 1);
   }
 
   torch::Tensor content_of_all() const {
