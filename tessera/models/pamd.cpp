@@ -421,15 +421,15 @@ class Pamd : public Model,
   /// The rows of modality m, prepared, gaps filled. [n_items, D_m]
   torch::Tensor prepared(size_t m) {
     const auto x = preparations_[m](data_.features[m].all());
-    const auto there = x.index_select(0, present_[m].nonzero().squeeze(1));
-    return without_gaps(m, x, present_[m], there, 0);
+    return without_gaps(m, x, present_[m], x, 0);
   }
 
-  /// x [n, D_m] of items `first` on, those without modality m filled: `there` are the prepared rows
-  /// of the items of the training that have it.
+  /// x [n, D_m] of items `first` on, those without modality m filled; `trained` are the prepared
+  /// rows of the training's items.
   torch::Tensor without_gaps(size_t m, const torch::Tensor& x, const torch::Tensor& present,
-                             const torch::Tensor& there, int64_t first) const {
+                             const torch::Tensor& trained, int64_t first) const {
     if (present.all().item<bool>()) return x.contiguous();
+    const auto there = trained.index_select(0, present_[m].nonzero().squeeze(1));
     torch::Tensor fill = there.size(0) > 0 ? there.mean(0, true) : torch::zeros({1, x.size(1)});
     if (config_.missing == "rand") {  // the published code: a noise image, padding text
       const int64_t last = first + x.size(0);
@@ -904,8 +904,8 @@ std::shared_ptr<const Scorer> Pamd::with_items(const Scorer& scorer,
           "modality, and {} of {} lack '{}'",
           n - present[m].sum().item<int64_t>(), n, names()[m]);
     }
-    const auto there = pretraining_rows()[m].index_select(0, present_[m].nonzero().squeeze(1));
-    rows[m] = without_gaps(m, preparations_[m](rows[m]), present[m], there, scorer.n_items());
+    rows[m] = without_gaps(m, preparations_[m](rows[m]), present[m], pretraining_rows()[m],
+                           scorer.n_items());
   }
   if (config_.missing != "mask") present.clear();
   return dynamic_cast<const PartScorer&>(scorer).with_items(
