@@ -16,13 +16,7 @@ class EveryDevice : public testing::TestWithParam<std::string> {
   const ModelInfo& info() const { return find_model(GetParam()); }
 };
 
-std::vector<std::string> names() {
-  std::vector<std::string> out;
-  for (const auto& info : models()) out.push_back(info.name);
-  return out;
-}
-
-INSTANTIATE_TEST_SUITE_P(Registry, EveryDevice, testing::ValuesIn(names()),
+INSTANTIATE_TEST_SUITE_P(Registry, EveryDevice, testing::ValuesIn(model_names()),
                          [](const auto& info) { return squeezed(info.param); });
 
 struct DeviceRun {

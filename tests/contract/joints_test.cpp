@@ -21,13 +21,7 @@ class EveryJoint : public testing::TestWithParam<std::string> {
   }
 };
 
-std::vector<std::string> every_name() {
-  std::vector<std::string> out;
-  for (const auto& info : models()) out.push_back(info.name);
-  return out;
-}
-
-INSTANTIATE_TEST_SUITE_P(Registry, EveryJoint, testing::ValuesIn(every_name()),
+INSTANTIATE_TEST_SUITE_P(Registry, EveryJoint, testing::ValuesIn(model_names()),
                          [](const auto& info) { return squeezed(info.param); });
 
 torch::Tensor scores_of(Model& model) {

@@ -26,13 +26,7 @@ bool reads_order(const ModelInfo& info) {
          model->batch_spec().unit == BatchSpec::Unit::sequence_row;
 }
 
-std::vector<std::string> names() {
-  std::vector<std::string> out;
-  for (const auto& info : models()) out.push_back(info.name);
-  return out;
-}
-
-INSTANTIATE_TEST_SUITE_P(Registry, EveryModel, testing::ValuesIn(names()),
+INSTANTIATE_TEST_SUITE_P(Registry, EveryModel, testing::ValuesIn(model_names()),
                          [](const auto& info) { return squeezed(info.param); });
 
 TEST_P(EveryModel, HelpAndUnknownSetting) {

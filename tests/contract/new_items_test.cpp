@@ -21,13 +21,7 @@ class NewItemsOf : public testing::TestWithParam<std::string> {
   const ModelInfo& info() const { return find_model(GetParam()); }
 };
 
-std::vector<std::string> every_name() {
-  std::vector<std::string> out;
-  for (const auto& info : models()) out.push_back(info.name);
-  return out;
-}
-
-INSTANTIATE_TEST_SUITE_P(Registry, NewItemsOf, testing::ValuesIn(every_name()),
+INSTANTIATE_TEST_SUITE_P(Registry, NewItemsOf, testing::ValuesIn(model_names()),
                          [](const auto& info) { return squeezed(info.param); });
 
 /// Rows that those items of the training have, for new ones.

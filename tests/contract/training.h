@@ -6,6 +6,7 @@
 #include <functional>
 #include <set>
 #include <string>
+#include <vector>
 
 #include "tessera/base/files.h"
 #include "tessera/model/registry.h"
@@ -18,6 +19,13 @@ inline fs::path scratch(const std::string& name) {
   const fs::path path = fs::path(testing::TempDir()) / ("tessera_" + name);
   fs::remove_all(path);
   return path;
+}
+
+/// Every registered model, for suites that walk the registry.
+inline std::vector<std::string> model_names() {
+  std::vector<std::string> out;
+  for (const auto& info : models()) out.push_back(info.name);
+  return out;
 }
 
 /// A few dozen users, with items that lack a modality and items without a train row.
