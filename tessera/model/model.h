@@ -155,7 +155,6 @@ class RowEncoder;
 class ItemEncoder;
 class ItemPretrainer;
 class Reporter;
-class ReportFiles;
 class OwnStep;
 class EvalMask;
 
@@ -167,7 +166,6 @@ struct Offers {
   ItemEncoder* items = nullptr;
   ItemPretrainer* pretraining = nullptr;
   Reporter* report = nullptr;
-  ReportFiles* files = nullptr;
   OwnStep* step = nullptr;
   EvalMask* mask = nullptr;
 };
