@@ -54,7 +54,6 @@ TEST_P(EveryJoint, AWrappedModelLosesNothing) {
     EXPECT_EQ(own.items, handed.items);
     EXPECT_EQ(own.pretraining, handed.pretraining);
     EXPECT_EQ(own.report, handed.report);
-    EXPECT_EQ(own.files, handed.files);
     EXPECT_EQ(own.step, handed.step);
     EXPECT_EQ(own.mask, handed.mask);
     State one, other;
