@@ -11,6 +11,7 @@
 #include "tessera/encode/tfidf.h"
 #include "tessera/folder/folder.h"
 #include "tessera/folder/manifest.h"
+#include "tessera/ops/process.h"
 
 namespace tessera {
 namespace {
@@ -259,7 +260,7 @@ Json encode_content(const fs::path& folder, const std::string& encoder, const Se
   settings.describe(fields, tfidf);
   refuse_unknown(given, {&fields}, fields.owner());
   fields.apply(given);
-  if (settings.threads > 0) at::set_num_threads(static_cast<int>(settings.threads));
+  if (settings.threads > 0) use_threads(settings.threads);
   const Json about = read_dataset_json(folder, false);
   const Vocabulary ids = read_folder(folder, about, false).table.items;
   Contents contents;

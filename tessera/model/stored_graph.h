@@ -11,7 +11,8 @@
 namespace tessera {
 
 /// A graph of the items that is fitted to their features once, before the first step, and kept with
-/// the weights: a loaded model takes the stored one and never fits.
+/// the weights: a loaded model takes the stored one and never fits. get() is for one thread: models
+/// call it while they train or make a scorer.
 class StoredGraph {
  public:
   /// Its state is "<name>.offsets", "<name>.items" and "<name>.weights". `fit` must not depend on

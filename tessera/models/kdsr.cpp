@@ -319,6 +319,12 @@ class Kdsr : public SequenceModel {
   }
 
   void forget() override { fused_ = torch::Tensor(); }
+  std::shared_ptr<const Scorer> make_scorer() override {
+    for (auto& m : modalities_) {
+      if (m.table != nullptr) m.table->catch_up();  // who ranks only reads
+    }
+    return SequenceModel::make_scorer();
+  }
 
  private:
   /// An auto-encoder that is being fitted; its tensors are let go when its codes are made.

@@ -49,7 +49,9 @@ std::string_view Catalogue::title(int64_t item) const {
 }
 
 std::string Catalogue::nearest(const std::string& id) const {
-  return did_you_mean(id, data_->item_ids.near(id));
+  auto candidates = data_->item_ids.near(id);
+  for (auto& added : added_.near(id)) candidates.push_back(std::move(added));
+  return did_you_mean(id, candidates);
 }
 
 }  // namespace tessera

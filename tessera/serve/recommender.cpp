@@ -112,6 +112,10 @@ void check_can_compare(const Version& version, const AskSimilar& ask, const Feat
   }
   if (ask.all_items) return;
   for (const int64_t item : items) {
+    if (feature && item >= version.data->n_items) {
+      throw usage_error("item '{}' came after training: it is compared by cf only",
+                        printable(version.catalogue->id(item)));
+    }
     if (feature && !has_row(*feature, item)) {
       throw usage_error("item '{}' has no {} feature; {} of {} items have one",
                         printable(version.catalogue->id(item)), feature->name,

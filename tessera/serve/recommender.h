@@ -83,7 +83,7 @@ class Recommender {
  private:
   mutable std::mutex mutex_;  // of now_
   std::shared_ptr<const Version> now_;
-  std::mutex adding_;  // a model takes new items one call after the other
+  std::mutex adding_;  // none of two additions is lost
   const Log log_;
 };
 

@@ -36,6 +36,7 @@ std::shared_ptr<const Version> with_items(const Version& version, const NewItems
     throw usage_error("{} cannot rank items that it was not trained with{}", version.model,
                       version.trained != nullptr ? "" : ", as it was loaded to answer only");
   }
+  const std::lock_guard lock(*version.taking);  // a model takes new items one call after the other
   auto out = std::make_shared<Version>(version);
   out->catalogue = version.catalogue->with(items);
   out->scorer = encoder->with_items(*version.scorer, items.features, items.ids.size());

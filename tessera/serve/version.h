@@ -1,6 +1,7 @@
 #pragma once
 
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -21,6 +22,7 @@ struct Version {
   torch::Tensor unit_items;
   std::vector<std::string> unread;  ///< modalities whose rows may not be read
   std::shared_ptr<Model> trained;   ///< null where stored vectors answer
+  std::shared_ptr<std::mutex> taking = std::make_shared<std::mutex>();  ///< `trained` takes items
 };
 
 std::shared_ptr<const Version> make_version(Bundle bundle);

@@ -53,6 +53,9 @@ TEST_P(EveryDevice, ReferenceTrainsAlike) {
   const DeviceRun cpu = run_on(info(), data, "cpu", 1),
                   reference = run_on(info(), data, "reference", 1);
   ASSERT_EQ(cpu.losses.size(), reference.losses.size());
+  if (info().make({}, Context{data.view(), Random(1), {}, {}})->trainable()) {
+    EXPECT_EQ(cpu.losses.size(), 50U);
+  }
   for (size_t i = 0; i < cpu.losses.size(); ++i) {
     EXPECT_NEAR(reference.losses[i], cpu.losses[i], 1e-4 * std::abs(cpu.losses[i]))
         << "epoch " << i;

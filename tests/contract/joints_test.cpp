@@ -166,6 +166,7 @@ TEST_P(EveryJoint, ABundleAnswersTheSameBitsElsewhere) {
     }
     ASSERT_EQ(found.size(), want.size());
     for (size_t user = 0; user < want.size(); ++user) {
+      ASSERT_EQ(found[user].size(), want[user].size());
       for (size_t r = 0; r < want[user].size(); ++r) {
         EXPECT_NEAR(found[user][r].second, want[user][r].second, 1e-6);
       }

@@ -1019,7 +1019,7 @@ std::vector<Json> lines_of(const fs::path& path) {
   return out;
 }
 
-// mmssl section 11 and issue 6: what the log says of the losses and of the generated graphs.
+// mmssl section 11: what the log says of the losses and of the generated graphs.
 TEST(MmsslTraining, LogsPartsSharesAndOverlap) {
   const Dataset data = small_data(3);
   const fs::path folder = scratch("mmssl_log");

@@ -60,8 +60,11 @@ TEST(Threads, ShareOneRecommender) {
       });
     }
     threads.emplace_back([&] {
-      while (done < 2) {
-        recommender.exchange(recommender.version());
+      const auto one = recommender.version();
+      const auto other = make_version(
+          load_bundle(folder / "model", {}, {.answers = true, .compare_by = {"image", "text"}}));
+      for (int turn = 0; done < 2; ++turn) {
+        recommender.exchange(turn % 2 == 0 ? other : one);
         std::this_thread::yield();
       }
     });
