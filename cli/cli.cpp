@@ -179,10 +179,11 @@ std::string options_as_flags(const std::string& text) {
   std::string out;
   auto from = text.cbegin();
   for (std::sregex_iterator at(text.begin(), text.end(), option), end; at != end; ++at) {
-    std::string dashed = "--" + (*at)[1].str();
+    std::string dashed = ((*at)[1].length() == 1 ? "-" : "--") + (*at)[1].str();
     std::replace(dashed.begin(), dashed.end(), '_', '-');
     out.append(from, (*at)[0].first);
-    out += g_flags.contains(dashed) ? dashed : "--" + (*at)[1].str();
+    // A setting is typed as it is spelled.
+    out += dashed.size() == 2 || g_flags.contains(dashed) ? dashed : "--" + (*at)[1].str();
     from = (*at)[0].second;
   }
   return out.append(from, text.cend());

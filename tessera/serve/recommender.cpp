@@ -41,7 +41,7 @@ std::vector<Neighbours> neighbours_of(const std::vector<int64_t>& items, const T
 
 void check_n(const Version& version, int64_t n) {
   if (n < 1 || n > version.catalogue->size()) {
-    throw usage_error("-n must be from 1 to {}, the number of items in the catalogue, got {}",
+    throw usage_error("`n` must be from 1 to {}, the number of items in the catalogue, got {}",
                       version.catalogue->size(), n);
   }
 }
