@@ -448,8 +448,8 @@ int run_program(int argc, char** argv) {
 
 /// "--test-metric 'x' is ..": a field of a request as the flag that it was typed by.
 std::string with_flag(const FieldError& e) {
-  std::string flag = e.field() == "dataset" ? "-d DATASET" : "--" + e.field();
-  std::replace(flag.begin(), flag.end(), '_', '-');
+  const std::string flag =
+      e.field() == "dataset" ? "-d DATASET" : options_as_flags("`" + e.field() + "`");
   return flag + (e.what()[0] == '\'' ? " " : ": ") + e.what();
 }
 

@@ -90,8 +90,8 @@ void flatten(const Json& value, const std::string& name,
   }
 }
 
-std::string model_card(Model& model, const ModelInfo& info, const RunSettings& settings,
-                       const Json& about, const Json& metrics) {
+std::string model_card(Model& model, const Scorer& scorer, const ModelInfo& info,
+                       const RunSettings& settings, const Json& about, const Json& metrics) {
   const TrainView& data = model.data();
   const Abilities can = model.abilities();
   std::string card = fmt::format("# {} on {}\n\n", info.name, data.name);
@@ -132,7 +132,7 @@ std::string model_card(Model& model, const ModelInfo& info, const RunSettings& s
       fmt::format("- {}\n", can.score_reads_features ? "It reads features when ranking."
                                                      : "It does not read features when ranking.");
   card += fmt::format("- {}\n", can.takes_histories ? "It scores from any history of items."
-                                : model.freeze()->item_vectors().defined()
+                                : scorer.item_vectors().defined()
                                     ? "A user without train rows is answered by the mean of "
                                       "the history's item vectors, labelled `item mean`."
                                     : "It does not take histories.");
@@ -423,7 +423,7 @@ void save_bundle(const fs::path& folder, Model& model, const Dataset& data, cons
       const auto known = hashes.find(name);
       about["files"][name] = known != hashes.end() ? known->second : sha256_of_file(to / name);
     }
-    write_file(to / "MODEL_CARD.md", model_card(model, info, settings, about, metrics));
+    write_file(to / "MODEL_CARD.md", model_card(model, *scorer, info, settings, about, metrics));
     write_json(to / "model.json", about);
   });
 }
